@@ -1,0 +1,35 @@
+//! The nouns of TT and the decisions about them.
+//!
+//! Everything here is a value or a pure function: no I/O, no clock, no randomness. Callers bring
+//! the time and the random bytes; what comes back says exactly what is to be done.
+
+pub mod check;
+pub mod env;
+pub mod error;
+pub mod fault;
+pub mod goal;
+pub mod host;
+pub mod id;
+pub mod names;
+pub mod plan;
+pub mod snapshot;
+pub mod spec;
+pub mod status;
+pub mod template;
+pub mod units;
+pub mod vm;
+
+pub use env::{AtEnd, Env, EnvState};
+pub use error::{ErrorCode, Refusal};
+pub use goal::{Goal, StopMode};
+pub use host::{EngineFacts, Host, Usage};
+pub use id::{EnvId, HostId, VmId};
+pub use names::{Instance, Layout};
+pub use snapshot::Snapshot;
+pub use spec::{EnvSpec, VmSpec};
+pub use status::{Phase, Trouble, VmStatus};
+pub use template::VmTemplate;
+pub use vm::{
+    InnerPort, MacAddr, NetKind, PortMap, Protocol, StorageKind, Vm, VmEngineFeat, VmResource,
+    VmState, feat,
+};

@@ -1,0 +1,155 @@
+//! Names of everything that TT makes on a host. Identity lives on the thing: each name carries
+//! the id, so looking at the host tells what belongs to whom.
+
+use crate::{EnvId, StorageKind, Vm, VmId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Tells the things of one daemon from those of another one on the same machine; drawn once for
+/// each data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Instance(pub u16);
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}", self.0)
+    }
+}
+
+/// Where a daemon keeps its things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// What outlives a reboot (`/var/lib/tt`).
+    pub data: PathBuf,
+    /// Sockets, RAM files, namespaces (`/run/tt`).
+    pub run: PathBuf,
+    /// In every name that is not below these two directories.
+    pub instance: Instance,
+}
+
+/// Longest run directory, so that every socket below it fits the 107 bytes of `sun_path`.
+pub const RUN_DIR_BYTES_MAX: usize = 70;
+
+/// Relative path of the runtime image of `id` in `epoch`.
+pub fn runtime_image(storage: StorageKind, id: VmId, epoch: u32) -> String {
+    format!("images/{id}/{epoch}.{}", storage.extension())
+}
+
+impl Layout {
+    /// The runtime image of `vm`.
+    pub fn disk(&self, vm: &Vm) -> PathBuf {
+        self.data.join(&vm.runtime_image)
+    }
+
+    /// The directory of all runtime images of a Vm.
+    pub fn images_of(&self, id: VmId) -> PathBuf {
+        self.data.join("images").join(id.to_string())
+    }
+
+    /// The directory of a template's files (`kernel`, `initramfs`, `disk.raw`).
+    pub fn template(&self, vm: &Vm) -> PathBuf {
+        self.data.join(&vm.template.path)
+    }
+
+    /// The directory of a machine's sockets and logs; it exists as long as the machine or its
+    /// remains do.
+    pub fn vm_dir(&self, id: VmId) -> PathBuf {
+        self.run.join("vm").join(id.to_string())
+    }
+
+    /// The socket of the guest agent's channel.
+    pub fn agent_socket(&self, id: VmId) -> PathBuf {
+        self.vm_dir(id).join("agent.sock")
+    }
+
+    /// The socket of the serial console.
+    pub fn console_socket(&self, id: VmId) -> PathBuf {
+        self.vm_dir(id).join("console.sock")
+    }
+
+    /// The bounded log of the serial console.
+    pub fn console_log(&self, id: VmId) -> PathBuf {
+        self.data.join("logs").join(format!("{id}.console"))
+    }
+
+    /// The mount of TT's own tmpfs, where guests' memory lies.
+    pub fn ram_dir(&self) -> PathBuf {
+        self.run.join("ram")
+    }
+
+    /// The file behind a guest's memory.
+    pub fn ram(&self, id: VmId) -> PathBuf {
+        self.ram_dir().join(id.to_string())
+    }
+
+    /// The directory of the Envs' network namespaces.
+    pub fn netns_dir(&self) -> PathBuf {
+        self.run.join("netns")
+    }
+
+    /// An Env's network namespace.
+    pub fn netns(&self, id: EnvId) -> PathBuf {
+        self.netns_dir().join(id.to_string())
+    }
+
+    /// The host's end of an Env's veth pair. At most 15 bytes (`IFNAMSIZ` - 1).
+    pub fn edge(&self, id: EnvId) -> String {
+        format!("{}{:x}", self.edge_prefix(), id.0)
+    }
+
+    /// How the names of all edges of this daemon begin.
+    pub fn edge_prefix(&self) -> String {
+        format!("tt{}e", self.instance)
+    }
+
+    /// The nft table of this daemon in the host's namespace.
+    pub fn nft_table(&self) -> String {
+        format!("tt_{}", self.instance)
+    }
+
+    /// The cgroup of all machines, relative to a controller's mount.
+    pub fn cgroup_root(&self) -> PathBuf {
+        Path::new("tt").join(self.instance.to_string())
+    }
+
+    /// The cgroup of a machine, relative to a controller's mount.
+    pub fn cgroup(&self, id: VmId) -> PathBuf {
+        self.cgroup_root().join(id.to_string())
+    }
+
+    /// The unprivileged user that a machine runs as: its own, so that no machine can touch
+    /// another's files. Above 0x7000_0000, which systemd's list of UID ranges leaves unused.
+    pub fn uid(&self, id: VmId) -> u32 {
+        0x7000_0000 | (u32::from(self.instance.0) & 0xfff) << 16 | (id.0 & 0xffff) as u32
+    }
+}
+
+/// A member's tap in its Env's namespace. At most 15 bytes for ids below 2^48.
+pub fn tap(id: VmId) -> String {
+    format!("tap{:x}", id.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_the_kernel() {
+        let run = PathBuf::from("/".repeat(1) + &"r".repeat(RUN_DIR_BYTES_MAX - 1));
+        let layout = Layout {
+            data: "/d".into(),
+            run,
+            instance: Instance(0xffff),
+        };
+        assert!(layout.edge(EnvId(u32::MAX.into())).len() <= 15);
+        assert!(tap(VmId((1 << 48) - 1)).len() <= 15);
+        let socket = layout.console_socket(VmId(u64::MAX));
+        assert!(
+            socket.as_os_str().len() <= 107,
+            "{}",
+            socket.as_os_str().len()
+        );
+        assert!(layout.uid(VmId(u64::MAX)) < 1 << 31);
+    }
+}

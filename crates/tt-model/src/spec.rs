@@ -1,0 +1,91 @@
+//! What a client asks for. Missing values get their defaults in [`plan`](crate::plan).
+
+use crate::{AtEnd, InnerPort, NetKind};
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+
+/// An Env as asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct EnvSpec {
+    /// Its members; at least one.
+    pub vms: Vec<VmSpec>,
+    /// Its lifetime in seconds; the daemon's default if missing.
+    #[serde(default)]
+    pub life_time: Option<u64>,
+    /// What happens at its end.
+    #[serde(default)]
+    pub at_end: AtEnd,
+    /// Whether its members may not open connections to the outside.
+    #[serde(default)]
+    pub deny_outgoing: bool,
+    /// Addresses that no member can connect to.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub net_blacklist: Vec<Ipv4Addr>,
+}
+
+/// A Vm as asked for, or several alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Its name; made from the template's if missing. With `count` above 1, `-1`, `-2` … follow.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Name of the template.
+    pub template: String,
+    /// Name of the engine; chosen by the template and the host if missing.
+    #[serde(default)]
+    pub engine: Option<String>,
+    /// Virtual CPUs.
+    #[serde(default)]
+    pub cpu_num: Option<u16>,
+    /// Memory in MB (2^20 bytes).
+    #[serde(default)]
+    pub mem_size: Option<u32>,
+    /// Disk in MB (2^20 bytes); the template's size if missing.
+    #[serde(default)]
+    pub disk_size: Option<u32>,
+    /// Inner ports to publish on the host.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub ports: Vec<InnerPort>,
+    /// How it is reached.
+    #[serde(default)]
+    pub net_kind: NetKind,
+    /// How many alike; 1 if missing.
+    #[serde(default)]
+    pub count: Option<u32>,
+    /// Whether it gets a random machine-id.
+    #[serde(default = "yes")]
+    pub rand_uuid: bool,
+    /// Addresses that it can not connect to, beside the Env's.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub net_blacklist: Vec<Ipv4Addr>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl VmSpec {
+    /// One Vm of `template`, all else by default.
+    pub fn new(template: impl Into<String>) -> Self {
+        Self {
+            name: None,
+            template: template.into(),
+            engine: None,
+            cpu_num: None,
+            mem_size: None,
+            disk_size: None,
+            ports: Vec::new(),
+            net_kind: NetKind::default(),
+            count: None,
+            rand_uuid: true,
+            net_blacklist: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,422 @@
+//! The Vm: one machine of an Env, as planned. Drivers take it whole and choose nothing.
+
+use crate::{EnvId, Goal, HostId, Snapshot, VmId, VmTemplate};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// One machine of an Env.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Vm {
+    /// Never used twice.
+    pub id: VmId,
+    /// The Env it belongs to.
+    pub env_id: EnvId,
+    /// Name of that Env, for names inside it (`db.shop`).
+    pub env_name: String,
+    /// Unique in its Env; a DNS label.
+    pub name: String,
+    /// The host that carries it.
+    pub host: HostId,
+    /// Name of the engine that runs it.
+    pub engine: String,
+    /// What its runtime image was cloned from.
+    pub template: VmTemplate,
+    /// Which back end holds its runtime image.
+    pub storage: StorageKind,
+    /// Counts the disks it has had: `create_image` makes 0, every applied snapshot the next.
+    pub epoch: u32,
+    /// Its disk: a path relative to the host's data directory, or a data set.
+    pub runtime_image: String,
+    /// How it is reached.
+    pub net_kind: NetKind,
+    /// By name.
+    pub snapshots: BTreeMap<String, Snapshot>,
+    /// Its latest cached meta.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    pub latest_meta: Option<PathBuf>,
+    /// Switches.
+    pub state: VmState,
+    /// Sizes, addresses, ports.
+    pub resource: VmResource,
+    /// How a client reaches it: the host's address (`Nat`) or its own (`Flatten`).
+    pub addr: String,
+    /// What the guest finds in `/etc/machine-id`: 32 hexadecimal digits, or nothing.
+    pub machine_id: Option<String>,
+    /// Whether it may not open connections to the outside.
+    pub deny_outgoing: bool,
+    /// How much of it should exist.
+    pub goal: Goal,
+    /// When a machine that is above its goal is killed, seconds since the epoch; until then the
+    /// guest is asked. 0: at once.
+    pub kill_timestamp: u64,
+    /// Raised by every change of the record, so that a status tells which one it answers.
+    pub generation: u64,
+}
+
+/// Switches of a Vm.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct VmState {
+    /// Whether it was stopped: true while its goal is below `Running`.
+    pub during_stop: bool,
+    /// Whether its runtime image outlives it.
+    pub keep_image: bool,
+    /// Whether it gets a random machine-id; otherwise the guest's is empty.
+    pub rand_uuid: bool,
+    /// Addresses that it can not connect to.
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub net_blacklist: Vec<Ipv4Addr>,
+}
+
+/// Sizes, addresses and ports of a Vm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct VmResource {
+    /// Virtual CPUs.
+    pub cpu_num: u16,
+    /// Memory in MB (2^20 bytes).
+    pub mem_size: u32,
+    /// Disk in MB (2^20 bytes).
+    pub disk_size: u32,
+    /// Address inside the Env: the range with the last three bytes of `mac_addr`.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub ip_addr: Ipv4Addr,
+    /// `82:17:0d` and the last three bytes of `ip_addr`.
+    #[cfg_attr(feature = "schema", schema(value_type = String))]
+    pub mac_addr: MacAddr,
+    /// Inner port to public port of the host. Empty for `Flatten`.
+    #[cfg_attr(feature = "schema", schema(value_type = BTreeMap<String, u16>))]
+    pub port_map: PortMap,
+}
+
+/// Inner port to public port. As JSON: `{"80": 20000, "53/udp": 20001}`.
+pub type PortMap = BTreeMap<InnerPort, u16>;
+
+/// How a Vm is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum NetKind {
+    /// At its own address, from every host.
+    Flatten,
+    /// Through ports of its host.
+    #[default]
+    Nat,
+}
+
+/// Which back end holds a runtime image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum StorageKind {
+    /// A raw file, cloned by reflink where the file system can, else copied sparsely.
+    File,
+    /// A qcow2 overlay on the template's disk.
+    Qcow2,
+}
+
+impl StorageKind {
+    /// Name as in records and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// Ending of a runtime image's file name.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Self::File => "raw",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// Transport protocol of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// `tcp` or `udp`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+
+    /// Number in the IP header (IANA protocol numbers).
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+/// A port inside a Vm. Written `80` (TCP) or `53/udp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InnerPort {
+    /// 1 to 65535.
+    pub port: u16,
+    /// TCP unless said otherwise.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for InnerPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.protocol {
+            Protocol::Tcp => write!(f, "{}", self.port),
+            Protocol::Udp => write!(f, "{}/udp", self.port),
+        }
+    }
+}
+
+/// A text that is no `PORT`, `PORT/tcp` or `PORT/udp` with a port from 1 to 65535.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is no port; write a number from 1 to 65535, with /tcp or /udp behind it if wanted"
+)]
+pub struct ParsePortError {
+    /// What was given.
+    pub text: String,
+}
+
+impl FromStr for InnerPort {
+    type Err = ParsePortError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (number, protocol) = match text.split_once('/') {
+            None | Some((_, "tcp")) => (text.trim_end_matches("/tcp"), Some(Protocol::Tcp)),
+            Some((number, "udp")) => (number, Some(Protocol::Udp)),
+            Some((number, _)) => (number, None),
+        };
+        // `u16::from_str` takes a leading `+`; a port has digits only.
+        let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        match (number.parse(), protocol) {
+            (Ok(port), Some(protocol)) if port > 0 && digits => Ok(Self { port, protocol }),
+            _ => Err(ParsePortError {
+                text: text.to_owned(),
+            }),
+        }
+    }
+}
+
+impl Serialize for InnerPort {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InnerPort {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+/// A hardware address. Written `82:17:0d:00:00:02`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MacAddr(pub [u8; 6]);
+
+impl MacAddr {
+    /// The address of the machine that has `ip`: `82:17:0d` and the last three bytes of `ip`.
+    pub fn of_ip(ip: Ipv4Addr) -> Self {
+        let [_, a, b, c] = ip.octets();
+        Self([0x82, 0x17, 0x0d, a, b, c])
+    }
+}
+
+impl fmt::Display for MacAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for MacAddr {
+    type Err = ParseMacError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ParseMacError {
+            text: text.to_owned(),
+        };
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|p| p.len() == 2).ok_or_else(refuse)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
+        }
+        if parts.next().is_some() {
+            Err(refuse())
+        } else {
+            Ok(Self(bytes))
+        }
+    }
+}
+
+/// A text that is no hardware address.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no hardware address; write six bytes as in 82:17:0d:00:00:02")]
+pub struct ParseMacError {
+    /// What was given.
+    pub text: String,
+}
+
+impl Serialize for MacAddr {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddr {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+/// A bit of [`feat`]: one thing that an engine can do.
+pub type VmEngineFeat = u32;
+
+/// The engine features, one bit each. Numbers are part of the API and never change.
+pub mod feat {
+    use super::VmEngineFeat;
+
+    /// A machine can stand still and go on.
+    pub const PAUSE: VmEngineFeat = 1 << 0;
+    /// Memory can go to disk and come back.
+    pub const SUSPEND: VmEngineFeat = 1 << 1;
+    /// The guest can be asked to shut down.
+    pub const SHUTDOWN: VmEngineFeat = 1 << 2;
+    /// A disk snapshot.
+    pub const SNAPSHOT: VmEngineFeat = 1 << 3;
+    /// A snapshot with memory.
+    pub const MEMORY_SNAPSHOT: VmEngineFeat = 1 << 4;
+    /// `update_vm` on a running machine.
+    pub const LIVE_UPDATE: VmEngineFeat = 1 << 5;
+    /// [`NetKind::Nat`](crate::NetKind::Nat).
+    pub const NAT: VmEngineFeat = 1 << 6;
+    /// [`NetKind::Flatten`](crate::NetKind::Flatten).
+    pub const FLAT: VmEngineFeat = 1 << 7;
+    /// A serial console.
+    pub const CONSOLE: VmEngineFeat = 1 << 8;
+    /// Commands and copies through the guest's agent.
+    pub const EXEC: VmEngineFeat = 1 << 9;
+
+    /// All features with their names.
+    pub const NAMES: [(VmEngineFeat, &str); 10] = [
+        (PAUSE, "pause"),
+        (SUSPEND, "suspend"),
+        (SHUTDOWN, "shutdown"),
+        (SNAPSHOT, "snapshot"),
+        (MEMORY_SNAPSHOT, "memory_snapshot"),
+        (LIVE_UPDATE, "live_update"),
+        (NAT, "nat"),
+        (FLAT, "flat"),
+        (CONSOLE, "console"),
+        (EXEC, "exec"),
+    ];
+
+    /// The names of the bits in `features`, in the order of the bits.
+    pub fn names(features: VmEngineFeat) -> Vec<&'static str> {
+        NAMES
+            .iter()
+            .filter(|(bit, _)| features & bit != 0)
+            .map(|(_, name)| *name)
+            .collect()
+    }
+}
+
+impl Vm {
+    /// Gives it another goal. `kill_timestamp`: see the field.
+    pub fn set_goal(&mut self, goal: Goal, kill_timestamp: u64) {
+        self.goal = goal;
+        self.kill_timestamp = kill_timestamp;
+        self.state.during_stop = goal != Goal::Running;
+        self.generation += 1;
+    }
+
+    /// `ENV/VM`, as people write it.
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.env_name, self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_read_and_written() {
+        for (text, port, protocol) in [
+            ("80", 80, Protocol::Tcp),
+            ("1/tcp", 1, Protocol::Tcp),
+            ("53/udp", 53, Protocol::Udp),
+        ] {
+            assert_eq!(text.parse(), Ok(InnerPort { port, protocol }));
+        }
+        for text in [
+            "",
+            "0",
+            "65536",
+            "-1",
+            "+1",
+            "80/",
+            "80/sctp",
+            "/udp",
+            "8 0",
+            "80/tcp/tcp",
+            "0x50",
+        ] {
+            assert!(text.parse::<InnerPort>().is_err(), "{text:?}");
+        }
+        let map = PortMap::from([
+            ("53/udp".parse().unwrap(), 20001),
+            ("80".parse().unwrap(), 20000),
+        ]);
+        let json = serde_json::to_string(&map).unwrap();
+        assert_eq!(json, r#"{"53/udp":20001,"80":20000}"#);
+        assert_eq!(serde_json::from_str::<PortMap>(&json).unwrap(), map);
+    }
+
+    #[test]
+    fn mac_follows_from_the_address() {
+        let mac = MacAddr::of_ip(Ipv4Addr::new(10, 1, 2, 3));
+        assert_eq!(mac.to_string(), "82:17:0d:01:02:03");
+        assert_eq!("82:17:0d:01:02:03".parse(), Ok(mac));
+        for text in [
+            "",
+            "82:17:0d:01:02",
+            "82:17:0d:01:02:03:04",
+            "82:17:0d:01:02:3",
+            "82-17-0d-01-02-03",
+            "zz:17:0d:01:02:03",
+        ] {
+            assert!(text.parse::<MacAddr>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn every_feature_has_one_bit_and_one_name() {
+        let all = feat::NAMES.iter().fold(0, |all, (bit, _)| {
+            assert_eq!((bit.count_ones(), all & bit), (1, 0));
+            all | bit
+        });
+        assert_eq!(feat::names(all).len(), feat::NAMES.len());
+    }
+}
