@@ -136,16 +136,10 @@ mod tests {
     fn names_and_numbers_are_unique_and_json_uses_the_name() {
         let names: BTreeSet<_> = ErrorCode::ALL.iter().map(|c| c.name()).collect();
         let numbers: BTreeSet<_> = ErrorCode::ALL.iter().map(|c| *c as u32).collect();
-        assert_eq!(
-            (names.len(), numbers.len()),
-            (ErrorCode::ALL.len(), ErrorCode::ALL.len())
-        );
+        assert_eq!((names.len(), numbers.len()), (ErrorCode::ALL.len(), ErrorCode::ALL.len()));
         for code in ErrorCode::ALL {
             assert!(code.name().starts_with("ERR_TT_"));
-            assert_eq!(
-                serde_json::to_string(code).unwrap(),
-                format!("{:?}", code.name())
-            );
+            assert_eq!(serde_json::to_string(code).unwrap(), format!("{:?}", code.name()));
         }
     }
 }

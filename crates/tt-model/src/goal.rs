@@ -21,13 +21,8 @@ pub enum Goal {
 
 impl Goal {
     /// All goals, lowest first.
-    pub const ALL: [Self; 5] = [
-        Self::Gone,
-        Self::Stopped,
-        Self::Suspended,
-        Self::Paused,
-        Self::Running,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Gone, Self::Stopped, Self::Suspended, Self::Paused, Self::Running];
 
     /// How many layers of the stack should exist.
     pub fn height(self) -> usize {

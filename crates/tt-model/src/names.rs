@@ -136,20 +136,12 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel() {
-        let run = PathBuf::from("/".repeat(1) + &"r".repeat(RUN_DIR_BYTES_MAX - 1));
-        let layout = Layout {
-            data: "/d".into(),
-            run,
-            instance: Instance(0xffff),
-        };
+        let run = PathBuf::from(String::from("/") + &"r".repeat(RUN_DIR_BYTES_MAX - 1));
+        let layout = Layout { data: "/d".into(), run, instance: Instance(0xffff) };
         assert!(layout.edge(EnvId(u32::MAX.into())).len() <= 15);
         assert!(tap(VmId((1 << 48) - 1)).len() <= 15);
         let socket = layout.console_socket(VmId(u64::MAX));
-        assert!(
-            socket.as_os_str().len() <= 107,
-            "{}",
-            socket.as_os_str().len()
-        );
+        assert!(socket.as_os_str().len() <= 107, "{}", socket.as_os_str().len());
         assert!(layout.uid(VmId(u64::MAX)) < 1 << 31);
     }
 }

@@ -26,11 +26,6 @@ impl Snapshot {
 
     /// A snapshot that is removed `life_time` seconds after it was taken.
     pub fn newx(name: String, life_time: Option<u64>, meta_path: PathBuf) -> Self {
-        Self {
-            name,
-            path: String::new(),
-            meta_path,
-            life_time,
-        }
+        Self { name, path: String::new(), meta_path, life_time }
     }
 }

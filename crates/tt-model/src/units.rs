@@ -10,9 +10,7 @@ pub struct ParseSizeError {
 
 /// Reads a size into MB (2^20 bytes): `512` and `512M` are 512, `2G` is 2048, `1T` is 1048576.
 pub fn parse_size_mb(text: &str) -> Result<u32, ParseSizeError> {
-    let refuse = || ParseSizeError {
-        text: text.to_owned(),
-    };
+    let refuse = || ParseSizeError { text: text.to_owned() };
     let (digits, factor) = match text.as_bytes().last() {
         Some(b'M' | b'm') => (&text[..text.len() - 1], 1),
         Some(b'G' | b'g') => (&text[..text.len() - 1], 1024),
@@ -23,10 +21,7 @@ pub fn parse_size_mb(text: &str) -> Result<u32, ParseSizeError> {
         return Err(refuse());
     }
     let number: u32 = digits.parse().map_err(|_| refuse())?;
-    number
-        .checked_mul(factor)
-        .filter(|mb| *mb > 0)
-        .ok_or_else(refuse)
+    number.checked_mul(factor).filter(|mb| *mb > 0).ok_or_else(refuse)
 }
 
 /// Writes a size in MB (2^20 bytes) with the largest unit that divides it: `2048` is `2G`.
@@ -45,13 +40,9 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_written() {
-        for (text, mb) in [
-            ("1", 1),
-            ("512M", 512),
-            ("2g", 2048),
-            ("1T", 1 << 20),
-            ("4095T", 4095 << 20),
-        ] {
+        for (text, mb) in
+            [("1", 1), ("512M", 512), ("2g", 2048), ("1T", 1 << 20), ("4095T", 4095 << 20)]
+        {
             assert_eq!(parse_size_mb(text), Ok(mb));
             assert_eq!(parse_size_mb(&format_size_mb(mb.into())), Ok(mb));
         }

@@ -207,9 +207,7 @@ impl FromStr for InnerPort {
         let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
         match (number.parse(), protocol) {
             (Ok(port), Some(protocol)) if port > 0 && digits => Ok(Self { port, protocol }),
-            _ => Err(ParsePortError {
-                text: text.to_owned(),
-            }),
+            _ => Err(ParsePortError { text: text.to_owned() }),
         }
     }
 }
@@ -222,9 +220,7 @@ impl Serialize for InnerPort {
 
 impl<'de> Deserialize<'de> for InnerPort {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -251,20 +247,14 @@ impl FromStr for MacAddr {
     type Err = ParseMacError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refuse = || ParseMacError {
-            text: text.to_owned(),
-        };
+        let refuse = || ParseMacError { text: text.to_owned() };
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
             let part = parts.next().filter(|p| p.len() == 2).ok_or_else(refuse)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| refuse())?;
         }
-        if parts.next().is_some() {
-            Err(refuse())
-        } else {
-            Ok(Self(bytes))
-        }
+        if parts.next().is_some() { Err(refuse()) } else { Ok(Self(bytes)) }
     }
 }
 
@@ -284,9 +274,7 @@ impl Serialize for MacAddr {
 
 impl<'de> Deserialize<'de> for MacAddr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -334,11 +322,7 @@ pub mod feat {
 
     /// The names of the bits in `features`, in the order of the bits.
     pub fn names(features: VmEngineFeat) -> Vec<&'static str> {
-        NAMES
-            .iter()
-            .filter(|(bit, _)| features & bit != 0)
-            .map(|(_, name)| *name)
-            .collect()
+        NAMES.iter().filter(|(bit, _)| features & bit != 0).map(|(_, name)| *name).collect()
     }
 }
 
@@ -363,32 +347,18 @@ mod tests {
 
     #[test]
     fn ports_are_read_and_written() {
-        for (text, port, protocol) in [
-            ("80", 80, Protocol::Tcp),
-            ("1/tcp", 1, Protocol::Tcp),
-            ("53/udp", 53, Protocol::Udp),
-        ] {
+        for (text, port, protocol) in
+            [("80", 80, Protocol::Tcp), ("1/tcp", 1, Protocol::Tcp), ("53/udp", 53, Protocol::Udp)]
+        {
             assert_eq!(text.parse(), Ok(InnerPort { port, protocol }));
         }
-        for text in [
-            "",
-            "0",
-            "65536",
-            "-1",
-            "+1",
-            "80/",
-            "80/sctp",
-            "/udp",
-            "8 0",
-            "80/tcp/tcp",
-            "0x50",
-        ] {
+        for text in
+            ["", "0", "65536", "-1", "+1", "80/", "80/sctp", "/udp", "8 0", "80/tcp/tcp", "0x50"]
+        {
             assert!(text.parse::<InnerPort>().is_err(), "{text:?}");
         }
-        let map = PortMap::from([
-            ("53/udp".parse().unwrap(), 20001),
-            ("80".parse().unwrap(), 20000),
-        ]);
+        let map =
+            PortMap::from([("53/udp".parse().unwrap(), 20001), ("80".parse().unwrap(), 20000)]);
         let json = serde_json::to_string(&map).unwrap();
         assert_eq!(json, r#"{"53/udp":20001,"80":20000}"#);
         assert_eq!(serde_json::from_str::<PortMap>(&json).unwrap(), map);

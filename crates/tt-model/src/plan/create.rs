@@ -1,0 +1,369 @@
+//! Planning a new Env: every id, name, address and port is decided here.
+
+use super::{Policy, check_life_time};
+use crate::check::{check_env, check_name, check_request_key, quoted};
+use crate::names::runtime_image;
+use crate::{
+    Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, MacAddr, NetKind, PortMap, Refusal,
+    Usage, Vm, VmEngineFeat, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+/// The present state, as far as a plan depends on it.
+#[derive(Clone, Debug)]
+pub struct World<'a> {
+    /// Seconds since the epoch.
+    pub now: u64,
+    /// The administrator's choices.
+    pub policy: &'a Policy,
+    /// The host that is to carry the Env.
+    pub host: &'a Host,
+    /// How much of it is handed out.
+    pub usage: &'a Usage,
+    /// The next unused id.
+    pub next_id: u64,
+    /// By name, at least those that the request names and that exist.
+    pub templates: &'a BTreeMap<String, VmTemplate>,
+    /// Free addresses, at least [`Needs::addresses`] of them if there are so many.
+    pub free_addresses: &'a [Ipv4Addr],
+    /// Ports free for both protocols, at least [`Needs::ports`] of them if there are so many.
+    pub free_ports: &'a [u16],
+    /// Random bytes, [`Needs::random_bytes`] of them.
+    pub random: &'a [u8],
+}
+
+/// What has to be brought to [`plan_env`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Free addresses.
+    pub addresses: usize,
+    /// Free public ports.
+    pub ports: usize,
+    /// Random bytes.
+    pub random_bytes: usize,
+}
+
+/// What is to be committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvPlan {
+    /// The new Env.
+    pub env: Env,
+    /// Its members.
+    pub vms: Vec<Vm>,
+    /// The host's usage with them.
+    pub usage: Usage,
+    /// The next unused id after them.
+    pub next_id: u64,
+}
+
+/// Bytes of a machine-id (machine-id(5)).
+const MACHINE_ID_BYTES: usize = 16;
+
+/// What [`plan_env`] needs for a request that [`check_env`] has passed.
+pub fn needs(spec: &EnvSpec) -> Needs {
+    let of = |vm: &VmSpec| vm.count.unwrap_or(1) as usize;
+    let vms = spec.vms.iter().map(of).sum();
+    let ports = spec.vms.iter().map(|vm| of(vm) * vm.ports.len()).sum();
+    Needs { addresses: vms, ports, random_bytes: vms * MACHINE_ID_BYTES }
+}
+
+/// Plans a new Env, or says why it can not be.
+pub fn plan_env(
+    name: &str,
+    request_key: &str,
+    spec: &EnvSpec,
+    world: &World<'_>,
+) -> Result<EnvPlan, Refusal> {
+    check_name("env", name)?;
+    check_request_key(request_key)?;
+    check_env(spec)?;
+    let life_time = spec.life_time.unwrap_or(world.policy.life_time_default);
+    check_life_time(life_time, world.policy)?;
+    let env_id = EnvId(world.next_id);
+    let mut builder = Builder {
+        world,
+        spec,
+        env_id,
+        env_name: name,
+        next_id: world.next_id + 1,
+        addresses: world.free_addresses.iter(),
+        ports: world.free_ports.iter(),
+        random: world.random.chunks_exact(MACHINE_ID_BYTES),
+        usage: world.usage.clone(),
+    };
+    let mut vms = Vec::new();
+    for (name, vm) in member_names(spec)? {
+        vms.push(builder.vm(name, vm)?);
+    }
+    let env = Env {
+        id: env_id,
+        name: name.to_owned(),
+        start_timestamp: world.now,
+        end_timestamp: world.now + life_time,
+        vm_set: vms.iter().map(|vm| vm.id).collect(),
+        state: EnvState { deny_outgoing: spec.deny_outgoing, ..EnvState::default() },
+        at_end: spec.at_end,
+        request_key: request_key.to_owned(),
+        is_created: false,
+        is_ending: false,
+        failure: None,
+    };
+    Ok(EnvPlan { env, vms, usage: builder.usage, next_id: builder.next_id })
+}
+
+/// The name of every member with what it is to be, in the order of the request.
+fn member_names(spec: &EnvSpec) -> Result<Vec<(String, &VmSpec)>, Refusal> {
+    let mut taken: BTreeSet<String> = BTreeSet::new();
+    let mut members = Vec::new();
+    let explicit: BTreeSet<&str> = spec.vms.iter().filter_map(|vm| vm.name.as_deref()).collect();
+    for vm in &spec.vms {
+        let count = vm.count.unwrap_or(1);
+        let stem = vm.name.clone().unwrap_or_else(|| template_stem(&vm.template));
+        for index in 1..=count {
+            let mut name = if count == 1 { stem.clone() } else { format!("{stem}-{index}") };
+            if vm.name.is_none() {
+                let mut suffix = index.max(2);
+                while taken.contains(&name) || (explicit.contains(name.as_str())) {
+                    name = format!("{stem}-{suffix}");
+                    suffix += 1;
+                }
+            }
+            check_name("vm", &name)?;
+            if !taken.insert(name.clone()) {
+                return Err(Refusal::new(
+                    ErrorCode::Invalid,
+                    format!("vm {}", quoted(&name)),
+                    "two members have this name",
+                    "give each its own",
+                ));
+            }
+            members.push((name, vm));
+        }
+    }
+    Ok(members)
+}
+
+/// A name for a Vm without one: the last part of its template's name, as a DNS label.
+fn template_stem(template: &str) -> String {
+    let last = template.rsplit('/').next().unwrap_or(template);
+    let stem: String =
+        last.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    let stem = stem.trim_matches('-');
+    if stem.bytes().any(|b| b.is_ascii_alphabetic()) { stem.into() } else { format!("vm-{stem}") }
+}
+
+struct Builder<'a> {
+    world: &'a World<'a>,
+    spec: &'a EnvSpec,
+    env_id: EnvId,
+    env_name: &'a str,
+    next_id: u64,
+    addresses: std::slice::Iter<'a, Ipv4Addr>,
+    ports: std::slice::Iter<'a, u16>,
+    random: std::slice::ChunksExact<'a, u8>,
+    usage: Usage,
+}
+
+impl<'a> Builder<'a> {
+    fn vm(&mut self, name: String, spec: &VmSpec) -> Result<Vm, Refusal> {
+        let template = self.template(&spec.template)?;
+        let engine = self.engine(spec, template)?;
+        let (cpu_num, mem_size, disk_size) = self.sizes(spec, template)?;
+        let ip_addr = *self.addresses.next().ok_or_else(|| self.exhausted("addresses"))?;
+        let port_map = self.port_map(spec)?;
+        self.usage.addr_cursor = u32::from(ip_addr).wrapping_add(1);
+        self.usage.vm_num += 1;
+        self.usage.mem_size += u64::from(mem_size);
+        let id = VmId(self.next_id);
+        self.next_id += 1;
+        let storage = self.world.host.storage;
+        Ok(Vm {
+            id,
+            env_id: self.env_id,
+            env_name: self.env_name.to_owned(),
+            name,
+            host: self.world.host.id,
+            engine,
+            template: template.clone(),
+            storage,
+            epoch: 0,
+            runtime_image: runtime_image(storage, id, 0),
+            net_kind: spec.net_kind,
+            snapshots: BTreeMap::new(),
+            latest_meta: None,
+            state: VmState {
+                during_stop: false,
+                keep_image: false,
+                rand_uuid: spec.rand_uuid,
+                net_blacklist: self.blacklist(spec),
+            },
+            resource: VmResource {
+                cpu_num,
+                mem_size,
+                disk_size,
+                ip_addr,
+                mac_addr: MacAddr::of_ip(ip_addr),
+                port_map,
+            },
+            addr: match spec.net_kind {
+                NetKind::Nat => self.world.host.public_addr.to_string(),
+                NetKind::Flatten => ip_addr.to_string(),
+            },
+            machine_id: self.machine_id(spec)?,
+            deny_outgoing: self.spec.deny_outgoing,
+            goal: Goal::Running,
+            kill_timestamp: 0,
+            generation: 1,
+        })
+    }
+
+    fn template(&self, name: &str) -> Result<&'a VmTemplate, Refusal> {
+        self.world.templates.get(name).ok_or_else(|| {
+            Refusal::new(
+                ErrorCode::NotFound,
+                format!("template {}", quoted(name)),
+                "this host has no such template",
+                "see `tt template ls`; `tt template build micro` makes the built-in one",
+            )
+        })
+    }
+
+    /// The engine asked for, else the host's first one that can.
+    fn engine(&self, spec: &VmSpec, template: &VmTemplate) -> Result<String, Refusal> {
+        let wanted = match spec.net_kind {
+            NetKind::Nat => feat::NAT,
+            NetKind::Flatten => feat::FLAT,
+        };
+        let engines = &self.world.host.engines;
+        let mut reasons = Vec::new();
+        for engine in engines.iter().filter(|e| spec.engine.as_ref().is_none_or(|n| *n == e.name)) {
+            match unable(engine, template, wanted) {
+                None => return Ok(engine.name.clone()),
+                Some(reason) => reasons.push(format!("{}: {reason}", engine.name)),
+            }
+        }
+        let what = match &spec.engine {
+            Some(name) => format!("engine {}", quoted(name)),
+            None => format!("template {}", quoted(&template.name)),
+        };
+        if reasons.is_empty() {
+            let known: Vec<_> = engines.iter().map(|e| e.name.as_str()).collect();
+            let remedy = format!("this host has: {}", known.join(", "));
+            return Err(Refusal::new(
+                ErrorCode::Unsupported,
+                what,
+                "there is no such engine",
+                remedy,
+            ));
+        }
+        Err(Refusal::new(
+            ErrorCode::Unsupported,
+            what,
+            reasons.join("; "),
+            "see `tt host show` for what this host can do",
+        ))
+    }
+
+    fn sizes(&self, spec: &VmSpec, template: &VmTemplate) -> Result<(u16, u32, u32), Refusal> {
+        let host = self.world.host;
+        let cpu_num = spec.cpu_num.unwrap_or(self.world.policy.cpu_num_default);
+        let mem_size = spec.mem_size.unwrap_or(self.world.policy.mem_size_default);
+        let disk_size = spec.disk_size.unwrap_or(template.disk_size);
+        for (what, value, max) in [
+            ("cpu_num", u64::from(cpu_num), u64::from(host.cpu_num)),
+            ("mem_size", u64::from(mem_size), u64::from(host.mem_size)),
+            ("disk_size", u64::from(disk_size), u64::from(host.disk_size)),
+        ] {
+            if value > max {
+                return Err(Refusal::new(
+                    ErrorCode::Invalid,
+                    format!("{what} {value}"),
+                    format!("host {} has {max}", host.name),
+                    "ask for less",
+                ));
+            }
+        }
+        if disk_size < template.disk_size {
+            return Err(Refusal::new(
+                ErrorCode::Invalid,
+                format!("disk_size {disk_size}"),
+                format!("the disk of template {} has {} MB", template.name, template.disk_size),
+                "ask for at least as much",
+            ));
+        }
+        let free = u64::from(host.mem_size).saturating_sub(self.usage.mem_size);
+        if u64::from(mem_size) > free {
+            return Err(Refusal::new(
+                ErrorCode::NoRoom,
+                format!("mem_size {mem_size}"),
+                format!("host {} has {free} of {} MB left", host.name, host.mem_size),
+                "ask for less, or destroy an Env that is not needed",
+            ));
+        }
+        Ok((cpu_num, mem_size, disk_size))
+    }
+
+    fn port_map(&mut self, spec: &VmSpec) -> Result<PortMap, Refusal> {
+        if spec.net_kind == NetKind::Flatten {
+            if spec.ports.is_empty() {
+                return Ok(PortMap::new());
+            }
+            return Err(Refusal::new(
+                ErrorCode::Invalid,
+                "ports",
+                "a Vm with a flat address has all its ports open",
+                "leave the ports out, or choose `nat`",
+            ));
+        }
+        let mut map = PortMap::new();
+        for inner in &spec.ports {
+            let public = *self.ports.next().ok_or_else(|| self.exhausted("public ports"))?;
+            self.usage.port_cursor = public.wrapping_add(1);
+            map.insert(*inner, public);
+        }
+        Ok(map)
+    }
+
+    fn blacklist(&self, spec: &VmSpec) -> Vec<Ipv4Addr> {
+        let all = self.spec.net_blacklist.iter().chain(&spec.net_blacklist);
+        all.copied().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn machine_id(&mut self, spec: &VmSpec) -> Result<Option<String>, Refusal> {
+        let bytes = self.random.next().ok_or_else(|| self.exhausted("random bytes"))?;
+        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect();
+        Ok(spec.rand_uuid.then(|| hex(bytes)))
+    }
+
+    fn exhausted(&self, what: &str) -> Refusal {
+        let host = &self.world.host.name;
+        Refusal::new(
+            ErrorCode::NoRoom,
+            format!("host {host}"),
+            format!("it has not enough free {what}"),
+            "destroy an Env that is not needed",
+        )
+    }
+}
+
+/// Why `engine` can not run `template` with the features `wanted`, if it can not.
+fn unable(
+    engine: &crate::EngineFacts,
+    template: &VmTemplate,
+    wanted: VmEngineFeat,
+) -> Option<String> {
+    if let Some(reason) = &engine.unusable {
+        return Some(reason.clone());
+    }
+    if !template.compatible_engines.contains(&engine.name) {
+        let fit = template.compatible_engines.join(", ");
+        return Some(format!("template {} is for: {fit}", template.name));
+    }
+    let missing = wanted & !engine.features;
+    (missing != 0).then(|| format!("it can not do: {}", feat::names(missing).join(", ")))
+}
+
+#[cfg(test)]
+#[path = "create_tests.rs"]
+pub(super) mod tests;

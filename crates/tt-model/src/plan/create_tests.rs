@@ -1,0 +1,166 @@
+//! Tests of planning a new Env.
+
+use super::*;
+use crate::{EngineFacts, HostId, StorageKind};
+use proptest::prelude::*;
+
+pub fn host() -> Host {
+    Host {
+        id: HostId(1),
+        name: "h".into(),
+        version: "0".into(),
+        start_timestamp: 0,
+        public_addr: Ipv4Addr::new(192, 0, 2, 7),
+        range: "10.0.0.0/8".parse().unwrap(),
+        block: "10.0.0.0/16".parse().unwrap(),
+        port_min: 20000,
+        port_max: 29999,
+        cpu_num: 4,
+        mem_size: 8192,
+        disk_size: 100_000,
+        storage: StorageKind::File,
+        storage_reason: String::new(),
+        engines: vec![EngineFacts {
+            name: "qemu".into(),
+            version: "10".into(),
+            detail: "tcg".into(),
+            features: feat::NAT | feat::PAUSE | feat::SHUTDOWN,
+            unusable: None,
+        }],
+    }
+}
+
+fn templates() -> BTreeMap<String, VmTemplate> {
+    let micro = VmTemplate {
+        name: "micro".into(),
+        path: "templates/x".into(),
+        compatible_engines: vec!["qemu".into()],
+        disk_size: 64,
+        ..VmTemplate::default()
+    };
+    let other = VmTemplate { compatible_engines: vec!["docker".into()], ..micro.clone() };
+    BTreeMap::from([("micro".into(), micro), ("github.com/a/box_1".into(), other)])
+}
+
+/// An Env of `number` members without ports.
+pub fn planned(number: u32) -> (Env, Vec<Vm>) {
+    let spec = env(vec![VmSpec { count: Some(number), ..VmSpec::new("micro") }]);
+    let plan = plan(&spec).unwrap();
+    (plan.env, plan.vms)
+}
+
+fn plan(spec: &EnvSpec) -> Result<EnvPlan, Refusal> {
+    plan_with(spec, &Usage::default(), &host())
+}
+
+fn plan_with(spec: &EnvSpec, usage: &Usage, host: &Host) -> Result<EnvPlan, Refusal> {
+    let addresses: Vec<_> = (2..=250).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
+    let ports: Vec<_> = (20000..20400).collect();
+    let random: Vec<u8> = (0..4096_u32).map(|n| (n % 251) as u8).collect();
+    let world = World {
+        now: 1000,
+        policy: &Policy::default(),
+        host,
+        usage,
+        next_id: 7,
+        templates: &templates(),
+        free_addresses: &addresses,
+        free_ports: &ports,
+        random: &random,
+    };
+    plan_env("shop", "key-1", spec, &world)
+}
+
+fn env(vms: Vec<VmSpec>) -> EnvSpec {
+    EnvSpec { vms, ..EnvSpec::default() }
+}
+
+#[test]
+fn everything_is_decided() {
+    let web = VmSpec {
+        name: Some("web".into()),
+        ports: vec!["80".parse().unwrap(), "53/udp".parse().unwrap()],
+        ..VmSpec::new("micro")
+    };
+    let db = VmSpec { rand_uuid: false, disk_size: Some(100), ..VmSpec::new("micro") };
+    let plan = plan(&env(vec![web, db])).unwrap();
+    assert_eq!((plan.env.id, plan.next_id), (EnvId(7), 10));
+    assert_eq!(plan.env.end_timestamp, 1000 + 24 * 3600);
+    let [web, db] = &plan.vms[..] else { panic!("two members") };
+    assert_eq!((web.id, web.name.as_str(), db.name.as_str()), (VmId(8), "web", "micro"));
+    assert_eq!(web.runtime_image, "images/8/0.raw");
+    assert_eq!(web.resource.ip_addr, Ipv4Addr::new(10, 0, 0, 2));
+    assert_eq!(web.resource.mac_addr.to_string(), "82:17:0d:00:00:02");
+    assert_eq!(web.resource.port_map.values().copied().collect::<Vec<_>>(), [20001, 20000]);
+    assert_eq!(web.machine_id.as_ref().unwrap().len(), 32);
+    assert_eq!((db.machine_id.as_ref(), db.resource.disk_size), (None, 100));
+    assert_eq!((plan.usage.vm_num, plan.usage.mem_size), (2, 256));
+}
+
+#[test]
+fn members_without_a_name_get_one() {
+    let counted = VmSpec { count: Some(3), ..VmSpec::new("micro") };
+    let named = VmSpec { name: Some("micro-2".into()), ..VmSpec::new("micro") };
+    let plan = plan(&env(vec![counted, named, VmSpec::new("micro")])).unwrap();
+    let names: Vec<_> = plan.vms.iter().map(|vm| vm.name.as_str()).collect();
+    assert_eq!(names, ["micro-1", "micro-3", "micro-4", "micro-2", "micro"]);
+}
+
+#[test]
+fn what_can_not_be_is_refused_by_name() {
+    let base = VmSpec::new("micro");
+    let named = |name: &str| VmSpec { name: Some(name.into()), ..base.clone() };
+    let cases = [
+        (env(vec![VmSpec::new("none")]), ErrorCode::NotFound),
+        (env(vec![VmSpec { engine: Some("xen".into()), ..base.clone() }]), ErrorCode::Unsupported),
+        (env(vec![VmSpec::new("github.com/a/box_1")]), ErrorCode::Unsupported),
+        (env(vec![VmSpec { net_kind: NetKind::Flatten, ..base.clone() }]), ErrorCode::Unsupported),
+        (env(vec![VmSpec { cpu_num: Some(5), ..base.clone() }]), ErrorCode::Invalid),
+        (env(vec![VmSpec { mem_size: Some(u32::MAX), ..base.clone() }]), ErrorCode::Invalid),
+        (env(vec![VmSpec { disk_size: Some(63), ..base.clone() }]), ErrorCode::Invalid),
+        (env(vec![VmSpec { disk_size: Some(u32::MAX), ..base.clone() }]), ErrorCode::Invalid),
+        (env(vec![VmSpec { count: Some(100), ..base.clone() }]), ErrorCode::NoRoom),
+        (env(vec![named("a"), named("a")]), ErrorCode::Invalid),
+        (EnvSpec { life_time: Some(u64::MAX), ..env(vec![base.clone()]) }, ErrorCode::LifeTime),
+    ];
+    for (spec, code) in cases {
+        let refusal = plan(&spec).unwrap_err();
+        assert_eq!(refusal.code, code, "{refusal}");
+    }
+    let full = Usage { mem_size: 8192 - 127, ..Usage::default() };
+    let refusal = plan_with(&env(vec![base.clone()]), &full, &host()).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::NoRoom);
+    let mut broken = host();
+    broken.engines[0].unusable = Some("install qemu-system-x86".into());
+    let refusal = plan_with(&env(vec![base]), &Usage::default(), &broken).unwrap_err();
+    assert!(refusal.to_string().contains("install qemu-system-x86"), "{refusal}");
+}
+
+proptest! {
+    #[test]
+    fn a_plan_never_hands_out_twice(
+        counts in prop::collection::vec((1_u32..20, 0_u16..8), 1..6),
+    ) {
+        let vms = counts.iter().map(|(count, ports)| VmSpec {
+            count: Some(*count),
+            mem_size: Some(32),
+            ports: (1..=*ports).map(|p| p.to_string().parse().unwrap()).collect(),
+            ..VmSpec::new("micro")
+        });
+        let spec = env(vms.collect());
+        if let Ok(plan) = plan(&spec) {
+            let wanted = needs(&spec);
+            prop_assert_eq!(plan.vms.len(), wanted.addresses);
+            let ids: BTreeSet<_> = plan.vms.iter().map(|vm| vm.id.0).collect();
+            let names: BTreeSet<_> = plan.vms.iter().map(|vm| &vm.name).collect();
+            let ips: BTreeSet<_> = plan.vms.iter().map(|vm| vm.resource.ip_addr).collect();
+            let ports: BTreeSet<_> =
+                plan.vms.iter().flat_map(|vm| vm.resource.port_map.values()).collect();
+            prop_assert_eq!(ids.len(), plan.vms.len());
+            prop_assert_eq!(names.len(), plan.vms.len());
+            prop_assert_eq!(ips.len(), plan.vms.len());
+            prop_assert_eq!(ports.len(), wanted.ports);
+            prop_assert!(ids.iter().all(|id| (8..plan.next_id).contains(id)));
+        }
+    }
+}
