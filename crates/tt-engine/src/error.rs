@@ -1,0 +1,127 @@
+//! What an engine could not do. It never holds text that a guest wrote without bounding it first.
+
+use std::io;
+use std::path::PathBuf;
+use tt_model::StopMode;
+
+/// What an engine could not do; named after the action that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The engine can not start machines on this host. No retry helps; do what `why` says and restart the daemon.
+    #[error("{engine} can not start machines on this host: {why}")]
+    Unusable {
+        /// The engine.
+        engine: &'static str,
+        /// What is missing and what to install.
+        why: String,
+    },
+    /// The engine lacks the feature. No retry helps; ask [`check_feat`](crate::VmEngine::check_feat) first.
+    #[error("{engine} can not stop a machine by {mode:?}; see its features")]
+    Mode {
+        /// The engine.
+        engine: &'static str,
+        /// What was asked for.
+        mode: StopMode,
+    },
+    /// The Vm asks for something that the engine can not express. No retry helps.
+    #[error("{engine} can not run a machine with {what}: {problem}")]
+    Describe {
+        /// The engine.
+        engine: &'static str,
+        /// The offending value.
+        what: String,
+        /// What is wrong with it and what would be right.
+        problem: String,
+    },
+    /// Something of the machine could not be made. A retry helps once the source's reason is gone.
+    #[error("make {what} {path:?}")]
+    Make {
+        /// What kind of thing, e.g. `RAM file`.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something could not be looked at. A retry may help.
+    #[error("read {path:?}")]
+    Read {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something of the machine could not be removed. A retry may help.
+    #[error("remove {path:?}")]
+    Remove {
+        /// What.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The Vm's tap could not be opened. A retry helps once the network is set.
+    #[error("open tap {tap} in network namespace {netns:?}")]
+    OpenTap {
+        /// Name of the tap.
+        tap: String,
+        /// File of the namespace.
+        netns: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The program could not be started. A retry may help.
+    #[error("start {program:?}")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A process could not be signalled or watched. A retry may help.
+    #[error("{action} process {pid}")]
+    Process {
+        /// `kill` or `watch`.
+        action: &'static str,
+        /// The process.
+        pid: u32,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The machine's monitor did not do what it was asked. A retry may help.
+    #[error("ask the monitor {path:?} for {command}: {problem}")]
+    Monitor {
+        /// Socket of the monitor.
+        path: PathBuf,
+        /// What was asked for.
+        command: &'static str,
+        /// What came back instead, bounded.
+        problem: String,
+    },
+    /// A fake was told to fail here. A retry helps as soon as it is told otherwise.
+    #[error("{effect} failed, as the test wants it")]
+    Injected {
+        /// Name of the side effect.
+        effect: &'static str,
+    },
+    /// A fake was told to behave as if the daemon had died. No retry helps.
+    #[error("the daemon has died, as the test wants it")]
+    Died,
+}
+
+impl EngineError {
+    /// Whether the same call may succeed later without the Vm or the configuration being changed.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unusable { .. } | Self::Mode { .. } | Self::Describe { .. } | Self::Died => false,
+            Self::Make { .. }
+            | Self::Read { .. }
+            | Self::Remove { .. }
+            | Self::OpenTap { .. }
+            | Self::Spawn { .. }
+            | Self::Process { .. }
+            | Self::Monitor { .. }
+            | Self::Injected { .. } => true,
+        }
+    }
+}
