@@ -104,7 +104,16 @@ impl FakeWorld {
     }
 
     fn set(&self, id: VmId, seen: Machine) {
-        self.lock().machines.insert(id, Fake { seen, deaf: false });
+        if let Some(fake) = self.lock().machines.get_mut(&id) {
+            fake.seen = seen;
+        }
+    }
+
+    fn start(&self, id: VmId) {
+        let mut state = self.lock();
+        *state.starts.entry(id).or_default() += 1;
+        let fake = Fake { seen: Machine::Running, deaf: false };
+        state.machines.insert(id, fake);
     }
 
     fn end(&self, id: VmId, clean: bool, why: &str) {
