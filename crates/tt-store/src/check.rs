@@ -15,11 +15,7 @@ const KEY_SHOWN_CHARS: usize = 64;
 
 /// Refuses what cannot be a key.
 pub(crate) fn key(key: &str) -> Result<()> {
-    if key.is_empty() {
-        Err(malformed(key))
-    } else {
-        prefix(key)
-    }
+    if key.is_empty() { Err(malformed(key)) } else { prefix(key) }
 }
 
 /// Refuses what no key can begin with.
@@ -45,17 +41,12 @@ pub(crate) fn txn(txn: &Txn) -> Result<()> {
     for write in &txn.writes {
         key(write.key())?;
         if !seen.insert(write.key()) {
-            return Err(StoreError::CheckDuplicate {
-                key: write.key().to_owned(),
-            });
+            return Err(StoreError::CheckDuplicate { key: write.key().to_owned() });
         }
         bytes += write.key().len();
         if let Write::Put(key, value) = write {
             if value.len() > VALUE_BYTES_MAX {
-                return Err(StoreError::CheckValue {
-                    key: key.clone(),
-                    len: value.len(),
-                });
+                return Err(StoreError::CheckValue { key: key.clone(), len: value.len() });
             }
             bytes += value.len();
         }
@@ -115,10 +106,7 @@ pub(crate) fn follows(after: Revision, first: Revision, current: Revision) -> Re
 }
 
 fn malformed(key: &str) -> StoreError {
-    StoreError::CheckKey {
-        key: key.chars().take(KEY_SHOWN_CHARS).collect(),
-        len: key.len(),
-    }
+    StoreError::CheckKey { key: key.chars().take(KEY_SHOWN_CHARS).collect(), len: key.len() }
 }
 
 #[cfg(test)]
@@ -130,20 +118,8 @@ mod tests {
         for good in ["a", "env/shop", "!~", &"k".repeat(KEY_BYTES_MAX)] {
             assert!(key(good).is_ok(), "{good}");
         }
-        for bad in [
-            "",
-            " ",
-            "a b",
-            "a\n",
-            "a\0",
-            "é",
-            "\u{7f}",
-            &"k".repeat(KEY_BYTES_MAX + 1),
-        ] {
-            assert!(
-                matches!(key(bad), Err(StoreError::CheckKey { .. })),
-                "{bad:?}"
-            );
+        for bad in ["", " ", "a b", "a\n", "a\0", "é", "\u{7f}", &"k".repeat(KEY_BYTES_MAX + 1)] {
+            assert!(matches!(key(bad), Err(StoreError::CheckKey { .. })), "{bad:?}");
         }
     }
 
@@ -155,8 +131,8 @@ mod tests {
 
     #[test]
     fn every_key_under_a_prefix_sorts_before_its_end() {
-        assert!("a/~~~".to_owned() < end("a/"));
-        assert!(end("a/") < "a0".to_owned());
+        assert!("a/~~~" < end("a/").as_str());
+        assert!(end("a/").as_str() < "a0");
     }
 
     #[test]
@@ -168,10 +144,7 @@ mod tests {
             follows(Revision(3), first, current),
             Err(StoreError::Compacted { first: Revision(5) })
         ));
-        assert!(matches!(
-            follows(Revision(10), first, current),
-            Err(StoreError::Ahead { .. })
-        ));
+        assert!(matches!(follows(Revision(10), first, current), Err(StoreError::Ahead { .. })));
         assert!(follows(Revision(0), Revision(1), Revision(0)).is_ok());
     }
 }

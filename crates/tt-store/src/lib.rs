@@ -11,6 +11,7 @@ pub mod conformance;
 mod error;
 pub mod memory;
 mod retention;
+pub mod sqlite;
 mod txn;
 mod watch;
 
@@ -119,10 +120,6 @@ pub trait Kv: Send + Sync + fmt::Debug {
     /// As [`Kv::scan`].
     fn range(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Page> {
         let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.to_owned()));
-        self.scan(&Range {
-            prefix: prefix.to_owned(),
-            from,
-            limit,
-        })
+        self.scan(&Range { prefix: prefix.to_owned(), from, limit })
     }
 }

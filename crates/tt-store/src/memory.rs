@@ -28,10 +28,7 @@ impl MemoryKv {
     /// An empty store that keeps as much of its log as `retention` says.
     #[must_use]
     pub fn with_retention(retention: Retention) -> Self {
-        Self {
-            state: Mutex::default(),
-            retention,
-        }
+        Self { state: Mutex::default(), retention }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -48,17 +45,9 @@ impl Kv for MemoryKv {
     fn scan(&self, range: &Range) -> Result<Page> {
         let Interval { start, end } = check::interval(range)?;
         let state = self.lock();
-        let mut page = Page {
-            entries: Vec::new(),
-            revision: state.revision,
-            more: false,
-        };
+        let mut page = Page { entries: Vec::new(), revision: state.revision, more: false };
         let mut bytes = 0;
-        for entry in state
-            .entries
-            .range((start, Bound::Excluded(end)))
-            .map(|(_, entry)| entry)
-        {
+        for entry in state.entries.range((start, Bound::Excluded(end))).map(|(_, entry)| entry) {
             if page.entries.len() == range.limit || bytes > PAGE_BYTES_MAX {
                 page.more = true;
                 break;
@@ -73,23 +62,13 @@ impl Kv for MemoryKv {
         check::txn(txn)?;
         let mut state = self.lock();
         for guard in &txn.guards {
-            if !guard.holds(
-                state
-                    .entries
-                    .get(guard.key())
-                    .map(|entry| entry.mod_revision),
-            ) {
-                return Ok(Outcome::Conflict {
-                    key: guard.key().to_owned(),
-                });
+            if !guard.holds(state.entries.get(guard.key()).map(|entry| entry.mod_revision)) {
+                return Ok(Outcome::Conflict { key: guard.key().to_owned() });
             }
         }
         let revision = Revision(state.revision.0 + 1);
-        let changes: Vec<_> = txn
-            .writes
-            .iter()
-            .filter_map(|write| state.write(write, revision))
-            .collect();
+        let changes: Vec<_> =
+            txn.writes.iter().filter_map(|write| state.write(write, revision)).collect();
         if changes.is_empty() {
             return Ok(Outcome::Done(state.revision));
         }
@@ -105,9 +84,7 @@ impl Kv for MemoryKv {
         let mut state = self.lock();
         check::follows(after, state.first(), state.revision)?;
         let missed = state.log.iter().filter(|batch| batch.revision > after);
-        let past = missed
-            .filter_map(|batch| concerning(batch, prefix))
-            .collect();
+        let past = missed.filter_map(|batch| concerning(batch, prefix)).collect();
         state.hub.watch(prefix, past)
     }
 }
@@ -124,11 +101,7 @@ struct State {
 impl State {
     /// Applies one write and says what it changed.
     fn write(&mut self, write: &Write, revision: Revision) -> Option<Change> {
-        let change = |key: &String, value| Change {
-            key: key.clone(),
-            value,
-            revision,
-        };
+        let change = |key: &String, value| Change { key: key.clone(), value, revision };
         match write {
             Write::Delete(key) => self.entries.remove(key).map(|_| change(key, None)),
             Write::Put(key, value) => {
@@ -159,8 +132,6 @@ impl State {
 
     /// The oldest revision in the log, or the one that will be.
     fn first(&self) -> Revision {
-        self.log
-            .front()
-            .map_or(Revision(self.revision.0 + 1), |batch| batch.revision)
+        self.log.front().map_or(Revision(self.revision.0 + 1), |batch| batch.revision)
     }
 }

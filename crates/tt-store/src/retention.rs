@@ -14,10 +14,7 @@ pub struct Retention {
 impl Default for Retention {
     /// 10,000 revisions, about a day of a busy host, and 64 MiB.
     fn default() -> Self {
-        Self {
-            revisions: 10_000,
-            bytes: 64 << 20,
-        }
+        Self { revisions: 10_000, bytes: 64 << 20 }
     }
 }
 
@@ -34,18 +31,9 @@ mod tests {
 
     #[test]
     fn the_last_commit_is_kept_whatever_its_size() {
-        let small = Retention {
-            revisions: 0,
-            bytes: 0,
-        };
+        let small = Retention { revisions: 0, bytes: 0 };
         assert!(!small.exceeded_by(1, 1000));
         assert!(small.exceeded_by(2, 0));
-        assert!(
-            !Retention {
-                revisions: 2,
-                bytes: 10
-            }
-            .exceeded_by(2, 10)
-        );
+        assert!(!Retention { revisions: 2, bytes: 10 }.exceeded_by(2, 10));
     }
 }

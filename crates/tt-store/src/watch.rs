@@ -91,39 +91,26 @@ impl Hub {
             return Err(StoreError::Watch);
         }
         let (queue, live) = mpsc::channel(WATCH_QUEUE);
-        self.watchers.push(Watcher {
-            prefix: prefix.to_owned(),
-            queue,
-        });
+        self.watchers.push(Watcher { prefix: prefix.to_owned(), queue });
         Ok(Watch { past, live })
     }
 
     /// Hands a commit to every watch that it concerns, and lets go of those that are closed or full.
     pub(crate) fn publish(&mut self, batch: &Batch) {
-        self.watchers
-            .retain(|watcher| match concerning(batch, &watcher.prefix) {
-                None => !watcher.queue.is_closed(),
-                Some(part) => watcher
-                    .queue
-                    .try_send(part)
-                    .inspect_err(|error| note(watcher, error))
-                    .is_ok(),
-            });
+        self.watchers.retain(|watcher| match concerning(batch, &watcher.prefix) {
+            None => !watcher.queue.is_closed(),
+            Some(part) => {
+                watcher.queue.try_send(part).inspect_err(|error| note(watcher, error)).is_ok()
+            }
+        });
     }
 }
 
 /// The part of a commit that touches keys under `prefix`, if any.
 pub(crate) fn concerning(batch: &Batch, prefix: &str) -> Option<Batch> {
-    let changes: Vec<_> = batch
-        .changes
-        .iter()
-        .filter(|change| change.key.starts_with(prefix))
-        .cloned()
-        .collect();
-    (!changes.is_empty()).then_some(Batch {
-        revision: batch.revision,
-        changes,
-    })
+    let changes: Vec<_> =
+        batch.changes.iter().filter(|change| change.key.starts_with(prefix)).cloned().collect();
+    (!changes.is_empty()).then_some(Batch { revision: batch.revision, changes })
 }
 
 fn note(watcher: &Watcher, error: &mpsc::error::TrySendError<Batch>) {
