@@ -1,0 +1,355 @@
+//! A network in memory that fails, hangs or dies on demand, one side effect at a time. It holds its
+//! world behind an [`Arc`], so that the next daemon of a test finds what the last one left. It
+//! never touches the host.
+
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tt_model::fault::{Fault, FaultHook, Moment};
+use tt_model::{EnvId, NetKind, Protocol, Vm, VmId};
+
+/// Where a public port of a [`FakeWorld`] leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FakePort {
+    /// Env of the member.
+    pub env: EnvId,
+    /// The member.
+    pub vm: VmId,
+    /// Its address.
+    pub addr: Ipv4Addr,
+    /// Its inner port.
+    pub port: u16,
+}
+
+/// The host of a [`FakeNetwork`]: what outlives the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FakeWorld {
+    /// Whether the host's table, forwarding and the reservation are there.
+    pub host: bool,
+    /// Namespaces with their members' taps.
+    pub namespaces: BTreeMap<EnvId, BTreeSet<VmId>>,
+    /// Host ends of edges.
+    pub edges: BTreeSet<EnvId>,
+    /// Host routes to members.
+    pub routes: BTreeMap<Ipv4Addr, EnvId>,
+    /// Published ports.
+    pub ports: BTreeMap<(Protocol, u16), FakePort>,
+    /// Members that may open no connection to the outside.
+    pub denied: BTreeSet<VmId>,
+    /// Addresses that members can not reach; no entry for an empty list.
+    pub blacklists: BTreeMap<VmId, BTreeSet<Ipv4Addr>>,
+}
+
+/// See the module.
+pub struct FakeNetwork {
+    world: Arc<Mutex<FakeWorld>>,
+    hook: FaultHook,
+    died: AtomicBool,
+    names: Mutex<BTreeMap<EnvId, EnvNames>>,
+}
+
+impl fmt::Debug for FakeNetwork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FakeNetwork")
+            .field("world", &self.world)
+            .field("died", &self.died)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FakeNetwork {
+    /// A daemon's network on `world`. `hook` is asked before and after every side effect, without
+    /// any lock being held, so it may block.
+    pub fn new(world: Arc<Mutex<FakeWorld>>, hook: FaultHook) -> Self {
+        Self { world, hook, died: AtomicBool::new(false), names: Mutex::default() }
+    }
+
+    /// The world as it is now.
+    pub fn world(&self) -> FakeWorld {
+        lock(&self.world).clone()
+    }
+
+    /// The names that were set for an Env since the daemon started.
+    pub fn names(&self, env: EnvId) -> Option<EnvNames> {
+        lock(&self.names).get(&env).cloned()
+    }
+
+    /// Starts the daemon again after [`Fault::Die`]: the world is as it was, what was in memory is
+    /// gone.
+    pub fn revive(&self) {
+        lock(&self.names).clear();
+        self.died.store(false, Ordering::SeqCst);
+    }
+
+    fn alive(&self) -> Result<(), NetworkError> {
+        if self.died.load(Ordering::SeqCst) { Err(NetworkError::Died) } else { Ok(()) }
+    }
+
+    fn ready(&self) -> Result<(), NetworkError> {
+        self.alive()?;
+        if lock(&self.world).host { Ok(()) } else { Err(NetworkError::NotInit) }
+    }
+
+    fn ask(&self, moment: Moment, effect: &'static str) -> Result<(), NetworkError> {
+        self.alive()?;
+        match (self.hook)(moment, effect) {
+            Fault::None => Ok(()),
+            Fault::Fail => Err(NetworkError::Fault { effect }),
+            Fault::Die => {
+                self.died.store(true, Ordering::SeqCst);
+                Err(NetworkError::Died)
+            }
+        }
+    }
+
+    /// Looks with `differs`; if so, makes the side effect, with the hook before and after it.
+    fn act<D, E>(&self, effect: &'static str, differs: D, change: E) -> Result<(), NetworkError>
+    where
+        D: FnOnce(&FakeWorld) -> bool,
+        E: FnOnce(&mut FakeWorld),
+    {
+        self.alive()?;
+        let differs = differs(&lock(&self.world));
+        if differs {
+            self.ask(Moment::Before, effect)?;
+            change(&mut lock(&self.world));
+            self.ask(Moment::After, effect)?;
+        }
+        Ok(())
+    }
+
+    fn is_set(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.ready()?;
+        let world = lock(&self.world);
+        match world.namespaces.get(&vm.env_id) {
+            Some(members) if members.contains(&vm.id) => Ok(()),
+            _ => Err(NetworkError::NotSet { vm: vm.id }),
+        }
+    }
+
+    fn set_denied(&self, vm: &Vm, denied: bool) -> Result<(), NetworkError> {
+        self.act(
+            if denied { "net.deny" } else { "net.allow" },
+            |world| world.denied.contains(&vm.id) != denied,
+            |world| {
+                if denied {
+                    world.denied.insert(vm.id);
+                } else {
+                    world.denied.remove(&vm.id);
+                }
+            },
+        )
+    }
+
+    fn set_listed(&self, vm: &Vm, listed: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
+        self.act(
+            "net.blacklist",
+            |world| {
+                let now = world.blacklists.get(&vm.id);
+                now.map_or(!listed.is_empty(), |now| now != listed)
+            },
+            |world| {
+                if listed.is_empty() {
+                    world.blacklists.remove(&vm.id);
+                } else {
+                    world.blacklists.insert(vm.id, listed.clone());
+                }
+            },
+        )
+    }
+
+    fn set_ports(&self, vm: &Vm) -> Result<(), NetworkError> {
+        let wanted = wanted_ports(vm);
+        for (&(protocol, port), target) in &lock(&self.world).ports {
+            if target.vm != vm.id && wanted.contains_key(&(protocol, port)) {
+                return Err(NetworkError::PortTaken {
+                    port,
+                    protocol,
+                    env: target.env,
+                    vm: target.vm,
+                });
+            }
+        }
+        self.act(
+            "net.ports",
+            |world| ports_of(world, vm.id) != wanted,
+            |world| {
+                world.ports.retain(|_, target| target.vm != vm.id);
+                world.ports.extend(wanted.clone());
+            },
+        )
+    }
+
+    fn remove_namespace(&self, env: EnvId) -> Result<(), NetworkError> {
+        self.act(
+            "net.edge.remove",
+            |world| world.edges.contains(&env),
+            |world| {
+                world.edges.remove(&env);
+                world.routes.retain(|_, of| *of != env);
+            },
+        )?;
+        self.act(
+            "net.namespace.remove",
+            |world| world.namespaces.contains_key(&env),
+            |world| {
+                for vm in world.namespaces.remove(&env).into_iter().flatten() {
+                    world.denied.remove(&vm);
+                    world.blacklists.remove(&vm);
+                }
+            },
+        )
+    }
+}
+
+impl Network for FakeNetwork {
+    fn init(&self) -> Result<(), NetworkError> {
+        self.act("net.host", |world| !world.host, |world| world.host = true)
+    }
+
+    fn set_names(&self, env: EnvId, names: &EnvNames) -> Result<(), NetworkError> {
+        self.ready()?;
+        if names.members.len() > MEMBERS_MAX {
+            return Err(NetworkError::SetNames { count: names.members.len(), max: MEMBERS_MAX });
+        }
+        if names.members.is_empty() {
+            lock(&self.names).remove(&env);
+        } else {
+            lock(&self.names).insert(env, names.clone());
+        }
+        Ok(())
+    }
+
+    fn set_net(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.ready()?;
+        if vm.net_kind != NetKind::Nat {
+            return Err(NetworkError::CarryKind { kind: vm.net_kind });
+        }
+        let (env, addr) = (vm.env_id, vm.resource.ip_addr);
+        self.act(
+            "net.namespace",
+            |world| !world.namespaces.contains_key(&env),
+            |world| {
+                world.namespaces.entry(env).or_default();
+                world.edges.insert(env);
+            },
+        )?;
+        self.act(
+            "net.tap",
+            |world| {
+                let members = world.namespaces.get(&env);
+                members.is_some_and(|members| !members.contains(&vm.id))
+            },
+            |world| {
+                world.namespaces.entry(env).or_default().insert(vm.id);
+            },
+        )?;
+        self.set_denied(vm, vm.deny_outgoing)?;
+        self.set_listed(vm, &vm.state.net_blacklist.iter().copied().collect())?;
+        self.act(
+            "net.route",
+            |world| world.routes.get(&addr) != Some(&env),
+            |world| {
+                world.routes.insert(addr, env);
+            },
+        )?;
+        self.set_ports(vm)
+    }
+
+    fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.ready()?;
+        let (env, addr) = (vm.env_id, vm.resource.ip_addr);
+        self.act(
+            "net.ports.remove",
+            |world| !ports_of(world, vm.id).is_empty(),
+            |world| world.ports.retain(|_, target| target.vm != vm.id),
+        )?;
+        self.act(
+            "net.route.remove",
+            |world| world.routes.get(&addr) == Some(&env),
+            |world| {
+                world.routes.remove(&addr);
+            },
+        )?;
+        self.act(
+            "net.tap.remove",
+            |world| world.namespaces.get(&env).is_some_and(|m| m.contains(&vm.id)),
+            |world| {
+                if let Some(members) = world.namespaces.get_mut(&env) {
+                    members.remove(&vm.id);
+                }
+                world.denied.remove(&vm.id);
+                world.blacklists.remove(&vm.id);
+            },
+        )?;
+        let is_empty = {
+            let world = lock(&self.world);
+            world.namespaces.get(&env).is_none_or(BTreeSet::is_empty)
+        };
+        if is_empty { self.remove_namespace(env) } else { Ok(()) }
+    }
+
+    fn deny_outgoing(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.is_set(vm)?;
+        self.set_denied(vm, true)
+    }
+
+    fn allow_outgoing(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.is_set(vm)?;
+        self.set_denied(vm, false)
+    }
+
+    fn set_blacklist(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.is_set(vm)?;
+        self.set_listed(vm, &vm.state.net_blacklist.iter().copied().collect())
+    }
+
+    fn found(&self) -> Result<Found, NetworkError> {
+        self.alive()?;
+        let world = lock(&self.world);
+        let envs = world.namespaces.clone();
+        let ports = world.ports.values().map(|target| target.env);
+        let leftovers = world.edges.iter().copied().chain(ports);
+        Ok(Found { leftovers: leftovers.filter(|env| !envs.contains_key(env)).collect(), envs })
+    }
+
+    fn remove_stray(&self, env: EnvId) -> Result<(), NetworkError> {
+        self.ready()?;
+        self.act(
+            "net.ports.remove",
+            |world| world.ports.values().any(|target| target.env == env),
+            |world| world.ports.retain(|_, target| target.env != env),
+        )?;
+        lock(&self.names).remove(&env);
+        self.remove_namespace(env)
+    }
+
+    fn close(&self) -> Result<(), NetworkError> {
+        self.alive()?;
+        self.act(
+            "net.host.remove",
+            |world| world.host && world.namespaces.is_empty(),
+            |world| world.host = false,
+        )
+    }
+}
+
+fn wanted_ports(vm: &Vm) -> BTreeMap<(Protocol, u16), FakePort> {
+    let target =
+        |inner: u16| FakePort { env: vm.env_id, vm: vm.id, addr: vm.resource.ip_addr, port: inner };
+    let ports = vm.resource.port_map.iter();
+    ports.map(|(inner, public)| ((inner.protocol, *public), target(inner.port))).collect()
+}
+
+fn ports_of(world: &FakeWorld, vm: VmId) -> BTreeMap<(Protocol, u16), FakePort> {
+    let ports = world.ports.iter();
+    ports.filter(|(_, target)| target.vm == vm).map(|(key, target)| (*key, *target)).collect()
+}
+
+/// A poisoned lock is of no concern: every change under it is a single assignment.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,105 @@
+//! The network plane of a host: one network namespace per Env, L2 inside, L3 at its edge.
+//!
+//! It decides nothing: addresses, names and public ports come with the record. It keeps nothing
+//! that a guest needs: when the daemon is gone, guests, their ports and their rules go on. It
+//! carries [`NetKind::Nat`](tt_model::NetKind::Nat) only and says so when asked for another kind.
+//!
+//! # The tap, for engines
+//! After [`Network::set_net`] the namespace at [`Layout::netns`](tt_model::Layout::netns) holds the
+//! persistent tap [`names::tap`](tt_model::names::tap) of the Vm, up and in its bridge. An engine
+//! opens `/dev/net/tun` on a thread that has entered the namespace, calls `TUNSETIFF` with that
+//! name and exactly `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` (other flags are refused with `EINVAL`),
+//! and hands the descriptor to the machine. The tap has one queue: one descriptor at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+use tt_model::{EnvId, Vm, VmId};
+
+mod error;
+pub mod fake;
+
+pub use error::NetworkError;
+pub use fake::FakeNetwork;
+
+/// Most names that one [`EnvNames`] may hold.
+pub const MEMBERS_MAX: usize = 4096;
+
+/// Who is who inside an Env.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EnvNames {
+    /// Name of the Env: `db` is also known as `db.<env_name>`.
+    pub env_name: String,
+    /// Name and inner address of every member, at most [`MEMBERS_MAX`].
+    pub members: Vec<(String, Ipv4Addr)>,
+}
+
+/// What is there, seen by looking.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Envs that have a namespace, with the members that have a tap in it. A namespace without
+    /// members is the rest of a broken [`Network::set_net`].
+    pub envs: BTreeMap<EnvId, BTreeSet<VmId>>,
+    /// Envs that have no namespace, but something on the host's side: an edge or a public port.
+    pub leftovers: BTreeSet<EnvId>,
+}
+
+/// The network of one host.
+///
+/// Every verb is idempotent and finishes what a killed daemon left half done: it looks first and
+/// acts on the difference, so the answer to any error that [`NetworkError::is_retryable`] is to
+/// call again. Calls block. Calls for one Env wait for each other, different Envs go side by side.
+pub trait Network: Send + Sync + Debug {
+    /// Makes what all Envs share: the host's table of rules, forwarding, the reservation of the
+    /// address block. Called once by every daemon before anything else; finds the running guests
+    /// of an earlier daemon and breaks no connection of theirs.
+    ///
+    /// # Errors
+    /// [`NetworkError::Collide`] if a network of the host lies in the range; nothing is changed.
+    fn init(&self) -> Result<(), NetworkError>;
+
+    /// Says who is who inside an Env. Replaces what was said before; no members forget the Env.
+    /// May be called before the first [`set_net`](Self::set_net). Kept in the daemon's memory
+    /// only: to be said again after a restart.
+    fn set_names(&self, env: EnvId, names: &EnvNames) -> Result<(), NetworkError>;
+
+    /// Makes everything that the record says: namespace, bridge, edge, tap, route, ports,
+    /// `deny_outgoing`, `net_blacklist`, and that no other address leaves the tap. Also the way to
+    /// apply a changed record to a live guest; what stays the same is not touched.
+    ///
+    /// # Errors
+    /// [`NetworkError::PortTaken`] if another Vm has one of the ports, and nothing is published.
+    fn set_net(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// Removes everything of a Vm; with the last member the Env's namespace goes. The machine must
+    /// have ended.
+    fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// From now on the guest opens no connection to the outside, and those that it has opened
+    /// stand still. Replies to inbound connections, the gateway and other members stay reachable.
+    ///
+    /// # Errors
+    /// [`NetworkError::NotSet`] if the Vm has no network.
+    fn deny_outgoing(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// Takes [`deny_outgoing`](Self::deny_outgoing) back, with the same errors.
+    fn allow_outgoing(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// From now on the guest sends nothing to the addresses in `vm.state.net_blacklist` (members
+    /// of its own Env included), also on open connections, and reaches again what is no longer
+    /// listed.
+    ///
+    /// # Errors
+    /// [`NetworkError::NotSet`] if the Vm has no network.
+    fn set_blacklist(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// What is there.
+    fn found(&self) -> Result<Found, NetworkError>;
+
+    /// Removes everything of an Env that no record knows, its public ports included.
+    fn remove_stray(&self, env: EnvId) -> Result<(), NetworkError>;
+
+    /// Removes what [`init`](Self::init) made and restores the sysctls that it changed, if no Env
+    /// is left; else does nothing. The network is not used afterwards, except by another `init`.
+    fn close(&self) -> Result<(), NetworkError>;
+}
