@@ -1,4 +1,5 @@
-//! The bounds of the contract, checked before a store touches anything. Pure; every store calls these first.
+//! The bounds of the contract, checked before a store touches anything. Pure; every store calls
+//! these first.
 
 use std::collections::HashSet;
 use std::ops::Bound;

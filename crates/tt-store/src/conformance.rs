@@ -1,4 +1,5 @@
-//! The suite that every store runs with one line. It judges by the contract in `lib.rs` alone, and knows no store.
+//! The suite that every store runs with one line. It judges by the contract in `lib.rs` alone, and
+//! knows no store.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -10,6 +11,8 @@ use crate::{Batch, Entry, Kv, Outcome, Result, Revision, Txn, Watch};
 
 mod commits;
 mod ranges;
+#[cfg(test)]
+mod tests;
 mod watches;
 
 /// How long a commit may take to reach a watch before the suite calls it lost.
@@ -22,9 +25,9 @@ type Clause = fn(&dyn Kv) -> Result<()>;
 
 /// Runs every clause, each on a store of its own.
 ///
-/// `open` gives an empty store. The suite makes some thousand commits and goes on committing, up to 20,000 times,
-/// until the log's beginning is forgotten; open a durable store with a short [`crate::Retention`], though no shorter
-/// than 1,000 revisions.
+/// `open` gives an empty store. The suite makes some thousand commits and goes on committing, up to
+/// 20,000 times, until the log's beginning is forgotten; open a durable store with a short
+/// [`crate::Retention`], though no shorter than 1,000 revisions.
 ///
 /// # Panics
 /// If the store breaks the contract; the message names the clause.

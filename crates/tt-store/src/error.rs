@@ -58,7 +58,8 @@ pub enum StoreError {
         /// What was asked for.
         limit: usize,
     },
-    /// The log no longer reaches back to the revision a watch was to follow. Read everything, then watch from there.
+    /// The log no longer reaches back to the revision a watch was to follow. Read everything, then
+    /// watch from there.
     #[error(
         "the store's log begins at revision {first}: read everything and watch from the revision of that read"
     )]

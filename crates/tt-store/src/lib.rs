@@ -1,7 +1,8 @@
 //! The store: the only place where the parts of TT meet, and the contract that every store keeps.
 //!
-//! Its shape is etcd's: a flat map of keys, one revision per commit, commits guarded by revisions, watches from a
-//! revision. It never looks into a value, never spawns a task, and never answers from anything but committed state.
+//! Its shape is etcd's: a flat map of keys, one revision per commit, commits guarded by revisions,
+//! watches from a revision. It never looks into a value, never spawns a task, and never answers
+//! from anything but committed state.
 
 use std::fmt;
 use std::ops::Bound;
@@ -12,6 +13,7 @@ mod error;
 pub mod memory;
 mod retention;
 pub mod sqlite;
+pub mod tables;
 mod txn;
 mod watch;
 
@@ -20,20 +22,23 @@ pub use retention::Retention;
 pub use txn::{Guard, Outcome, Txn, Write};
 pub use watch::{Batch, Change, WATCH_QUEUE, WATCHES_MAX, Watch};
 
-/// Longest key, in bytes. A key is 1 to this many printable ASCII characters, none of them white space.
+/// Longest key, in bytes. A key is 1 to this many printable ASCII characters, none of them white
+/// space.
 pub const KEY_BYTES_MAX: usize = 512;
 /// Largest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Most guards and writes, together, in one [`Txn`].
 pub const TXN_OPS_MAX: usize = 4096;
-/// Most bytes of keys and values that one [`Txn`] writes: what a watcher must be able to hold at once.
+/// Most bytes of keys and values that one [`Txn`] writes: what a watcher must be able to hold at
+/// once.
 pub const TXN_BYTES_MAX: usize = 16 << 20;
 /// Most entries that one [`Page`] can be asked for.
 pub const PAGE_ENTRIES_MAX: usize = 10_000;
 /// A page ends early, with `more` set, once its values pass this many bytes.
 pub const PAGE_BYTES_MAX: usize = 64 << 20;
 
-/// The store's logical clock: 0 when nothing was ever committed, greater after every commit that changes something.
+/// The store's logical clock: 0 when nothing was ever committed, greater after every commit that
+/// changes something.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
@@ -74,7 +79,8 @@ pub struct Range {
 pub struct Page {
     /// What was found.
     pub entries: Vec<Entry>,
-    /// The store's revision when the page was read. Who pages and then watches, watches from the *first* page's.
+    /// The store's revision when the page was read. Who pages and then watches, watches from the
+    /// *first* page's.
     pub revision: Revision,
     /// Whether the range goes on after the last entry.
     pub more: bool,
@@ -82,8 +88,9 @@ pub struct Page {
 
 /// A store. Calls block; any number of threads may make them at once.
 ///
-/// A commit that was answered is durable to the degree the store promises, and every later read, in any thread, sees
-/// it. A commit that failed with an error may or may not have happened: read, or repeat it with its guards.
+/// A commit that was answered is durable to the degree the store promises, and every later read, in
+/// any thread, sees it. A commit that failed with an error may or may not have happened: read, or
+/// repeat it with its guards.
 pub trait Kv: Send + Sync + fmt::Debug {
     /// Reads one key.
     ///
@@ -99,22 +106,25 @@ pub trait Kv: Send + Sync + fmt::Debug {
 
     /// Makes all of the writes, under one new revision, if every guard holds; else none of them.
     ///
-    /// A transaction that changes nothing (no writes, or only deletes of absent keys) makes no revision and answers
-    /// the current one.
+    /// A transaction that changes nothing (no writes, or only deletes of absent keys) makes no
+    /// revision and answers the current one.
     ///
     /// # Errors
-    /// A transaction that breaks a bound of this crate (nothing is changed), a full disk, a store that cannot be
-    /// written. A guard that does not hold is no error but [`Outcome::Conflict`].
+    /// A transaction that breaks a bound of this crate (nothing is changed), a full disk, a store
+    /// that cannot be written. A guard that does not hold is no error but [`Outcome::Conflict`].
     fn commit(&self, txn: &Txn) -> Result<Outcome>;
 
-    /// Follows the keys under `prefix`: every commit after `after` that touches one, in order, each once.
+    /// Follows the keys under `prefix`: every commit after `after` that touches one, in order, each
+    /// once.
     ///
     /// # Errors
-    /// [`StoreError::Compacted`] if the log no longer reaches back to `after` and [`StoreError::Ahead`] if the store
-    /// never reached it: read everything and watch from there. A malformed prefix; too many watches.
+    /// [`StoreError::Compacted`] if the log no longer reaches back to `after` and
+    /// [`StoreError::Ahead`] if the store never reached it: read everything and watch from there. A
+    /// malformed prefix; too many watches.
     fn watch(&self, prefix: &str, after: Revision) -> Result<Watch>;
 
-    /// Reads the keys under `prefix` that follow `after`, at most `limit`: [`Kv::scan`] for who pages.
+    /// Reads the keys under `prefix` that follow `after`, at most `limit`: [`Kv::scan`] for who
+    /// pages.
     ///
     /// # Errors
     /// As [`Kv::scan`].

@@ -1,4 +1,5 @@
-//! A store in memory, for tests and dry runs. It keeps the whole contract except that nothing outlives it.
+//! A store in memory, for tests and dry runs. It keeps the whole contract except that nothing
+//! outlives it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;

@@ -1,7 +1,8 @@
-//! The embedded store: one SQLite database in a directory of its own. A commit is on the disk before it is answered.
+//! The embedded store: one SQLite database in a directory of its own. A commit is on the disk
+//! before it is answered.
 //!
-//! One connection writes, under a lock that also orders what watches see; a few others read beside it. It never
-//! repairs or replaces a database by itself.
+//! One connection writes, under a lock that also orders what watches see; a few others read beside
+//! it. It never repairs or replaces a database by itself.
 
 use std::fmt;
 use std::ops::Bound;
@@ -14,6 +15,8 @@ mod database;
 mod lock;
 mod log;
 mod readers;
+#[cfg(test)]
+mod tests;
 
 use crate::check::{self, Interval};
 use crate::watch::Hub;
@@ -26,7 +29,8 @@ use lock::DirLock;
 use log::Log;
 use readers::{READERS, Readers};
 
-/// The low bits of a log row's id: the place of a change within its commit, below [`crate::TXN_OPS_MAX`].
+/// The low bits of a log row's id: the place of a change within its commit, below
+/// [`crate::TXN_OPS_MAX`].
 const ORDINAL_BITS: u32 = 12;
 
 const GET: &str =
@@ -61,8 +65,10 @@ impl SqliteKv {
     /// Opens the store in `dir`, which is made if need be, with the usual [`Retention`].
     ///
     /// # Errors
-    /// [`StoreError::Lock`](crate::StoreError::Lock) if another store has the directory, [`Damaged`](crate::StoreError::Damaged) and [`Schema`](crate::StoreError::Schema) if
-    /// its database must not be used, a directory or file that cannot be used. What was there stays as it was.
+    /// [`StoreError::Lock`](crate::StoreError::Lock) if another store has the directory,
+    /// [`Damaged`](crate::StoreError::Damaged) and [`Schema`](crate::StoreError::Schema) if its
+    /// database must not be used, a directory or file that cannot be used. What was there stays as
+    /// it was.
     pub fn open(dir: &Path) -> Result<Self> {
         Self::with_retention(dir, Retention::default())
     }

@@ -1,5 +1,5 @@
-//! Watches: what a reader holds, and the hub that a store hands its commits to. It never blocks a commit: a reader
-//! that does not keep up is let go.
+//! Watches: what a reader holds, and the hub that a store hands its commits to. It never blocks a
+//! commit: a reader that does not keep up is let go.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 
 use crate::{Result, Revision, StoreError};
 
-/// How many commits a watch may lag behind before it is ended: several seconds of the fastest commits seen.
+/// How many commits a watch may lag behind before it is ended: several seconds of the fastest
+/// commits seen.
 pub const WATCH_QUEUE: usize = 1024;
 /// Most watches at once on one store: each costs every commit a look.
 pub const WATCHES_MAX: usize = 1024;
@@ -45,8 +46,9 @@ pub struct Change {
 
 /// A stream of commits. Dropping it ends the watch.
 ///
-/// When it gives nothing more, the store was closed or the reader lagged more than [`WATCH_QUEUE`] commits: read
-/// everything and watch again. What it gave until then is complete and in order.
+/// When it gives nothing more, the store was closed, the reader lagged more than [`WATCH_QUEUE`]
+/// commits, or a commit failed in a way that leaves open whether it happened: read everything and
+/// watch again. What it gave until then is complete and in order.
 #[derive(Debug)]
 pub struct Watch {
     past: VecDeque<Batch>,
@@ -84,7 +86,8 @@ struct Watcher {
 }
 
 impl Hub {
-    /// Opens a watch that first gives `past`, the commits so far that concern it, then what is published from now on.
+    /// Opens a watch that first gives `past`, the commits so far that concern it, then what is
+    /// published from now on.
     pub(crate) fn watch(&mut self, prefix: &str, past: VecDeque<Batch>) -> Result<Watch> {
         self.watchers.retain(|watcher| !watcher.queue.is_closed());
         if self.watchers.len() >= WATCHES_MAX {
@@ -95,7 +98,8 @@ impl Hub {
         Ok(Watch { past, live })
     }
 
-    /// Hands a commit to every watch that it concerns, and lets go of those that are closed or full.
+    /// Hands a commit to every watch that it concerns, and lets go of those that are closed or
+    /// full.
     pub(crate) fn publish(&mut self, batch: &Batch) {
         self.watchers.retain(|watcher| match concerning(batch, &watcher.prefix) {
             None => !watcher.queue.is_closed(),

@@ -110,7 +110,8 @@ fn a_page_says_its_revision(kv: &dyn Kv) -> Result<()> {
     Ok(())
 }
 
-/// Two keys that only ever change together are never seen apart, nor newer than the page says it is.
+/// Two keys that only ever change together are never seen apart, nor newer than the page says it
+/// is.
 fn a_page_is_one_moment(kv: &dyn Kv) -> Result<()> {
     const COMMITS: usize = 200;
     put_all(kv, &["pair/1", "pair/2"])?;

@@ -1,5 +1,5 @@
-//! The database file: made whole or not at all, checked before use, never replaced. It knows the schema's version and
-//! nothing of what the store does with its rows.
+//! The database file: made whole or not at all, checked before use, never replaced. It knows the
+//! schema's version and nothing of what the store does with its rows.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -18,7 +18,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// The write-ahead log shrinks back to this after a burst, so that it does not keep the disk.
 const WAL_KEPT_BYTES: u64 = 16 << 20;
 
-/// `log.id` is the revision shifted left by [`super::ORDINAL_BITS`], plus the place of the change within its commit.
+/// `log.id` is the revision shifted left by [`super::ORDINAL_BITS`], plus the place of the change
+/// within its commit.
 const SCHEMA: &str = "
 BEGIN;
 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -108,7 +109,8 @@ impl Database {
         }
     }
 
-    /// Makes the file under another name first, so that whatever stands under its own name is a whole store.
+    /// Makes the file under another name first, so that whatever stands under its own name is a
+    /// whole store.
     fn create(&self, dir: &Path) -> Result<()> {
         let new = self.beside(".new");
         for stale in [new.clone(), self.beside(".new-journal")] {

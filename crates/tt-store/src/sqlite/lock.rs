@@ -1,5 +1,6 @@
-//! The lock on a data directory: one store per directory, whoever opens it. The kernel frees it when its holder dies,
-//! so there is never a stale one, and the file's content only serves the message of who is refused.
+//! The lock on a data directory: one store per directory, whoever opens it. The kernel frees it
+//! when its holder dies, so there is never a stale one, and the file's content only serves the
+//! message of who is refused.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};

@@ -1,5 +1,6 @@
-//! The log of commits: what watches from the past read. It keeps what [`Retention`] asks for, and forgets a bounded
-//! number of commits at a time. Its last row also says the store's revision, so it never forgets the last commit.
+//! The log of commits: what watches from the past read. It keeps what [`Retention`] asks for, and
+//! forgets a bounded number of commits at a time. Its last row also says the store's revision, so
+//! it never forgets the last commit.
 
 use std::collections::VecDeque;
 
@@ -8,8 +9,8 @@ use rusqlite::{Connection, Transaction, params};
 use super::ORDINAL_BITS;
 use crate::{Batch, Change, Retention, Revision, check};
 
-/// Most commits forgotten by one commit, so that none has to wait long for it. More than one is forgotten only after
-/// an unusually large commit.
+/// Most commits forgotten by one commit, so that none has to wait long for it. More than one is
+/// forgotten only after an unusually large commit.
 const COMPACT_MAX: u32 = 64;
 
 const ENDS: &str = "SELECT (SELECT min(id) FROM log), (SELECT max(id) FROM log), \
