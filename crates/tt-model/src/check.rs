@@ -12,6 +12,8 @@ pub const TEMPLATE_NAME_BYTES_MAX: usize = 200;
 pub const VMS_PER_ENV_MAX: usize = 256;
 /// Most published ports of a Vm.
 pub const PORTS_PER_VM_MAX: usize = 256;
+/// Most published ports of an Env: with its members they are committed in one transaction.
+pub const PORTS_PER_ENV_MAX: u64 = 1000;
 /// Most addresses in a blacklist.
 pub const BLACKLIST_MAX: usize = 1024;
 /// Least memory of a Vm in MB.
@@ -97,6 +99,15 @@ pub fn check_env(spec: &EnvSpec) -> Result<(), Refusal> {
             format!("{number} Vms"),
             "they are too many for one Env",
             format!("use at most {VMS_PER_ENV_MAX}"),
+        ));
+    }
+    let ports = |vm: &VmSpec| u64::from(vm.count.unwrap_or(1)) * vm.ports.len() as u64;
+    let ports: u64 = spec.vms.iter().map(ports).sum();
+    if ports > PORTS_PER_ENV_MAX {
+        return Err(invalid(
+            format!("{ports} ports"),
+            "they are too many for one Env",
+            format!("publish at most {PORTS_PER_ENV_MAX}"),
         ));
     }
     spec.vms.iter().try_for_each(check_vm)

@@ -145,9 +145,9 @@ fn records_that_can_not_be_read_are_named() {
     let kv = Arc::new(MemoryKv::new());
     let tables = Tables::new(kv.clone());
     let key = Key::Vm(VmId(3)).path();
-    kv.commit(&crate::Txn::new().put(key.clone(), b"{}".to_vec())).unwrap();
+    let _ = kv.commit(&crate::Txn::new().put(key.clone(), b"{}".to_vec())).unwrap();
     assert!(tables.vm(VmId(3)).unwrap_err().to_string().contains(&key));
-    kv.commit(&crate::Txn::new().put(key, br#"{"v":99,"record":1}"#.to_vec())).unwrap();
+    let _ = kv.commit(&crate::Txn::new().put(key, br#"{"v":99,"record":1}"#.to_vec())).unwrap();
     assert!(matches!(tables.vm(VmId(3)), Err(TablesError::Newer { version: 99, .. })));
 }
 
