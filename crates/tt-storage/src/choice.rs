@@ -1,0 +1,73 @@
+//! Which back end a data directory gets: tried out, not guessed from the file system's name. It leaves nothing behind.
+
+use crate::StorageError;
+use crate::file::not_cloneable;
+use rustix::fs::{Mode, OFlags, ioctl_ficlone};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use tt_model::StorageKind;
+
+/// A back end, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The back end for new images.
+    pub kind: StorageKind,
+    /// Why that one, for people.
+    pub reason: String,
+}
+
+/// Chooses the back end for new images in `data_dir`: `file` where files can share blocks, else `qcow2` where QEMU is
+/// installed, else `file` with copies.
+///
+/// # Errors
+/// [`StorageError::Probe`] if nothing can be written there.
+pub fn choose(data_dir: &Path) -> Result<Choice, StorageError> {
+    let reflink = probe_reflink(data_dir)
+        .map_err(|source| StorageError::Probe { path: data_dir.into(), source })?;
+    let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let qemu = std::env::split_paths(&path).any(|dir| dir.join(&qemu).is_file());
+    Ok(decide(reflink, qemu))
+}
+
+fn decide(reflink: bool, qemu: bool) -> Choice {
+    let (kind, reason) = match (reflink, qemu) {
+        (true, _) => (
+            StorageKind::File,
+            "files of this file system can share blocks: clones take no time and serve every engine",
+        ),
+        (false, true) => (
+            StorageKind::Qcow2,
+            "files of this file system can not share blocks: overlays take no time, but serve QEMU only; \
+             put the data directory on XFS or btrfs to serve every engine",
+        ),
+        (false, false) => (
+            StorageKind::File,
+            "files of this file system can not share blocks, and QEMU is not installed: images are copied; \
+             put the data directory on XFS or btrfs to clone them",
+        ),
+    };
+    Choice { kind, reason: reason.to_owned() }
+}
+
+fn probe_reflink(dir: &Path) -> io::Result<bool> {
+    // Files without a name: a probe that is killed leaves nothing.
+    let unnamed = || {
+        let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR).map(File::from)
+    };
+    let source = match unnamed() {
+        // Where files must have names, no file system of today shares blocks.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR) => return Ok(false),
+        source => source?,
+    };
+    source.write_all_at(&[1; 4096], 0)?;
+    match ioctl_ficlone(unnamed()?, &source) {
+        Ok(()) => Ok(true),
+        Err(e) if not_cloneable(e) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}

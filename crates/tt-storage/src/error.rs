@@ -1,0 +1,208 @@
+//! What can go wrong with a disk. It never says what the caller was about.
+
+use std::io;
+use std::path::PathBuf;
+use tt_model::ErrorCode;
+
+/// Why a storage call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// The image would not fit, or the file system ran full; nothing of the image is left. A retry helps once there is
+    /// room.
+    #[error(
+        "image {} needs {need_mb} MB and the file system has {free_mb} MB free: make room and retry",
+        path.display()
+    )]
+    NoSpace {
+        /// The image.
+        path: PathBuf,
+        /// What it would take, with [`RESERVE_MB`](crate::RESERVE_MB).
+        need_mb: u64,
+        /// What may be written.
+        free_mb: u64,
+    },
+    /// The image is larger than asked for; it is left as it is.
+    #[error(
+        "image {} has {have_bytes} bytes and can not shrink to {want_mb} MB: ask for no less than it has",
+        path.display()
+    )]
+    Shrink {
+        /// The image.
+        path: PathBuf,
+        /// Its size.
+        have_bytes: u64,
+        /// What was asked for.
+        want_mb: u32,
+    },
+    /// The template's disk is larger than the disk asked for.
+    #[error(
+        "disk of {want_mb} MB is smaller than its template {}: ask for {template_mb} MB or more",
+        path.display()
+    )]
+    BelowTemplate {
+        /// The template's disk.
+        path: PathBuf,
+        /// Its size, rounded up.
+        template_mb: u64,
+        /// What was asked for.
+        want_mb: u32,
+    },
+    /// A name in the record leaves the data directory.
+    #[error(
+        "{path:?} is no path below the data directory: it must be relative, short, without `.` and `..`"
+    )]
+    CheckPath {
+        /// The name.
+        path: String,
+    },
+    /// The image's name is not the one of this Vm in this back end.
+    #[error("image {path:?} does not belong to this Vm and back end: its name would be {right:?}")]
+    CheckName {
+        /// The image's name.
+        path: String,
+        /// What it would be.
+        right: String,
+    },
+    /// The template's disk can not be read. A retry helps if the template comes back.
+    #[error("template disk {} can not be used", path.display())]
+    OpenTemplate {
+        /// The template's disk.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image could not be made; nothing of it is left. A retry may help.
+    #[error("image {} can not be created", path.display())]
+    Create {
+        /// The image or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image could not be grown or given to its machine's user; its content is untouched. A retry may help.
+    #[error("image {} can not be changed to {want_mb} MB", path.display())]
+    Grow {
+        /// The image.
+        path: PathBuf,
+        /// What was asked for.
+        want_mb: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A machine has the image open, and only its engine can grow it. A retry helps when it did, or stopped.
+    #[error("image {} is open in a machine: only its engine can grow it now", path.display())]
+    InUse {
+        /// The image.
+        path: PathBuf,
+    },
+    /// What lies at the image's name is none that this back end made. It is left as it is.
+    #[error("image {} is damaged: {problem}", path.display())]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The image has a size that its format can not hold.
+    #[error("image {} can have {max_mb} MB at most, not {want_mb} MB", path.display())]
+    Limit {
+        /// The image.
+        path: PathBuf,
+        /// What it can hold.
+        max_mb: u64,
+        /// What was asked for.
+        want_mb: u32,
+    },
+    /// An image could not be removed. A retry may help.
+    #[error("images in {} can not be removed", path.display())]
+    Destroy {
+        /// Where they lie.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The images could not be looked at. A retry may help.
+    #[error("images in {} can not be listed", path.display())]
+    List {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file system did not say how much room it has. A retry may help.
+    #[error("room in {} can not be measured", path.display())]
+    Space {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The data directory could not be tried out. A retry may help.
+    #[error("data directory {} can not be probed", path.display())]
+    Probe {
+        /// The directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A fake failed on demand. A retry may help.
+    #[error("storage failed on demand at {effect}")]
+    Fault {
+        /// The side effect.
+        effect: &'static str,
+    },
+    /// A fake behaves as if the daemon had died. No retry helps until it is revived.
+    #[error("storage died on demand at {effect}")]
+    Died {
+        /// The side effect at which it died.
+        effect: &'static str,
+    },
+}
+
+impl StorageError {
+    /// Whether the same call may succeed later without its caller changing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoSpace { .. }
+            | Self::OpenTemplate { .. }
+            | Self::Create { .. }
+            | Self::Grow { .. }
+            | Self::InUse { .. }
+            | Self::Destroy { .. }
+            | Self::List { .. }
+            | Self::Space { .. }
+            | Self::Probe { .. }
+            | Self::Fault { .. } => true,
+            Self::Shrink { .. }
+            | Self::BelowTemplate { .. }
+            | Self::CheckPath { .. }
+            | Self::CheckName { .. }
+            | Self::Damaged { .. }
+            | Self::Limit { .. }
+            | Self::Died { .. } => false,
+        }
+    }
+
+    /// The stable code that stands for it in answers and logs.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::NoSpace { .. } => ErrorCode::NoRoom,
+            Self::Shrink { .. } | Self::BelowTemplate { .. } | Self::Limit { .. } => {
+                ErrorCode::Invalid
+            }
+            Self::InUse { .. } => ErrorCode::InUse,
+            Self::OpenTemplate { .. } => ErrorCode::Template,
+            Self::Destroy { .. } => ErrorCode::DestroyImage,
+            Self::Space { .. } | Self::Probe { .. } => ErrorCode::Host,
+            Self::CheckPath { .. } | Self::CheckName { .. } => ErrorCode::Internal,
+            Self::Create { .. }
+            | Self::Grow { .. }
+            | Self::Damaged { .. }
+            | Self::List { .. }
+            | Self::Fault { .. }
+            | Self::Died { .. } => ErrorCode::CreateImage,
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The `file` back end: a raw file that shares its blocks with the template where the file system can (`FICLONE`), else a
+//! copy of the template's data without its holes. It never falls back from a clone that failed half-way.
+
+use crate::StorageError;
+use crate::images::{Format, Job};
+use crate::template::Template;
+use rustix::fs::{SeekFrom, ioctl_ficlone};
+use rustix::io::Errno;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::Path;
+use tt_model::StorageKind;
+
+/// The raw format.
+#[derive(Debug)]
+pub(crate) struct Raw;
+
+impl Format for Raw {
+    fn kind(&self) -> StorageKind {
+        StorageKind::File
+    }
+
+    fn clone_template(&self, job: &Job, image: &File) -> Result<(), StorageError> {
+        let template = Template::open(job)?;
+        match ioctl_ficlone(image, &template.file) {
+            Ok(()) => {}
+            Err(e) if not_cloneable(e) => {
+                job.reserve(template.allocated_bytes)?;
+                copy_data(&template.file, image, template.size_bytes).map_err(|e| job.failed(e))?;
+            }
+            Err(e) => return Err(job.failed(e.into())),
+        }
+        image.set_len(job.want_bytes()).map_err(|e| job.failed(e))
+    }
+
+    fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
+        let meta =
+            image.metadata().map_err(|source| StorageError::List { path: path.into(), source })?;
+        Ok(meta.len())
+    }
+
+    fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
+        image.set_len(job.want_bytes()).map_err(|e| job.not_grown(e))
+    }
+}
+
+/// Whether `FICLONE` said that it does not work here at all, see ioctl_ficlone(2).
+pub(crate) fn not_cloneable(e: Errno) -> bool {
+    [Errno::OPNOTSUPP, Errno::XDEV, Errno::INVAL, Errno::NOTTY, Errno::NOSYS].contains(&e)
+}
+
+/// Copies `size` bytes but the holes, which the empty file `to` has already.
+fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
+    let mut at = 0;
+    while at < size {
+        let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole follows.
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e.into()),
+        };
+        let end = rustix::fs::seek(from, SeekFrom::Hole(start))?.min(size);
+        let (mut source, mut sink) = (from, to);
+        source.seek(io::SeekFrom::Start(start))?;
+        sink.seek(io::SeekFrom::Start(start))?;
+        // `copy_file_range` where it works, else through memory.
+        let len = end - start;
+        if io::copy(&mut source.take(len), &mut sink)? != len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        at = end;
+    }
+    Ok(())
+}
