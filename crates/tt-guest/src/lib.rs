@@ -2,7 +2,7 @@
 //! archive format of file copies.
 //!
 //! The library does no transport I/O and has no clock: the host daemon drives it over a unix socket, the agent over a
-//! virtio-serial port. Only `tar` touches files, beneath the directory that its caller names. Nothing in here panics,
+//! virtio-serial port. Only [`tar`] touches files, beneath the directory that its caller names. Nothing in here panics,
 //! or allocates beyond a fixed bound, whatever bytes the other side sends.
 //!
 //! # The conversation
@@ -19,5 +19,7 @@ mod error;
 pub mod flow;
 pub mod frame;
 pub mod message;
+pub mod session;
+pub mod tar;
 
 pub use error::Error;
