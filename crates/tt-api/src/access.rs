@@ -1,0 +1,78 @@
+//! What the API needs of the host beside the store: streams, looks, the clock and the dice.
+//!
+//! Nothing here changes a record: what should be is committed to the store, and the host makes it
+//! so.
+
+use crate::views::VerifyReport;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::pin::Pin;
+use tokio::sync::mpsc;
+use tt_guest::session::{FromGuest, Open, ToGuest};
+use tt_model::{Protocol, Refusal, VmId};
+
+/// A future that can be sent between threads.
+pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Messages that each direction of a stream holds before its sender waits: enough to keep both
+/// sides busy, few enough that a slow reader holds back the guest and not the daemon's memory.
+pub const STREAM_QUEUE: usize = 8;
+/// Most bytes in one message of a stream.
+pub const STREAM_MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// What the API needs of the host beside the store: streams and looks. None of it changes a record.
+///
+/// `console_log` and `verify` may block: the API calls them on a thread of their own.
+pub trait HostAccess: Send + Sync + 'static {
+    /// The ports that something on this host listens on, whoever it is.
+    fn listening_ports(&self) -> BTreeSet<(Protocol, u16)>;
+
+    /// The daemon's clock, in seconds since the epoch.
+    fn now_unix_secs(&self) -> u64;
+
+    /// That many bytes that nobody can guess.
+    fn random(&self, bytes: usize) -> Vec<u8>;
+
+    /// Opens a stream in a guest of this host.
+    ///
+    /// # Errors
+    /// `ERR_TT_AGENT` if the agent does not answer, `ERR_TT_BUSY` if it has too many streams. What
+    /// the guest itself refuses arrives as [`FromGuest::Failed`].
+    fn open(&self, vm: VmId, open: Open) -> BoxFuture<Result<GuestStream, Refusal>>;
+
+    /// Attaches to a machine's serial console.
+    ///
+    /// # Errors
+    /// `ERR_TT_STATE` if there is no machine, `ERR_TT_UNSUPPORTED` if it has no console.
+    fn console(&self, vm: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>>;
+
+    /// The last `tail_bytes` of a machine's console log; fewer if there are fewer.
+    ///
+    /// # Errors
+    /// `ERR_TT_HOST` if the log can not be read. A log that does not exist yet is empty.
+    fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal>;
+
+    /// Compares the host with the records. Repairs nothing.
+    ///
+    /// # Errors
+    /// If the host or the store can not be looked at.
+    fn verify(&self) -> Result<VerifyReport, Refusal>;
+}
+
+/// An open stream in a guest. Dropping `from` cancels it; dropping `to` says that no more comes.
+#[derive(Debug)]
+pub struct GuestStream {
+    /// To the guest; holds at most [`STREAM_QUEUE`] messages.
+    pub to: mpsc::Sender<ToGuest>,
+    /// From the guest; `Exited` or `Failed` comes last. Ends without one if the host loses it.
+    pub from: mpsc::Receiver<FromGuest>,
+}
+
+/// An attached console: raw bytes. Dropping it detaches.
+#[derive(Debug)]
+pub struct ConsoleStream {
+    /// Key strokes.
+    pub to: mpsc::Sender<Vec<u8>>,
+    /// What the guest prints. Ends when the machine does.
+    pub from: mpsc::Receiver<Vec<u8>>,
+}
