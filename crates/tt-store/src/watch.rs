@@ -126,3 +126,33 @@ fn note(watcher: &Watcher, error: &mpsc::error::TrySendError<Batch>) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_are_bounded_and_closed_ones_do_not_count() {
+        let mut hub = Hub::default();
+        let mut open: Vec<_> =
+            (0..WATCHES_MAX).map(|_| hub.watch("", VecDeque::new()).unwrap()).collect();
+        let error = hub.watch("", VecDeque::new()).unwrap_err();
+        assert!(matches!(error, StoreError::Watch) && error.is_retryable());
+        open.pop();
+        assert!(hub.watch("", VecDeque::new()).is_ok());
+    }
+
+    #[test]
+    fn a_watch_ends_with_its_store() {
+        let mut hub = Hub::default();
+        let batch = Batch {
+            revision: Revision(1),
+            changes: vec![Change { key: "k".to_owned(), value: None, revision: Revision(1) }],
+        };
+        let mut watch = hub.watch("", VecDeque::new()).unwrap();
+        hub.publish(&batch);
+        drop(hub);
+        assert_eq!(watch.blocking_next(), Some(batch));
+        assert_eq!(watch.blocking_next(), None);
+    }
+}
