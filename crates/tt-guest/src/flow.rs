@@ -35,9 +35,7 @@ impl SendWindow {
 
     /// Notes that `bytes` were sent. More than [`Self::sendable`] empties the window.
     pub fn sent(&mut self, bytes: usize) {
-        self.available = self
-            .available
-            .saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
+        self.available = self.available.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
     /// Takes a credit of the receiver. A credit beyond the window is cut: no peer may make us send more than `WINDOW`.
@@ -55,10 +53,7 @@ pub struct ReceiveWindow {
 
 impl Default for ReceiveWindow {
     fn default() -> Self {
-        Self {
-            open: WINDOW,
-            owed: 0,
-        }
+        Self { open: WINDOW, owed: 0 }
     }
 }
 
@@ -68,18 +63,12 @@ impl ReceiveWindow {
     /// # Errors
     /// `ReceiveData` if the sender was not granted that much: it breaks the protocol, end the stream.
     pub fn received(&mut self, bytes: usize) -> Result<(), Error> {
-        match u32::try_from(bytes)
-            .ok()
-            .and_then(|count| self.open.checked_sub(count))
-        {
+        match u32::try_from(bytes).ok().and_then(|count| self.open.checked_sub(count)) {
             Some(open) => {
                 self.open = open;
                 Ok(())
             }
-            None => Err(Error::ReceiveData {
-                bytes,
-                allowed: self.open,
-            }),
+            None => Err(Error::ReceiveData { bytes, allowed: self.open }),
         }
     }
 

@@ -103,9 +103,7 @@ pub fn encode_into(
     payload: &[u8],
 ) -> Result<(), Error> {
     if payload.len() > MAX_PAYLOAD {
-        return Err(Error::EncodeFrame {
-            bytes: payload.len(),
-        });
+        return Err(Error::EncodeFrame { bytes: payload.len() });
     }
     let mut header = [0; HEADER_LEN];
     header[..4].copy_from_slice(&MAGIC);
@@ -167,15 +165,10 @@ impl Decoder {
     pub fn next_frame(&mut self) -> Option<Result<Frame, Error>> {
         let found = self.skip_to_magic();
         if found && self.garbage > 0 {
-            return Some(Err(Error::FindFrame {
-                bytes: std::mem::take(&mut self.garbage),
-            }));
+            return Some(Err(Error::FindFrame { bytes: std::mem::take(&mut self.garbage) }));
         }
-        let header: [u8; HEADER_LEN] = self
-            .buffer
-            .get(self.at..self.at + HEADER_LEN)?
-            .try_into()
-            .ok()?;
+        let header: [u8; HEADER_LEN] =
+            self.buffer.get(self.at..self.at + HEADER_LEN)?.try_into().ok()?;
         let length = read_u32(&header, 4);
         if length as usize > MAX_PAYLOAD {
             self.at += MAGIC.len();
@@ -184,15 +177,9 @@ impl Decoder {
         let end = self.at + HEADER_LEN + length as usize;
         let payload = self.buffer.get(self.at + HEADER_LEN..end)?;
         let frame = if checksum(&header[..CRC_AT], payload) != read_u32(&header, CRC_AT) {
-            Err(Error::VerifyFrame {
-                bytes: HEADER_LEN + payload.len(),
-            })
+            Err(Error::VerifyFrame { bytes: HEADER_LEN + payload.len() })
         } else if let Some(kind) = Kind::from_number(header[12]) {
-            Ok(Frame {
-                stream: read_u32(&header, 8),
-                kind,
-                payload: payload.to_vec(),
-            })
+            Ok(Frame { stream: read_u32(&header, 8), kind, payload: payload.to_vec() })
         } else {
             Err(Error::RecogniseFrame { kind: header[12] })
         };
@@ -214,9 +201,7 @@ impl Decoder {
     /// Moves to the next magic, or to what may be the beginning of one; returns whether a whole one is there.
     fn skip_to_magic(&mut self) -> bool {
         let waiting = &self.buffer[self.at..];
-        let found = waiting
-            .windows(MAGIC.len())
-            .position(|window| window == MAGIC);
+        let found = waiting.windows(MAGIC.len()).position(|window| window == MAGIC);
         let skipped = found.unwrap_or(waiting.len().saturating_sub(MAGIC.len() - 1));
         self.garbage += waiting[..skipped].iter().filter(|byte| **byte != 0).count() as u64;
         self.at += skipped;
@@ -241,16 +226,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_frame() -> impl Strategy<Value = Frame> {
-        (
-            any::<u32>(),
-            0u8..8,
-            proptest::collection::vec(any::<u8>(), 0..3000),
-        )
-            .prop_map(|(stream, kind, payload)| Frame {
+        (any::<u32>(), 0u8..8, proptest::collection::vec(any::<u8>(), 0..3000)).prop_map(
+            |(stream, kind, payload)| Frame {
                 stream,
                 kind: Kind::from_number(kind).unwrap(),
                 payload,
-            })
+            },
+        )
     }
 
     fn bytes_of(frames: &[Frame]) -> Vec<u8> {
@@ -269,10 +251,7 @@ mod tests {
     fn the_layout_is_pinned() {
         let bytes = encode(7, Kind::Stdout, b"hi").unwrap();
         assert_eq!(bytes[..13], *b"TTG1\x02\0\0\0\x07\0\0\0\x02");
-        assert_eq!(
-            bytes[13..17],
-            crc32fast::hash(b"TTG1\x02\0\0\0\x07\0\0\0\x02hi").to_le_bytes()
-        );
+        assert_eq!(bytes[13..17], crc32fast::hash(b"TTG1\x02\0\0\0\x07\0\0\0\x02hi").to_le_bytes());
         assert_eq!(&bytes[17..], b"hi");
     }
 
@@ -294,19 +273,13 @@ mod tests {
         bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         bytes.extend(encode(2, Kind::Stdin, b"y").unwrap());
         let decoded = decode_all(&bytes);
-        assert!(matches!(
-            decoded[0],
-            Err(Error::AcceptFrame { bytes: u32::MAX })
-        ));
+        assert!(matches!(decoded[0], Err(Error::AcceptFrame { bytes: u32::MAX })));
         assert_eq!(good(decoded)[0].payload, b"y");
 
         let mut unknown = *b"TTG1\0\0\0\0\0\0\0\0\x63\0\0\0\0";
         let crc = crc32fast::hash(&unknown[..13]);
         unknown[13..].copy_from_slice(&crc.to_le_bytes());
-        assert!(matches!(
-            decode_all(&unknown)[0],
-            Err(Error::RecogniseFrame { kind: 0x63 })
-        ));
+        assert!(matches!(decode_all(&unknown)[0], Err(Error::RecogniseFrame { kind: 0x63 })));
     }
 
     #[test]

@@ -12,8 +12,9 @@
 //! 2. It sends [`message::HostMessage::Setup`], and takes `SetupDone` for *ready*.
 //! 3. It opens streams with ids of its own choice (never 0, never twice in one session) by `Exec`, `CopyIn` or `CopyOut`.
 //!    Each ends with exactly one `Exited` or `Failed`, after all of its data.
-//! 4. A [`message::GuestMessage::Ready`] at any time means that the agent has no session (it has just started, perhaps
-//!    after a reboot): the host starts again at 1.
+//! 4. A [`message::GuestMessage::Ready`] at any time means that the agent has no session: it has just started, perhaps
+//!    after a reboot. The host sends `Hello` again: with the same nonce if that was not acknowledged yet (twice is
+//!    harmless), with a new one otherwise, for the old session is lost.
 
 mod error;
 pub mod flow;

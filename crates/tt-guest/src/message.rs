@@ -43,7 +43,7 @@ pub enum HostMessage {
         cols: u16,
     },
     /// Opens a stream on which the host sends an archive (`Stdin` frames, then `StdinEof`), unpacked at `path` as
-    /// `tar::Unpacker` says. Ends with `Exited { code: 0 }` or `Failed`.
+    /// [`crate::tar::Unpacker`] says. Ends with `Exited { code: 0 }` or `Failed`.
     CopyIn {
         /// The new stream.
         stream: u32,
@@ -338,65 +338,34 @@ mod tests {
     #[test]
     fn the_json_of_the_host_is_pinned() {
         let hello = br#"{"type":"hello","version":1,"session":18446744073709551615,"time_unix_ns":5,"new":true}"#;
-        let expected = Hello {
-            version: 1,
-            session: u64::MAX,
-            time_unix_ns: 5,
-            entropy: None,
-        };
-        assert_eq!(
-            HostMessage::parse(hello).unwrap(),
-            HostMessage::Hello(expected)
-        );
+        let expected = Hello { version: 1, session: u64::MAX, time_unix_ns: 5, entropy: None };
+        assert_eq!(HostMessage::parse(hello).unwrap(), HostMessage::Hello(expected));
         let exec = br#"{"type":"exec","stream":3,"argv":["ls"],"env":[["A","b"]],"tty":{"rows":1,"cols":2,"term":"x"}}"#;
         let HostMessage::Exec(exec) = HostMessage::parse(exec).unwrap() else {
             panic!("not an exec")
         };
-        assert_eq!(
-            (exec.stream, exec.env[0].1.as_str(), exec.tty.unwrap().cols),
-            (3, "b", 2)
-        );
+        assert_eq!((exec.stream, exec.env[0].1.as_str(), exec.tty.unwrap().cols), (3, "b", 2));
     }
 
     #[test]
     fn the_json_of_the_guest_is_pinned() {
-        let failed = GuestMessage::Failed {
-            stream: 9,
-            code: FailureCode::NotFound,
-            why: "w".to_owned(),
-        };
+        let failed =
+            GuestMessage::Failed { stream: 9, code: FailureCode::NotFound, why: "w".to_owned() };
         let json = serde_json::to_string(&failed).unwrap();
-        assert_eq!(
-            json,
-            r#"{"type":"failed","stream":9,"code":"not_found","why":"w"}"#
-        );
+        assert_eq!(json, r#"{"type":"failed","stream":9,"code":"not_found","why":"w"}"#);
         let newer = br#"{"type":"failed","stream":9,"code":"of_tomorrow","why":""}"#;
         let parsed = GuestMessage::parse(newer).unwrap();
         assert_eq!(
             parsed,
-            GuestMessage::Failed {
-                stream: 9,
-                code: FailureCode::Unknown,
-                why: String::new()
-            }
+            GuestMessage::Failed { stream: 9, code: FailureCode::Unknown, why: String::new() }
         );
     }
 
     #[test]
     fn a_message_that_fits_no_frame_is_refused() {
         let argv = vec!["x".repeat(frame::MAX_PAYLOAD)];
-        let exec = Exec {
-            stream: 1,
-            argv,
-            env: vec![],
-            cwd: None,
-            user: None,
-            tty: None,
-        };
-        assert!(matches!(
-            HostMessage::Exec(exec).encode(),
-            Err(Error::EncodeFrame { .. })
-        ));
+        let exec = Exec { stream: 1, argv, env: vec![], cwd: None, user: None, tty: None };
+        assert!(matches!(HostMessage::Exec(exec).encode(), Err(Error::EncodeFrame { .. })));
     }
 
     proptest! {
