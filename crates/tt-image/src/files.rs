@@ -1,0 +1,244 @@
+//! Files and directories that are complete or absent: locks, temporary directories, synced writes, bounded reads. It
+//! never follows a symbolic link at the place that it was asked for.
+
+use crate::ImageError;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, ioctl_ficlone};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Entered by machines, listed by the daemon only.
+pub(crate) const DIR_MODE: u32 = 0o711;
+/// Read by machines.
+pub(crate) const FILE_MODE: u32 = 0o644;
+/// How the names of unfinished things begin. Who holds the lock beside them may remove them.
+pub(crate) const TEMPORARY: &str = ".tmp-";
+const LOCK: &str = ".lock";
+/// Tells the unfinished things of one process apart.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+/// Another process may be at its first build, download included.
+const LOCK_WAIT: Duration = Duration::from_secs(600);
+/// How long a program may outlive the builder that was killed.
+const ORPHAN_WAIT: Duration = Duration::from_secs(60);
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// What a failed read was.
+pub(crate) fn not_read(path: &Path) -> impl Fn(io::Error) -> ImageError {
+    move |source| ImageError::Read { path: path.into(), source }
+}
+
+/// What a failed write was.
+pub(crate) fn not_written(path: &Path) -> impl Fn(io::Error) -> ImageError {
+    move |source| ImageError::Write { path: path.into(), source }
+}
+
+/// Makes a directory and its parents; those that are there stay as they are.
+pub(crate) fn make_dir(dir: &Path) -> Result<(), ImageError> {
+    let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
+    made.map_err(not_written(dir))
+}
+
+/// The exclusive right to change a directory, held until it is dropped or the process ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for it, and removes what a holder that was killed left unfinished.
+    pub(crate) fn take(dir: &Path) -> Result<Self, ImageError> {
+        make_dir(dir)?;
+        let path = dir.join(LOCK);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| not_written(&path)(e.into()))?;
+        let file = File::from(file);
+        let start = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => {
+                    std::thread::sleep(LOCK_POLL);
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    return Err(ImageError::Busy {
+                        path: dir.into(),
+                        waited_secs: LOCK_WAIT.as_secs(),
+                    });
+                }
+                Err(e) => return Err(not_written(&path)(e.into())),
+            }
+        }
+        remove_temporaries(dir)?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// A directory under construction. Unless it is published, it is removed.
+#[derive(Debug)]
+pub(crate) struct Temporary {
+    path: PathBuf,
+}
+
+impl Temporary {
+    /// Beside what it will become; the caller has the lock of `parent`, so that the name is free.
+    pub(crate) fn create(parent: &Path) -> Result<Self, ImageError> {
+        make_dir(parent)?;
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{TEMPORARY}{}-{number}", std::process::id()));
+        remove(&path)?;
+        make_dir(&path)?;
+        Ok(Self { path })
+    }
+
+    /// Where it is for now.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives it its name, which nothing has. Its files have been synced.
+    pub(crate) fn publish(self, target: &Path) -> Result<(), ImageError> {
+        let publish = || {
+            fs::set_permissions(&self.path, Permissions::from_mode(DIR_MODE))?;
+            sync_dir(&self.path)?;
+            fs::rename(&self.path, target)?;
+            target.parent().map_or(Ok(()), sync_dir)
+        };
+        publish().map_err(not_written(target))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // Gone after `publish`; if it can not go now, the next holder of the lock removes it.
+        if let Err(error) = remove(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "temporary files stay for now");
+        }
+    }
+}
+
+/// Removes a file or directory, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<(), ImageError> {
+    let removed = match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    };
+    match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(not_written(path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// Names of what is in a directory, without unfinished things and the lock. An absent one is empty.
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>, ImageError> {
+    let mut names = all_names(dir)?;
+    names.retain(|name| !name.starts_with(TEMPORARY) && name != LOCK);
+    Ok(names)
+}
+
+/// Writes a new file and syncs it.
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), ImageError> {
+    let write = || {
+        let mut file =
+            OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(path)?;
+        file.write_all(content)?;
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+        file.sync_all()
+    };
+    write().map_err(not_written(path))
+}
+
+/// Syncs a file that a program wrote.
+pub(crate) fn settle(path: &Path) -> Result<(), ImageError> {
+    let settle = || {
+        let file = File::open(path)?;
+        file.set_permissions(Permissions::from_mode(FILE_MODE))?;
+        file.sync_all()
+    };
+    settle().map_err(not_written(path))
+}
+
+/// Reads a plain file of at most `bytes_max` bytes.
+pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ImageError> {
+    let damaged = |problem: String| ImageError::Damaged { path: path.into(), problem };
+    // Without blocking: a FIFO would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(fd) => File::from(fd),
+        Err(rustix::io::Errno::LOOP) => return Err(damaged("it is a symbolic link".into())),
+        Err(e) => return Err(not_read(path)(e.into())),
+    };
+    let meta = file.metadata().map_err(not_read(path))?;
+    if !meta.is_file() {
+        return Err(damaged("it is no regular file".into()));
+    }
+    let mut content = Vec::new();
+    let read = file.take(bytes_max + 1).read_to_end(&mut content);
+    read.map_err(not_read(path))?;
+    if content.len() as u64 > bytes_max {
+        return Err(damaged(format!("it has more than {bytes_max} bytes")));
+    }
+    Ok(content)
+}
+
+/// Gives a finished file that never changes a second place: by a hard link, else by shared blocks, else by a copy.
+pub(crate) fn share(from: &Path, to: &Path) -> Result<(), ImageError> {
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    let copy = || {
+        let source = File::open(from)?;
+        let target = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(to)?;
+        if ioctl_ficlone(&target, &source).is_err() {
+            copy_data(&source, &target)?;
+        }
+        target.set_permissions(Permissions::from_mode(FILE_MODE))?;
+        target.sync_all()
+    };
+    copy().map_err(not_written(to))
+}
+
+/// Copies all but blocks of zeros, which become holes.
+fn copy_data(mut from: &File, to: &File) -> io::Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0; 1 << 16];
+    let mut at = 0;
+    loop {
+        let len = from.read(&mut buffer)?;
+        if len == 0 {
+            return to.set_len(at);
+        }
+        if buffer[..len].iter().any(|byte| *byte != 0) {
+            to.write_all_at(&buffer[..len], at)?;
+        }
+        at += len as u64;
+    }
+}
+
+/// Makes the entries of a directory durable.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn remove_temporaries(dir: &Path) -> Result<(), ImageError> {
+    let names = all_names(dir)?;
+    let unfinished = names.iter().filter(|name| name.starts_with(TEMPORARY));
+    unfinished.into_iter().try_for_each(|name| remove(&dir.join(name)))
+}
+
+fn all_names(dir: &Path) -> Result<Vec<String>, ImageError> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(not_read(dir))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // Nothing of ours has a name that is no text.
+        names.extend(entry.map_err(not_read(dir))?.file_name().into_string());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
