@@ -201,3 +201,121 @@ impl Catalogue {
         self.templates().join(BY_NAME)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DISK;
+    use rustix::fs::{FileType, Mode, mknodat};
+    use tempfile::TempDir;
+
+    fn catalogue() -> (TempDir, Catalogue) {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), "/none");
+        (dir, catalogue)
+    }
+
+    /// Installs a template of 1 MB without a kernel.
+    fn install(dir: &TempDir, catalogue: &Catalogue, name: &str, content: &[u8]) -> VmTemplate {
+        let from = tempfile::tempdir_in(dir.path()).unwrap();
+        fs::write(from.path().join(DISK), content).unwrap();
+        let digest = digest::of_bytes(&[name.as_bytes(), content].concat());
+        let template = VmTemplate {
+            name: name.into(),
+            path: record::path_of(&digest),
+            digest,
+            disk_size: 1,
+            ..VmTemplate::default()
+        };
+        catalogue.install(from.path(), &template).unwrap();
+        template
+    }
+
+    #[test]
+    fn templates_come_and_go_by_name() {
+        let (dir, catalogue) = catalogue();
+        assert_eq!(catalogue.list().unwrap(), []);
+        let far = install(&dir, &catalogue, "github.com/ktmlm/alpine", b"a");
+        let near = install(&dir, &catalogue, "near", b"a");
+        assert_eq!(catalogue.list().unwrap(), [far.clone(), near]);
+        let again = install(&dir, &catalogue, "near", b"b");
+        assert_eq!(catalogue.get("near").unwrap(), again);
+        catalogue.remove("near").unwrap();
+        assert_eq!(catalogue.list().unwrap(), [far]);
+    }
+
+    #[test]
+    fn hostile_names_are_refused() {
+        let (_dir, catalogue) = catalogue();
+        let long = "a".repeat(NAME_BYTES_MAX + 1);
+        let names = ["", "..", "a/../b", "/etc", "a//b", "a b", "a\0", "a%2Fb", ".tmp-1", "mıcro"];
+        for name in names.into_iter().chain([long.as_str()]) {
+            for error in [catalogue.get(name).unwrap_err(), catalogue.remove(name).unwrap_err()] {
+                assert!(matches!(error, ImageError::CheckName { .. }), "{name:?}: {error}");
+            }
+        }
+    }
+
+    /// Puts something else in the place of a template's file.
+    type Spoil = fn(&Path);
+
+    #[test]
+    fn hostile_files_are_refused_and_do_not_hide_others() {
+        let spoils: [(&str, Spoil); 8] = [
+            ("template.json", |p| symlink("/etc/hostname", p).unwrap()),
+            ("template.json", |p| node(p, FileType::Fifo)),
+            ("template.json", |p| node(p, FileType::CharacterDevice)),
+            ("template.json", |p| fs::create_dir(p).unwrap()),
+            ("template.json", |p| fs::File::create(p).unwrap().set_len(1 << 40).unwrap()),
+            ("template.json", |p| fs::write(p, b"{\"version\": 1}").unwrap()),
+            (DISK, |p| symlink("/dev/zero", p).unwrap()),
+            (DISK, |p| fs::File::create(p).unwrap().set_len(1 << 40).unwrap()),
+        ];
+        for (number, (file, spoil)) in spoils.into_iter().enumerate() {
+            let (dir, catalogue) = catalogue();
+            let good = install(&dir, &catalogue, "good", b"good");
+            let bad = install(&dir, &catalogue, "bad", b"bad");
+            let path = catalogue.data.join(&bad.path).join(file);
+            fs::remove_file(&path).unwrap();
+            spoil(&path);
+            let error = catalogue.get("bad").unwrap_err();
+            assert!(matches!(error, ImageError::Damaged { .. }), "{number}: {error}");
+            assert_eq!(catalogue.list().unwrap(), [good], "{number}");
+            // Made again, it is whole again.
+            let bad = install(&dir, &catalogue, "bad", b"bad");
+            assert_eq!(catalogue.get("bad").unwrap(), bad, "{number}");
+        }
+    }
+
+    #[test]
+    fn hostile_links_are_refused_and_can_be_removed() {
+        let (dir, catalogue) = catalogue();
+        install(&dir, &catalogue, "good", b"good");
+        let outside = dir.path().join("precious");
+        fs::create_dir(&outside).unwrap();
+        let link = catalogue.by_name().join("bad");
+        for target in ["/etc", "../../../precious", "..", &outside.to_string_lossy()] {
+            symlink(target, &link).unwrap();
+            let error = catalogue.get("bad").unwrap_err();
+            assert!(matches!(error, ImageError::Damaged { .. }), "{target}: {error}");
+            assert_eq!(catalogue.list().unwrap().len(), 1);
+            catalogue.remove("bad").unwrap();
+            assert!(!link.is_symlink() && outside.is_dir());
+        }
+    }
+
+    #[test]
+    fn what_an_interrupted_change_left_is_cleared_by_the_next() {
+        let (dir, catalogue) = catalogue();
+        let left = catalogue.templates().join(".tmp-1-0");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join(DISK), b"half").unwrap();
+        install(&dir, &catalogue, "good", b"good");
+        assert!(!left.exists());
+    }
+
+    fn node(path: &Path, kind: FileType) {
+        let device = rustix::fs::makedev(1, 5);
+        mknodat(rustix::fs::CWD, path, kind, Mode::RUSR, device).unwrap();
+    }
+}

@@ -224,9 +224,18 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 fn remove_temporaries(dir: &Path) -> Result<(), ImageError> {
+    let start = Instant::now();
     let names = all_names(dir)?;
-    let unfinished = names.iter().filter(|name| name.starts_with(TEMPORARY));
-    unfinished.into_iter().try_for_each(|name| remove(&dir.join(name)))
+    for name in names.iter().filter(|name| name.starts_with(TEMPORARY)) {
+        // A program of the killed holder may still write there, until it is done or sees that its files are gone.
+        while let Err(error) = remove(&dir.join(name)) {
+            if start.elapsed() > ORPHAN_WAIT {
+                return Err(error);
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+    }
+    Ok(())
 }
 
 fn all_names(dir: &Path) -> Result<Vec<String>, ImageError> {
