@@ -1,1 +1,62 @@
-//! tt-host
+//! Makes this host match the store. Vms move only through [`settle`]; everything else here finds
+//! out which Vm to look at again.
+//!
+//! It never decides a name, an address or a place: those come with the record. It never talks to
+//! a client: streams are handed out by [`Guests`] and joined to the API by the daemon.
+
+mod backoff;
+mod clock;
+mod erase;
+mod expire;
+mod failpoint;
+mod guest;
+mod layers;
+mod queue;
+mod report;
+mod service;
+mod settle;
+mod sweep;
+mod templates;
+mod visit;
+mod watch;
+
+pub use clock::{Clock, SystemClock};
+pub use guest::{ConsoleStream, GuestControl, GuestState, GuestStream, Guests};
+pub use layers::{Drivers, Image, Machine, Net, Ready};
+pub use queue::Queue;
+pub use service::{HostConfig, HostService};
+pub use settle::{Layer, Pause, settle};
+pub use sweep::{Finding, FindingKind, Report};
+pub use visit::{Next, Visitor};
+
+/// Why the host's work could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The store could not be read or written.
+    #[error("the records could not be read or written")]
+    Records(#[from] tt_store::tables::TablesError),
+    /// The host could not be looked at.
+    #[error("could not look at {what}")]
+    Look {
+        /// `machines`, `images` or `networks`.
+        what: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A thread could not be started.
+    #[error("could not start thread {name}")]
+    Thread {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Others changed the same records again and again.
+    #[error("the records of {what} changed under every one of {tries} tries")]
+    Contended {
+        /// Whose records.
+        what: String,
+        /// How often it was tried.
+        tries: u32,
+    },
+}

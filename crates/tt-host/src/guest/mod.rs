@@ -1,0 +1,267 @@
+//! The channels to the guests: readiness, streams, consoles. The guest is hostile: everything it
+//! says is bounded, and nothing it says can end more than its own channel.
+
+mod channel;
+mod console;
+mod session;
+mod stream;
+
+pub use console::ConsoleStream;
+pub use stream::GuestStream;
+
+use channel::{Command, Shared};
+use console::Console;
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
+use tt_guest::message::{NetworkSetup, Setup};
+use tt_guest::session::Open;
+use tt_model::template::FEATURE_AGENT;
+use tt_model::{EnvId, ErrorCode, Host, Layout, Refusal, Vm, VmId};
+
+/// Called with a Vm's id when its guest has something to look at.
+pub(crate) type WakeGuest = Arc<dyn Fn(VmId) + Send + Sync>;
+
+/// How far a guest is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// Its agent has not answered, or is setting it up.
+    Waiting,
+    /// It is set up.
+    Ready,
+    /// It could not be set up, and why.
+    Refused(String),
+}
+
+/// What settling needs of a guest.
+pub trait GuestControl: Send + Sync + Debug {
+    /// Who is who in an Env: what its guests find in their hosts file.
+    fn set_names(&self, env: EnvId, members: &[(String, Ipv4Addr)]);
+
+    /// Opens the channel to a running machine's guest, if it is not open, and says how far it is.
+    fn ensure(&self, vm: &Vm) -> GuestState;
+
+    /// Asks the guest to shut down. `false` if there is no agent to ask.
+    fn shut_down(&self, id: VmId) -> bool;
+
+    /// The machine is gone: closes the channel.
+    fn forget(&self, id: VmId);
+
+    /// The Vm is going: closes the channel and removes its logs.
+    fn erase(&self, id: VmId);
+}
+
+/// Commands under way to one guest's channel.
+const COMMANDS_MAX: usize = 64;
+
+/// The channels to all guests of this host.
+pub struct Guests {
+    runtime: Handle,
+    layout: Layout,
+    gateway: Ipv4Addr,
+    prefix_len: u8,
+    wake: WakeGuest,
+    guests: Mutex<HashMap<VmId, Guest>>,
+    names: Mutex<HashMap<EnvId, Vec<(String, Ipv4Addr)>>>,
+}
+
+impl Debug for Guests {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guests").field("layout", &self.layout).finish_non_exhaustive()
+    }
+}
+
+struct Guest {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    console: Console,
+    channel: Option<AbortHandle>,
+    env_id: EnvId,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if let Some(channel) = &self.channel {
+            channel.abort();
+        }
+    }
+}
+
+impl Guests {
+    /// Channels that run on `runtime` and tell `wake` what happened.
+    pub fn new(
+        runtime: Handle,
+        layout: Layout,
+        host: &Host,
+        wake: impl Fn(VmId) + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            runtime,
+            layout,
+            gateway: host.gateway(),
+            prefix_len: host.range.prefix_len(),
+            wake: Arc::new(wake),
+            guests: Mutex::default(),
+            names: Mutex::default(),
+        }
+    }
+
+    /// Opens a stream in a guest that is ready.
+    pub async fn open(&self, id: VmId, open: Open) -> Result<GuestStream, Refusal> {
+        let commands = {
+            let guests = self.guests();
+            let guest = guests.get(&id).ok_or_else(|| no_agent(id))?;
+            if guest.channel.is_none() {
+                return Err(Refusal::new(
+                    ErrorCode::Unsupported,
+                    format!("vm {id}"),
+                    "its guest has no TT agent",
+                    "use its ports, or a template with the agent",
+                ));
+            }
+            guest.commands.clone()
+        };
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Open { open, reply };
+        commands.try_send(command).map_err(|_| no_agent(id))?;
+        answer.await.map_err(|_| no_agent(id))?
+    }
+
+    /// Attaches to the serial console of a running machine.
+    pub fn console(&self, id: VmId) -> Result<ConsoleStream, Refusal> {
+        let guests = self.guests();
+        let guest = guests.get(&id).ok_or_else(|| {
+            Refusal::new(
+                ErrorCode::State,
+                format!("vm {id}"),
+                "it has no machine",
+                "start it first",
+            )
+        })?;
+        guest.console.attach()
+    }
+
+    /// The last `tail_bytes` bytes of the console's log, also of a stopped Vm.
+    pub fn console_log(&self, id: VmId, tail_bytes: u64) -> std::io::Result<Vec<u8>> {
+        console::read_log(&self.layout.console_log(id), tail_bytes)
+    }
+
+    /// Ids that have a log here; found by looking.
+    pub(crate) fn logs(&self) -> std::io::Result<Vec<VmId>> {
+        console::list_logs(&self.layout)
+    }
+
+    fn setup(&self, vm: &Vm) -> Setup {
+        let names = self.names();
+        let peers = names.get(&vm.env_id).map(Vec::as_slice).unwrap_or_default();
+        let others = peers.iter().filter(|(name, _)| *name != vm.name);
+        Setup {
+            hostname: vm.name.clone(),
+            network: Some(NetworkSetup {
+                mac: vm.resource.mac_addr.to_string(),
+                address: vm.resource.ip_addr,
+                prefix_len: self.prefix_len,
+                gateway: self.gateway,
+                mtu: 0,
+            }),
+            dns: vec![self.gateway],
+            hosts: others.cloned().collect(),
+            machine_id: vm.machine_id.clone(),
+            entropy: None,
+        }
+    }
+
+    fn start(&self, vm: &Vm) -> Guest {
+        let shared = Arc::new(Shared::new(vm.id, self.setup(vm), self.wake.clone()));
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let has_agent = vm.template.has(FEATURE_AGENT);
+        let channel = has_agent.then(|| {
+            let socket = self.layout.agent_socket(vm.id);
+            let task = channel::run(socket, shared.clone(), receiver);
+            self.runtime.spawn(task).abort_handle()
+        });
+        let socket = self.layout.console_socket(vm.id);
+        let log = self.layout.console_log(vm.id);
+        let console = Console::start(&self.runtime, socket, log);
+        Guest { shared, commands, console, channel, env_id: vm.env_id }
+    }
+
+    fn guests(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
+        self.guests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashMap<EnvId, Vec<(String, Ipv4Addr)>>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GuestControl for Guests {
+    fn set_names(&self, env: EnvId, members: &[(String, Ipv4Addr)]) {
+        self.names().insert(env, members.to_vec());
+    }
+
+    fn ensure(&self, vm: &Vm) -> GuestState {
+        let mut guests = self.guests();
+        let guest = guests.entry(vm.id).or_insert_with(|| self.start(vm));
+        if guest.channel.is_none() {
+            // Without an agent nothing is seen of the guest: it is ready when its machine runs.
+            return GuestState::Ready;
+        }
+        let state = guest.shared.state();
+        if matches!(state, GuestState::Refused(_)) {
+            // A full queue holds such a command already.
+            let _ = guest.commands.try_send(Command::SetUp);
+        }
+        state
+    }
+
+    fn shut_down(&self, id: VmId) -> bool {
+        let guests = self.guests();
+        guests.get(&id).is_some_and(|guest| {
+            guest.shared.state() == GuestState::Ready
+                && guest.channel.is_some()
+                && guest.commands.try_send(Command::ShutDown).is_ok()
+        })
+    }
+
+    fn forget(&self, id: VmId) {
+        let guest = self.guests().remove(&id);
+        if let Some(guest) = guest {
+            let env = guest.env_id;
+            let is_last = !self.guests().values().any(|other| other.env_id == env);
+            if is_last {
+                self.names().remove(&env);
+            }
+        }
+    }
+
+    fn erase(&self, id: VmId) {
+        self.forget(id);
+        remove_log(&self.layout.console_log(id));
+    }
+}
+
+fn remove_log(log: &Path) {
+    for path in [log.to_owned(), console::older(log)] {
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "log not removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+fn no_agent(id: VmId) -> Refusal {
+    Refusal::new(
+        ErrorCode::Agent,
+        format!("vm {id}"),
+        "its guest's agent does not answer",
+        "wait until `tt vm show` says ready, or look at `tt vm log`",
+    )
+}

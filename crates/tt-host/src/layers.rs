@@ -1,0 +1,217 @@
+//! The four layers of a Vm, bottom up: image, net, machine, ready. Each joins one driver to
+//! [`settle`](crate::settle).
+
+use crate::guest::{GuestControl, GuestState};
+use crate::{Clock, Layer, Pause};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+use tt_engine::{EngineError, VmEngine};
+use tt_model::{ErrorCode, Goal, Phase, StopMode, Trouble, Vm};
+use tt_network::{Network, NetworkError};
+use tt_storage::{Storage, StorageError};
+
+/// A safety look behind an event that should come: the end of a process, the word of a guest.
+const EVENT_OVERDUE: Duration = Duration::from_secs(2);
+
+/// The drivers of a host.
+#[derive(Clone, Debug)]
+pub struct Drivers {
+    /// By preference.
+    pub engines: Vec<Arc<dyn VmEngine>>,
+    /// Every kind that the records of this host name.
+    pub storages: Vec<Arc<dyn Storage>>,
+    /// The network plane.
+    pub network: Arc<dyn Network>,
+}
+
+/// The layer of the runtime image.
+#[derive(Debug)]
+pub struct Image<'a> {
+    /// The Vm's back end.
+    pub storage: &'a dyn Storage,
+}
+
+/// The layer of the network.
+#[derive(Debug)]
+pub struct Net<'a> {
+    /// The network plane.
+    pub network: &'a dyn Network,
+}
+
+/// The layer of the machine.
+#[derive(Debug)]
+pub struct Machine<'a> {
+    /// The Vm's engine.
+    pub engine: &'a dyn VmEngine,
+    /// Asked first when a guest is to shut down.
+    pub guests: &'a dyn GuestControl,
+    /// Says when the guest's time is over.
+    pub clock: &'a dyn Clock,
+}
+
+/// The layer of the guest's readiness.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    /// The channels to the guests' agents.
+    pub guests: &'a dyn GuestControl,
+}
+
+impl Layer for Image<'_> {
+    fn phase(&self) -> Phase {
+        Phase::Image
+    }
+
+    fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
+        self.storage.create_image(vm).map_err(|e| storage_pause(ErrorCode::CreateImage, e))
+    }
+
+    fn remove(&self, vm: &Vm) -> Result<(), Pause> {
+        self.storage.destroy_image(vm).map_err(|e| storage_pause(ErrorCode::DestroyImage, e))
+    }
+}
+
+impl Layer for Net<'_> {
+    fn phase(&self) -> Phase {
+        Phase::Net
+    }
+
+    fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
+        self.network.set_net(vm).map_err(|e| network_pause(ErrorCode::SetNet, e))
+    }
+
+    fn remove(&self, vm: &Vm) -> Result<(), Pause> {
+        self.network.unset_net(vm).map_err(|e| network_pause(ErrorCode::UnsetNet, e))
+    }
+}
+
+impl Layer for Machine<'_> {
+    fn phase(&self) -> Phase {
+        Phase::Machine
+    }
+
+    fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
+        use tt_engine::Machine as Seen;
+        let start = || self.engine.start_vm(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e));
+        let stop =
+            |mode| self.engine.stop_vm(vm, mode).map_err(|e| engine_pause(ErrorCode::StopVm, e));
+        match self.look(vm)? {
+            Seen::Absent => {
+                start()?;
+                if vm.goal == Goal::Paused { stop(StopMode::Pause) } else { Ok(()) }
+            }
+            Seen::Running if vm.goal == Goal::Paused => stop(StopMode::Pause),
+            Seen::Paused if vm.goal != Goal::Paused => start(),
+            Seen::Running | Seen::Paused => Ok(()),
+            Seen::Exited { clean, why } => {
+                self.guests.forget(vm.id);
+                stop(StopMode::Kill)?;
+                if clean {
+                    return Err(Pause::PoweredOff);
+                }
+                Err(Pause::Retry(Trouble { code: ErrorCode::Exited, why, retry: true }))
+            }
+        }
+    }
+
+    fn remove(&self, vm: &Vm) -> Result<(), Pause> {
+        use tt_engine::Machine as Seen;
+        let stop =
+            |mode| self.engine.stop_vm(vm, mode).map_err(|e| engine_pause(ErrorCode::StopVm, e));
+        let seen = self.look(vm)?;
+        if seen == Seen::Absent {
+            self.guests.forget(vm.id);
+            return Ok(());
+        }
+        if matches!(seen, Seen::Exited { .. }) || vm.kill_timestamp <= self.clock.now() {
+            stop(StopMode::Kill)?;
+            return match self.look(vm)? {
+                Seen::Absent => {
+                    self.guests.forget(vm.id);
+                    Ok(())
+                }
+                _ => Err(Pause::Wait(EVENT_OVERDUE)),
+            };
+        }
+        if seen == Seen::Paused {
+            // A guest that stands still hears nothing.
+            self.engine.start_vm(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e))?;
+        }
+        if !self.guests.shut_down(vm.id) {
+            stop(StopMode::Shutdown)?;
+        }
+        let left = vm.kill_timestamp.saturating_sub(self.clock.now()).max(1);
+        Err(Pause::Wait(Duration::from_secs(left).min(EVENT_OVERDUE)))
+    }
+}
+
+impl Machine<'_> {
+    fn look(&self, vm: &Vm) -> Result<tt_engine::Machine, Pause> {
+        self.engine.look(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e))
+    }
+}
+
+impl Layer for Ready<'_> {
+    fn phase(&self) -> Phase {
+        Phase::Guest
+    }
+
+    fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
+        match self.guests.ensure(vm) {
+            GuestState::Ready => Ok(()),
+            GuestState::Waiting => Err(Pause::Wait(EVENT_OVERDUE)),
+            GuestState::Refused(why) => {
+                Err(Pause::Retry(Trouble { code: ErrorCode::Guest, why, retry: true }))
+            }
+        }
+    }
+
+    fn remove(&self, vm: &Vm) -> Result<(), Pause> {
+        match vm.goal {
+            // Its sessions go on with it.
+            Goal::Paused => {}
+            Goal::Gone => self.guests.erase(vm.id),
+            // The channel is what a guest is asked through; it ends with the machine.
+            Goal::Stopped | Goal::Suspended | Goal::Running => {}
+        }
+        Ok(())
+    }
+}
+
+fn engine_pause(code: ErrorCode, error: EngineError) -> Pause {
+    match error {
+        EngineError::Died => Pause::Died,
+        error => pause(code, error.is_retryable(), &error),
+    }
+}
+
+fn storage_pause(code: ErrorCode, error: StorageError) -> Pause {
+    match error {
+        StorageError::Died { .. } => Pause::Died,
+        error => pause(code, error.is_retryable(), &error),
+    }
+}
+
+fn network_pause(code: ErrorCode, error: NetworkError) -> Pause {
+    match error {
+        NetworkError::Died => Pause::Died,
+        error => pause(code, error.is_retryable(), &error),
+    }
+}
+
+fn pause(code: ErrorCode, retry: bool, error: &dyn Error) -> Pause {
+    let trouble = Trouble { code, why: chain(error), retry };
+    if retry { Pause::Retry(trouble) } else { Pause::GiveUp(trouble) }
+}
+
+/// The error with all its causes, outermost first.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

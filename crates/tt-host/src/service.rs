@@ -1,0 +1,166 @@
+//! The threads that keep a host matching its records, and their start and end.
+
+use crate::expire::Expirer;
+use crate::guest::Guests;
+use crate::sweep::{Report, Sweeper};
+use crate::templates::TemplateMaker;
+use crate::watch::Follower;
+use crate::{Clock, Drivers, HostError, Next, Queue, Visitor, layers};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tt_image::Catalogue;
+use tt_model::plan::Policy;
+use tt_model::{HostId, VmId};
+use tt_store::tables::Tables;
+
+/// Vms that are visited at once. A visit waits for disks and tools more than it computes.
+const WORKERS: usize = 16;
+/// How often passed lifetimes are looked for: nobody's lifetime is off by more.
+const EXPIRE_TICK: Duration = Duration::from_millis(500);
+/// How often the host is compared with the records.
+const SWEEP_TICK: Duration = Duration::from_secs(30);
+
+/// What a host's service is made of.
+#[derive(Debug)]
+pub struct HostConfig {
+    /// Which of the recorded hosts this is.
+    pub host: HostId,
+    /// The records.
+    pub tables: Tables,
+    /// The drivers.
+    pub drivers: Drivers,
+    /// The channels to the guests.
+    pub guests: Arc<Guests>,
+    /// The templates' files.
+    pub catalogue: Arc<Catalogue>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The administrator's choices.
+    pub policy: Policy,
+    /// How long a stray is left alone, in milliseconds.
+    pub sweep_grace_ms: u64,
+    /// The queue of Vms, which the drivers' events are pushed into.
+    pub vms: Arc<Queue<VmId>>,
+}
+
+/// A host at work.
+#[derive(Debug)]
+pub struct HostService {
+    vms: Arc<Queue<VmId>>,
+    templates: Arc<Queue<String>>,
+    sweeper: Arc<Sweeper>,
+    is_stopping: Arc<AtomicBool>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl HostService {
+    /// Starts to match the host to its records.
+    pub fn start(config: HostConfig) -> Result<Self, HostError> {
+        let HostConfig { host, tables, drivers, guests, catalogue, clock, policy, vms, .. } =
+            config;
+        let sweeper = Arc::new(Sweeper::new(
+            tables.clone(),
+            drivers.clone(),
+            guests.clone(),
+            clock.clone(),
+            host,
+            config.sweep_grace_ms,
+        ));
+        let expirer = Arc::new(Expirer::new(tables.clone(), clock.clone(), policy));
+        let visitor = Visitor::new(tables.clone(), drivers, guests, clock, host);
+        let service = Self {
+            vms,
+            templates: Arc::new(Queue::new()),
+            sweeper,
+            is_stopping: Arc::default(),
+            threads: Mutex::default(),
+        };
+        service.start_workers(Arc::new(visitor))?;
+        let maker = TemplateMaker::new(tables.clone(), catalogue, host);
+        let templates = service.templates.clone();
+        service.spawn("templates", move || maker.run(&templates))?;
+        let ticking = expirer.clone();
+        service.tick("expire", EXPIRE_TICK, move || ticking.tick())?;
+        let sweeping = service.sweeper.clone();
+        service.tick("sweep", SWEEP_TICK, move || {
+            if let Err(error) = sweeping.sweep() {
+                tracing::warn!(error = layers::chain(&error), "sweep failed");
+            }
+        })?;
+        let (vms, templates) = (service.vms.clone(), service.templates.clone());
+        let follower = Follower { tables, vms, templates, expirer };
+        let is_stopping = service.is_stopping.clone();
+        // It waits for commits, so it is not joined: it ends with the process.
+        let follow = move || follower.run(|| !is_stopping.load(Ordering::Relaxed));
+        spawn_thread("follow", follow)?;
+        Ok(service)
+    }
+
+    /// Compares the host with the records.
+    pub fn verify(&self) -> Result<Report, HostError> {
+        self.sweeper.verify()
+    }
+
+    /// Finishes the visits under way and begins no more. Guests run on.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        self.vms.close();
+        self.templates.close();
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!("a thread had panicked");
+            }
+        }
+    }
+
+    fn start_workers(&self, visitor: Arc<Visitor>) -> Result<(), HostError> {
+        for number in 0..WORKERS {
+            let (vms, visitor) = (self.vms.clone(), visitor.clone());
+            self.spawn(&format!("visit-{number}"), move || {
+                while let Some(id) = vms.take() {
+                    match visitor.visit(id, vms.failures(&id)) {
+                        Next::Never => vms.done(&id, None),
+                        Next::After(delay) => vms.done(&id, Some(delay)),
+                        Next::BackOff => vms.failed(&id),
+                    }
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn tick(
+        &self,
+        name: &str,
+        period: Duration,
+        mut act: impl FnMut() + Send + 'static,
+    ) -> Result<(), HostError> {
+        let is_stopping = self.is_stopping.clone();
+        self.spawn(name, move || {
+            while !is_stopping.load(Ordering::Relaxed) {
+                act();
+                std::thread::park_timeout(period);
+            }
+        })
+    }
+
+    fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), HostError> {
+        let thread = spawn_thread(name, run)?;
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
+    }
+}
+
+fn spawn_thread(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, HostError> {
+    std::thread::Builder::new()
+        .name(format!("tt-{name}"))
+        .spawn(run)
+        .map_err(|source| HostError::Thread { name: name.to_owned(), source })
+}

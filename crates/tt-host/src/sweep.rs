@@ -1,0 +1,272 @@
+//! Host against records: what is there that no record knows, and what a record says that is not
+//! there. Strays are cleared after a grace time; what is missing is settled by the next visit.
+
+use crate::guest::Guests;
+use crate::settle::phase_at;
+use crate::{Clock, Drivers, GuestControl, HostError, layers};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use tt_model::{EnvId, Goal, HostId, Vm, VmId};
+use tt_network::Found;
+use tt_store::tables::Tables;
+
+/// Something about which host and records disagree.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Finding {
+    /// What it is about.
+    pub kind: FindingKind,
+    /// Id of the Vm or, for a network, of the Env.
+    pub id: u64,
+    /// Whether a record knows it.
+    pub is_stray: bool,
+    /// One sentence for people.
+    pub what: String,
+}
+
+/// What a finding is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FindingKind {
+    /// A process or its remains.
+    Machine,
+    /// A namespace, an edge, a port.
+    Network,
+    /// A disk.
+    Image,
+    /// A console log.
+    Log,
+    /// A Vm that can not reach its goal.
+    Trouble,
+}
+
+impl FindingKind {
+    /// The word for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Machine => "machine",
+            Self::Network => "network",
+            Self::Image => "image",
+            Self::Log => "log",
+            Self::Trouble => "trouble",
+        }
+    }
+}
+
+/// The result of comparing host and records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Where they disagree; empty if nowhere.
+    pub findings: Vec<Finding>,
+    /// Envs that have a record.
+    pub env_num: usize,
+    /// Vms of this host that have a record.
+    pub vm_num: usize,
+}
+
+/// Compares this host with its records.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    tables: Tables,
+    drivers: Drivers,
+    guests: Arc<Guests>,
+    clock: Arc<dyn Clock>,
+    host: HostId,
+    grace_ms: u64,
+    /// When each stray was first seen.
+    first_seen_ms: Mutex<HashMap<Finding, u64>>,
+}
+
+/// What is on the host.
+#[derive(Debug)]
+struct Seen {
+    machines: BTreeSet<VmId>,
+    images: BTreeSet<VmId>,
+    logs: BTreeSet<VmId>,
+    networks: Found,
+}
+
+impl Sweeper {
+    pub(crate) fn new(
+        tables: Tables,
+        drivers: Drivers,
+        guests: Arc<Guests>,
+        clock: Arc<dyn Clock>,
+        host: HostId,
+        grace_ms: u64,
+    ) -> Self {
+        Self { tables, drivers, guests, clock, host, grace_ms, first_seen_ms: Mutex::default() }
+    }
+
+    /// Compares host and records.
+    pub(crate) fn verify(&self) -> Result<Report, HostError> {
+        let seen = self.look()?;
+        let vms = self.vms()?;
+        let envs: BTreeSet<EnvId> = self.tables.envs()?.iter().map(|env| env.value.id).collect();
+        let mut findings = strays(&seen, &vms, &envs);
+        if !findings.is_empty() {
+            // What went between the look at the host and the look at the records is no stray.
+            let again = strays(&self.look()?, &self.vms()?, &envs);
+            findings.retain(|finding| again.contains(finding));
+        }
+        findings.extend(self.missing(&seen, &vms)?);
+        findings.sort();
+        Ok(Report { findings, env_num: envs.len(), vm_num: vms.len() })
+    }
+
+    /// Clears the strays whose grace time is over.
+    pub(crate) fn sweep(&self) -> Result<(), HostError> {
+        let strays = self.verify()?.findings.into_iter().filter(|finding| finding.is_stray);
+        for finding in self.overdue(strays.collect()) {
+            tracing::warn!(kind = finding.kind.name(), id = finding.id, "clearing a stray");
+            if let Err(error) = self.clear(&finding) {
+                tracing::warn!(
+                    kind = finding.kind.name(),
+                    id = finding.id,
+                    error = layers::chain(&error),
+                    "stray not cleared"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn overdue(&self, strays: Vec<Finding>) -> Vec<Finding> {
+        let now_ms = self.clock.now_ms();
+        let mut first_seen = self.first_seen_ms.lock().unwrap_or_else(PoisonError::into_inner);
+        first_seen.retain(|finding, _| strays.contains(finding));
+        for stray in &strays {
+            if !first_seen.contains_key(stray) {
+                tracing::warn!(
+                    kind = stray.kind.name(),
+                    id = stray.id,
+                    "found a stray: {}",
+                    stray.what
+                );
+            }
+        }
+        let is_overdue = |finding: &Finding, seen: &mut HashMap<Finding, u64>| {
+            let since = *seen.entry(finding.clone()).or_insert(now_ms);
+            now_ms.saturating_sub(since) >= self.grace_ms
+        };
+        strays.into_iter().filter(|finding| is_overdue(finding, &mut first_seen)).collect()
+    }
+
+    fn clear(&self, finding: &Finding) -> Result<(), HostError> {
+        let vm = VmId(finding.id);
+        match finding.kind {
+            FindingKind::Machine => {
+                for engine in &self.drivers.engines {
+                    engine.clear(vm).map_err(|e| look_error("machines", e))?;
+                }
+            }
+            FindingKind::Network => {
+                let env = EnvId(finding.id);
+                self.drivers.network.remove_stray(env).map_err(|e| look_error("networks", e))?;
+            }
+            FindingKind::Image => {
+                for storage in &self.drivers.storages {
+                    storage.remove_stray(vm).map_err(|e| look_error("images", e))?;
+                }
+            }
+            FindingKind::Log => self.guests.erase(vm),
+            FindingKind::Trouble => {}
+        }
+        Ok(())
+    }
+
+    fn look(&self) -> Result<Seen, HostError> {
+        let mut machines = BTreeSet::new();
+        for engine in &self.drivers.engines {
+            machines.extend(engine.machines().map_err(|e| look_error("machines", e))?);
+        }
+        let mut images = BTreeSet::new();
+        for storage in &self.drivers.storages {
+            images.extend(storage.images().map_err(|e| look_error("images", e))?);
+        }
+        let networks = self.drivers.network.found().map_err(|e| look_error("networks", e))?;
+        let logs = self.guests.logs().map_err(|e| look_error("logs", e))?;
+        Ok(Seen { machines, images, logs: logs.into_iter().collect(), networks })
+    }
+
+    fn vms(&self) -> Result<BTreeMap<VmId, Vm>, HostError> {
+        let vms = self.tables.vms()?.into_iter().map(|row| row.value);
+        Ok(vms.filter(|vm| vm.host == self.host).map(|vm| (vm.id, vm)).collect())
+    }
+
+    /// What settled Vms should have and do not, and those that can not settle.
+    fn missing(&self, seen: &Seen, vms: &BTreeMap<VmId, Vm>) -> Result<Vec<Finding>, HostError> {
+        let mut findings = Vec::new();
+        let statuses: HashMap<_, _> = self.tables.statuses()?.into_iter().collect();
+        for vm in vms.values() {
+            let Some(status) = statuses.get(&vm.id) else { continue };
+            if let Some(trouble) = &status.trouble {
+                findings.push(Finding {
+                    kind: FindingKind::Trouble,
+                    id: vm.id.0,
+                    is_stray: false,
+                    what: format!("{}: {}", vm.full_name(), trouble.why),
+                });
+            }
+            if status.generation == vm.generation && status.phase == phase_at(vm.goal) {
+                findings.extend(difference(vm, seen));
+            }
+        }
+        Ok(findings)
+    }
+}
+
+/// What of a settled Vm is not as its goal says.
+fn difference(vm: &Vm, seen: &Seen) -> Vec<Finding> {
+    let height = vm.goal.height();
+    let has_net = seen.networks.envs.get(&vm.env_id).is_some_and(|vms| vms.contains(&vm.id));
+    let parts = [
+        (FindingKind::Image, height >= 1, seen.images.contains(&vm.id), vm.id.0),
+        (FindingKind::Network, height >= 2, has_net, vm.env_id.0),
+        (
+            FindingKind::Machine,
+            height >= Goal::Paused.height(),
+            seen.machines.contains(&vm.id),
+            vm.id.0,
+        ),
+    ];
+    let wrong = parts.into_iter().filter(|(_, wanted, there, _)| wanted != there);
+    wrong
+        .map(|(kind, wanted, _, id)| Finding {
+            kind,
+            id,
+            is_stray: false,
+            what: format!(
+                "{} {} a {} and {}",
+                vm.full_name(),
+                if wanted { "should have" } else { "should not have" },
+                kind.name(),
+                if wanted { "has none" } else { "has one" },
+            ),
+        })
+        .collect()
+}
+
+fn strays(seen: &Seen, vms: &BTreeMap<VmId, Vm>, envs: &BTreeSet<EnvId>) -> Vec<Finding> {
+    let stray = |kind: FindingKind, id: u64| Finding {
+        kind,
+        id,
+        is_stray: true,
+        what: format!("a {} that no record knows", kind.name()),
+    };
+    let unknown = |ids: &BTreeSet<VmId>, kind| -> Vec<Finding> {
+        ids.iter().filter(|id| !vms.contains_key(id)).map(|id| stray(kind, id.0)).collect()
+    };
+    let mut all = unknown(&seen.machines, FindingKind::Machine);
+    let networks = seen.networks.envs.keys().chain(&seen.networks.leftovers);
+    let networks = networks.filter(|env| !envs.contains(env));
+    all.extend(networks.map(|env| stray(FindingKind::Network, env.0)));
+    all.extend(unknown(&seen.images, FindingKind::Image));
+    all.extend(unknown(&seen.logs, FindingKind::Log));
+    all
+}
+
+fn look_error(
+    what: &'static str,
+    source: impl std::error::Error + Send + Sync + 'static,
+) -> HostError {
+    HostError::Look { what, source: Box::new(source) }
+}

@@ -1,0 +1,80 @@
+//! Follows the store: every commit names the Vms, Envs and templates that are to be looked at.
+//! Only ids are taken from it; what they say is read again by whoever looks.
+
+use crate::expire::Expirer;
+use crate::{HostError, Queue, layers};
+use std::sync::Arc;
+use std::time::Duration;
+use tt_model::VmId;
+use tt_store::tables::{Key, Tables};
+
+/// Pause before the store is followed again after it could not be.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whom a commit's keys are told to.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    pub(crate) tables: Tables,
+    pub(crate) vms: Arc<Queue<VmId>>,
+    pub(crate) templates: Arc<Queue<String>>,
+    pub(crate) expirer: Arc<Expirer>,
+}
+
+impl Follower {
+    /// Follows the store for as long as `goes_on` says so.
+    pub(crate) fn run(&self, goes_on: impl Fn() -> bool) {
+        while goes_on() {
+            if let Err(error) = self.follow(&goes_on) {
+                tracing::error!(error = layers::chain(&error), "store not followed");
+                std::thread::sleep(RETRY);
+            }
+        }
+    }
+
+    fn follow(&self, goes_on: impl Fn() -> bool) -> Result<(), HostError> {
+        // The watch begins before everything is read, so nothing falls between the two.
+        let mut watch = self.tables.watch(self.tables.revision()?)?;
+        self.tell_all()?;
+        while let Some(batch) = watch.blocking_next() {
+            if !goes_on() {
+                break;
+            }
+            for change in &batch.changes {
+                if let Some(key) = Key::parse(&change.key) {
+                    self.tell(key)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, key: Key) -> Result<(), HostError> {
+        match key {
+            Key::Vm(id) => self.vms.push(id),
+            Key::Env(id) => {
+                self.expirer.changed(id)?;
+                // One member is enough to tell the network who is who.
+                let env = self.tables.env(id)?;
+                if let Some(first) = env.and_then(|env| env.value.vm_set.first().copied()) {
+                    self.vms.push(first);
+                }
+            }
+            Key::Template(name) => self.templates.push(name),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn tell_all(&self) -> Result<(), HostError> {
+        for vm in self.tables.vms()? {
+            self.vms.push(vm.value.id);
+        }
+        for env in self.tables.envs()? {
+            self.expirer.changed(env.value.id)?;
+        }
+        for template in self.tables.templates()? {
+            self.templates.push(template.value.name);
+        }
+        Ok(())
+    }
+}

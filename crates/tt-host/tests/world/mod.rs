@@ -1,0 +1,328 @@
+//! A host of fakes that outlives the daemons which come and die on it.
+
+mod kv;
+
+use kv::DyingKv;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+use tt_engine::fake::{FakeEngine, FakeWorld as FakeMachines};
+use tt_engine::{Machine, VmEngine};
+use tt_host::{Clock, Drivers, GuestControl, GuestState, Next, Visitor};
+use tt_model::fault::{Fault, FaultHook, Moment};
+use tt_model::plan::{Policy, World as PlanWorld, needs, plan_destroy, plan_env};
+use tt_model::{
+    EngineFacts, EnvId, EnvSpec, Goal, Host, HostId, StorageKind, Vm, VmId, VmSpec, VmTemplate,
+    feat,
+};
+use tt_network::fake::{FakeNetwork, FakeWorld as FakeNets};
+use tt_storage::fake::{FakeDisk, FakeStorage};
+use tt_store::Kv;
+use tt_store::memory::MemoryKv;
+use tt_store::tables::{Change, Committed, Tables};
+
+/// Side effects of a create, one of each driver.
+pub const CREATE_EFFECTS: [&str; 3] = ["image.", "net.", "machine."];
+
+/// Visits to one Vm after which it must have settled.
+const VISITS_MAX: u32 = 60;
+
+/// When the daemon dies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Death {
+    Never,
+    /// At this side of this effect, counted from 1.
+    At(u32),
+}
+
+#[derive(Debug, Default)]
+struct Script {
+    steps: u32,
+    die_at: Option<u32>,
+    is_dead: bool,
+    /// Effects that begin with this fail that many times more.
+    failing: Option<(&'static str, u32)>,
+}
+
+pub struct World {
+    kv: Arc<MemoryKv>,
+    machines: Arc<FakeMachines>,
+    nets: Arc<Mutex<FakeNets>>,
+    disk: Arc<FakeDisk>,
+    script: Arc<Mutex<Script>>,
+}
+
+impl World {
+    pub fn new() -> Self {
+        Self {
+            kv: Arc::new(MemoryKv::new()),
+            machines: FakeMachines::new(),
+            nets: Arc::default(),
+            disk: FakeDisk::new(1 << 30),
+            script: Arc::default(),
+        }
+    }
+
+    pub fn create(&self, name: &str, count: u32) {
+        let tables = self.tables();
+        let host = host();
+        let vm = VmSpec {
+            count: Some(count),
+            ports: vec!["80".parse().unwrap()],
+            ..VmSpec::new("micro")
+        };
+        let spec = EnvSpec { vms: vec![vm], ..EnvSpec::default() };
+        let needs = needs(&spec);
+        let usage = tables.usage(host.id).unwrap();
+        let next_id = tables.next_id().unwrap();
+        let used = usage.clone().map(|row| row.value).unwrap_or_default();
+        let world = PlanWorld {
+            now: 1000,
+            policy: &Policy::default(),
+            host: &host,
+            usage: &used,
+            next_id: next_id.as_ref().map_or(1, |row| row.value),
+            templates: &[("micro".to_owned(), template())].into(),
+            free_addresses: &tables.free_addresses(&host, 0, needs.addresses).unwrap(),
+            free_ports: &tables.free_ports(&host, 0, needs.ports, |_| true).unwrap(),
+            random: &vec![7; needs.random_bytes],
+        };
+        let plan = plan_env(name, "k", &spec, &world).unwrap();
+        let change = Change::new().create_env(&plan, usage.as_ref(), next_id.as_ref()).unwrap();
+        assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
+    }
+
+    /// Asks for a goal, as the API would; an Env that is ending or gone is left to it.
+    pub fn set_goal(&self, name: &str, goal: Goal) {
+        let tables = self.tables();
+        let Some(mut env) = tables.env_by_name(name).unwrap() else { return };
+        if env.value.is_ending {
+            return;
+        }
+        let mut rows = tables.vms_of(&env.value).unwrap();
+        let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
+        match goal {
+            Goal::Gone => plan_destroy(&mut env.value, &mut vms),
+            goal => vms.iter_mut().for_each(|vm| vm.set_goal(goal, 0)),
+        }
+        rows.iter_mut().zip(vms).for_each(|(row, vm)| row.value = vm);
+        let change = Change::new().env(&env).unwrap().vms(&rows).unwrap();
+        assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
+    }
+
+    pub fn fail_always(&self, effect: &'static str) {
+        self.fail_times(effect, u32::MAX);
+    }
+
+    pub fn fail_times(&self, effect: &'static str, times: u32) {
+        self.script.lock().unwrap().failing = Some((effect, times));
+    }
+
+    pub fn exit_all(&self, name: &str, clean: bool) {
+        let env = self.tables().env_by_name(name).unwrap().unwrap();
+        env.value.vm_set.iter().for_each(|id| self.machines.exit(*id, clean));
+    }
+
+    /// A daemon is started and visits every Vm until all have settled. Returns whether it died.
+    pub fn converge(&self, death: Death) -> bool {
+        {
+            let mut script = self.script.lock().unwrap();
+            script.steps = 0;
+            script.is_dead = false;
+            script.die_at = match death {
+                Death::Never => None,
+                Death::At(step) => Some(step),
+            };
+        }
+        let daemon = self.daemon();
+        for _ in 0..VISITS_MAX {
+            let mut is_settled = true;
+            for row in self.tables().vms().unwrap() {
+                // Every step twice: a visit that finds its work done does nothing.
+                for failures in 0..2 {
+                    let next = daemon.visit(row.value.id, failures);
+                    if self.script.lock().unwrap().is_dead {
+                        return true;
+                    }
+                    is_settled &= matches!(next, Next::Never)
+                        || matches!(next, Next::After(delay) if delay.as_secs() >= 30);
+                }
+            }
+            if is_settled && self.further_visit_does_nothing(&daemon) {
+                return false;
+            }
+        }
+        // A member that can not be made fails again and again until the Env is undone.
+        for _ in 0..VISITS_MAX {
+            for row in self.tables().vms().unwrap() {
+                daemon.visit(row.value.id, VISITS_MAX);
+            }
+        }
+        assert!(self.further_visit_does_nothing(&daemon), "it does not settle");
+        false
+    }
+
+    pub fn assert_settled(&self, name: &str, goal: Goal) {
+        let tables = self.tables();
+        let env = tables.env_by_name(name).unwrap();
+        if goal == Goal::Gone {
+            assert!(env.is_none(), "{name} should be gone");
+            if tables.envs().unwrap().is_empty() {
+                self.assert_empty();
+            }
+            return;
+        }
+        let env = env.unwrap_or_else(|| panic!("{name} should be {goal:?}")).value;
+        assert!(env.is_created);
+        let members: BTreeSet<VmId> = env.vm_set.clone();
+        assert_eq!(members.len(), 2);
+        let nets = self.nets.lock().unwrap().clone();
+        assert_eq!(nets.namespaces.get(&env.id), Some(&members));
+        for id in members {
+            assert_eq!(self.disk.images_of(id).len(), 1, "one disk");
+            let machine = self.machines.machine(id);
+            let expected = match goal {
+                Goal::Running => Machine::Running,
+                Goal::Paused => Machine::Paused,
+                _ => Machine::Absent,
+            };
+            assert_eq!(machine, expected, "{name} to {goal:?}");
+        }
+    }
+
+    fn assert_empty(&self) {
+        assert!(self.machines.is_empty());
+        assert!(self.disk.is_empty());
+        let nets = self.nets.lock().unwrap().clone();
+        assert_eq!(nets, FakeNets { host: true, ..FakeNets::default() });
+        let left = self.kv.range("", None, 100).unwrap().entries;
+        let keys: Vec<_> = left.iter().map(|entry| entry.key.as_str()).collect();
+        assert_eq!(keys, ["next-id", "usage/0000000000000001"]);
+        let usage = self.tables().usage(HostId(1)).unwrap().unwrap().value;
+        assert_eq!((usage.vm_num, usage.mem_size), (0, 0));
+    }
+
+    fn further_visit_does_nothing(&self, daemon: &Visitor) -> bool {
+        let revision = self.tables().revision().unwrap();
+        let steps = self.script.lock().unwrap().steps;
+        for row in self.tables().vms().unwrap() {
+            daemon.visit(row.value.id, 0);
+        }
+        revision == self.tables().revision().unwrap() && steps == self.script.lock().unwrap().steps
+    }
+
+    fn tables(&self) -> Tables {
+        Tables::new(self.kv.clone())
+    }
+
+    fn daemon(&self) -> Visitor {
+        let hook = self.hook();
+        let engine = FakeEngine::new(self.machines.clone(), hook.clone());
+        engine.init(Arc::new(|_| {}));
+        let network = FakeNetwork::new(self.nets.clone(), hook.clone());
+        // Setting the host up is not what is swept here.
+        self.nets.lock().unwrap().host = true;
+        let drivers = Drivers {
+            engines: vec![Arc::new(engine)],
+            storages: vec![Arc::new(FakeStorage::new(self.disk.clone(), hook.clone()))],
+            network: Arc::new(network),
+        };
+        let kv = DyingKv { inner: self.kv.clone(), hook };
+        let guests = FakeGuests { machines: self.machines.clone() };
+        let tables = Tables::new(Arc::new(kv));
+        Visitor::new(tables, drivers, Arc::new(guests), Arc::new(StoppedClock), HostId(1))
+    }
+
+    fn hook(&self) -> FaultHook {
+        let script = self.script.clone();
+        Arc::new(move |moment, effect| {
+            let mut script = script.lock().unwrap();
+            if script.is_dead {
+                return Fault::Die;
+            }
+            script.steps += 1;
+            if Some(script.steps) == script.die_at {
+                script.is_dead = true;
+                return Fault::Die;
+            }
+            match &mut script.failing {
+                Some((prefix, times))
+                    if effect.starts_with(*prefix) && *times > 0 && moment == Moment::Before =>
+                {
+                    *times -= 1;
+                    Fault::Fail
+                }
+                _ => Fault::None,
+            }
+        })
+    }
+}
+
+/// Guests that are ready as soon as their machine runs.
+#[derive(Debug)]
+struct FakeGuests {
+    machines: Arc<FakeMachines>,
+}
+
+impl GuestControl for FakeGuests {
+    fn set_names(&self, _env: EnvId, _members: &[(String, Ipv4Addr)]) {}
+
+    fn ensure(&self, vm: &Vm) -> GuestState {
+        match self.machines.machine(vm.id) {
+            Machine::Running => GuestState::Ready,
+            _ => GuestState::Waiting,
+        }
+    }
+
+    fn shut_down(&self, _id: VmId) -> bool {
+        false
+    }
+
+    fn forget(&self, _id: VmId) {}
+
+    fn erase(&self, _id: VmId) {}
+}
+
+#[derive(Debug)]
+struct StoppedClock;
+
+impl Clock for StoppedClock {
+    fn now_ms(&self) -> u64 {
+        1_000_000
+    }
+}
+
+fn template() -> VmTemplate {
+    VmTemplate {
+        name: "micro".into(),
+        compatible_engines: vec!["fake".into()],
+        disk_size: 64,
+        ..VmTemplate::default()
+    }
+}
+
+fn host() -> Host {
+    Host {
+        id: HostId(1),
+        name: "h".into(),
+        version: "0".into(),
+        start_timestamp: 0,
+        public_addr: Ipv4Addr::LOCALHOST,
+        range: "10.0.0.0/8".parse().unwrap(),
+        block: "10.0.0.0/16".parse().unwrap(),
+        port_min: 20000,
+        port_max: 29999,
+        cpu_num: 4,
+        mem_size: 1 << 20,
+        disk_size: 1 << 20,
+        storage: StorageKind::File,
+        storage_reason: String::new(),
+        engines: vec![EngineFacts {
+            name: "fake".into(),
+            version: String::new(),
+            detail: String::new(),
+            features: feat::NAT | feat::PAUSE,
+            unusable: None,
+        }],
+    }
+}
