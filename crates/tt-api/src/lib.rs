@@ -7,6 +7,7 @@
 pub mod access;
 pub mod client;
 pub mod error;
+pub mod server;
 pub mod views;
 mod wire;
 

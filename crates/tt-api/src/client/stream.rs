@@ -95,6 +95,9 @@ impl StreamReceiver {
     /// # Errors
     /// If the stream broke before it ended: what ran on it was cancelled.
     pub async fn receive(&mut self) -> Result<Option<FromGuest>, ClientError> {
+        if self.0.is_ended {
+            return Ok(None);
+        }
         match self.0.receive().await? {
             Some(Message::Binary(message)) => {
                 let from = decode_from(&message).map_err(|what| self.0.broken(what))?;
@@ -103,7 +106,6 @@ impl StreamReceiver {
                 Ok(Some(from))
             }
             Some(_) => Err(self.0.broken("a text came where data were expected")),
-            None if self.0.is_ended => Ok(None),
             None => Err(self.0.broken("it ended without saying how")),
         }
     }
