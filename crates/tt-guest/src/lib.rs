@@ -9,7 +9,8 @@
 //! 1. The host connects, sends [`frame::resync`] and [`message::HostMessage::Hello`] with a nonce that nobody can guess,
 //!    and ignores every frame until [`message::GuestMessage::HelloAck`] brings that nonce back. It may do so before the
 //!    guest has booted: the bytes wait in the channel.
-//! 2. It sends [`message::HostMessage::Setup`], and takes `SetupDone` for *ready*.
+//! 2. It sends [`message::HostMessage::SetClock`] (the time in `Hello` may have waited) and
+//!    [`message::HostMessage::Setup`], and takes `SetupDone` for *ready*.
 //! 3. It opens streams with ids of its own choice (never 0, never twice in one session) by `Exec`, `CopyIn` or `CopyOut`.
 //!    Each ends with exactly one `Exited` or `Failed`, after all of its data.
 //! 4. A [`message::GuestMessage::Ready`] at any time means that the agent has no session: it has just started, perhaps

@@ -71,7 +71,7 @@ pub enum HostMessage {
         /// Start again afterwards.
         reboot: bool,
     },
-    /// Sets the clock if it is more than a second off.
+    /// Sets the clock if it is more than a second off. Send it as soon as the session is open, before `Setup`.
     SetClock {
         /// Nanoseconds since 1970, UTC.
         time_unix_ns: u64,
@@ -90,7 +90,8 @@ pub struct Hello {
     pub version: u32,
     /// A random number that names the session; no process in the guest can guess it.
     pub session: u64,
-    /// Nanoseconds since 1970, UTC. The guest's clock is set, before the acknowledgement, if it is more than a second off.
+    /// Nanoseconds since 1970, UTC. The guest's clock is set, before the acknowledgement, if it is more than a second
+    /// behind. It is never set back, for this message may have waited while the guest booted; `SetClock` is exact.
     pub time_unix_ns: u64,
     /// 64 hexadecimal digits (32 random bytes) for the guest's entropy pool; needed after a restore or fork.
     #[serde(default, skip_serializing_if = "Option::is_none")]

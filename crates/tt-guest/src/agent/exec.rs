@@ -106,7 +106,12 @@ impl Pump<'_> {
                     };
                 }
             }
-            let moved = self.wait(view).and_then(|ready| self.carry(view, &ready));
+            let moved = match self.input.file {
+                // Neither needs the program, so neither may wait for it.
+                Some(_) if view.input == 0 && view.input_ended => self.end_input(),
+                None if view.input > 0 => self.carry_input(),
+                _ => self.wait(view).and_then(|ready| self.carry(&ready)),
+            };
             if moved.is_err() {
                 self.stream.cancel();
             }
@@ -146,9 +151,6 @@ impl Pump<'_> {
     }
 
     fn timeout(&self, view: View) -> Option<Duration> {
-        if view.input > 0 && self.input.file.is_none() {
-            return Some(Duration::ZERO);
-        }
         if let (Some(since), None) = (self.killing, view.exit) {
             return Some(GRACE.saturating_sub(since.elapsed()).max(KILL_AGAIN));
         }
@@ -156,18 +158,13 @@ impl Pump<'_> {
         self.exited.filter(|_| !owes).map(|at| DRAIN.saturating_sub(at.elapsed()))
     }
 
-    fn carry(&mut self, view: View, ready: &[bool; 3]) -> Result<(), SessionEnded> {
+    fn carry(&mut self, ready: &[bool; 3]) -> Result<(), SessionEnded> {
         for at in 0..self.outputs.len() {
             if ready[at + 1] {
                 self.carry_output(at)?;
             }
         }
-        if view.input > 0 && (ready[0] || self.input.file.is_none()) {
-            self.carry_input()?;
-        } else if view.input == 0 && view.input_ended && self.input.file.is_some() {
-            self.end_input();
-        }
-        Ok(())
+        if ready[0] { self.carry_input() } else { Ok(()) }
     }
 
     fn carry_output(&mut self, at: usize) -> Result<(), SessionEnded> {
@@ -212,11 +209,12 @@ impl Pump<'_> {
         }
     }
 
-    fn end_input(&mut self) {
+    fn end_input(&mut self) -> Result<(), SessionEnded> {
         if let Some(file) = self.input.file.take().filter(|_| self.input.is_tty) {
             // If the terminal takes no more input, its program is not waiting for the end of it.
             let _ = rustix::io::write(&file, &[VEOF]);
         }
+        Ok(())
     }
 
     fn send(&self, kind: Kind, count: usize) -> Result<(), SessionEnded> {

@@ -69,6 +69,7 @@ pub fn run(options: Options) -> ExitCode {
         return ExitCode::FAILURE;
     }
     power::block_signals();
+    process::hide_inherited_files();
     if pid1 {
         init::mount_all();
     }

@@ -139,6 +139,16 @@ impl Processes {
     }
 }
 
+/// Keeps whatever descriptors this process was started with from the programs that it starts.
+pub fn hide_inherited_files() {
+    /// The first descriptor that is not a standard file.
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: this only sets flags of descriptors. Where the kernel is too old for it, they stay as they were.
+    unsafe {
+        libc::close_range(FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int)
+    };
+}
+
 /// Sends a signal as `kill(2)` does: a negative `pid` means a process group, -1 all processes but this one.
 pub fn kill(pid: i32, signal: i32) -> bool {
     // SAFETY: `kill` takes two numbers and touches no memory.

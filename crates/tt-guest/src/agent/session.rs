@@ -134,7 +134,7 @@ impl Session<'_> {
         }
         let _ = self.agent.boot_ms.set(time::uptime_ms());
         if !self.agent.options.no_setup {
-            time::set_clock(hello.time_unix_ns)
+            time::advance_clock(hello.time_unix_ns)
                 .unwrap_or_else(|error| say(format!("cannot set the clock: {error}")));
             let entropy = hello.entropy.as_deref().map_or(Ok(()), time::add_entropy);
             entropy.unwrap_or_else(|error| say(format!("cannot add entropy: {error}")));

@@ -34,10 +34,20 @@ pub fn uptime_ms() -> u64 {
 
 /// Sets the clock unless it is right to a second.
 pub fn set_clock(unix_ns: u64) -> io::Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    if now.abs_diff(u128::from(unix_ns)) <= u128::from(TOLERANCE_NS) {
-        return Ok(());
-    }
+    if now_ns().abs_diff(unix_ns) <= TOLERANCE_NS { Ok(()) } else { set(unix_ns) }
+}
+
+/// Sets the clock if it is more than a second behind; never back.
+pub fn advance_clock(unix_ns: u64) -> io::Result<()> {
+    if unix_ns.saturating_sub(now_ns()) <= TOLERANCE_NS { Ok(()) } else { set(unix_ns) }
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+}
+
+fn set(unix_ns: u64) -> io::Result<()> {
     let time = Timespec {
         tv_sec: (unix_ns / NS_PER_SECOND).cast_signed(),
         tv_nsec: (unix_ns % NS_PER_SECOND).cast_signed(),
