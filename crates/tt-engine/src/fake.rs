@@ -293,12 +293,15 @@ impl VmEngine for FakeEngine {
             (StopMode::Pause, Machine::Running) => {
                 self.act(effect::PAUSE, |world| world.set(vm.id, Machine::Paused))
             }
-            (StopMode::Shutdown, Machine::Running) => self.act(effect::SHUTDOWN, |world| {
-                let deaf = world.lock().machines.get(&vm.id).is_some_and(|f| f.deaf);
-                if !deaf {
-                    world.exit(vm.id, true);
-                }
-            }),
+            (StopMode::Shutdown, Machine::Running | Machine::Paused) => {
+                self.act(effect::SHUTDOWN, |world| {
+                    world.set(vm.id, Machine::Running);
+                    let deaf = world.lock().machines.get(&vm.id).is_some_and(|f| f.deaf);
+                    if !deaf {
+                        world.exit(vm.id, true);
+                    }
+                })
+            }
             _ => Ok(()),
         }
     }

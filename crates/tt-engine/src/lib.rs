@@ -8,8 +8,13 @@ use std::fmt;
 use std::sync::Arc;
 use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId};
 
+mod cgroup;
 mod error;
 pub mod fake;
+mod process;
+pub mod qemu;
+mod remains;
+mod watch;
 
 pub use error::EngineError;
 
@@ -71,8 +76,8 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
     /// Brings the machine to rest; one that is absent, exited (but see `Kill`) or already at rest is left alone.
     ///
     /// - `Pause`: it stands still on return.
-    /// - `Shutdown`: the guest has been asked on return; whether it obeys is its choice. A paused guest hears it after
-    ///   it went on.
+    /// - `Shutdown`: the guest has been asked on return; whether it obeys is its choice. A paused one goes on, or it
+    ///   could not hear.
     /// - `Kill`: a running one is killed on return, and its end is told through [`Wake`]. Of one that has no process
     ///   everything is removed: after that it is [`Machine::Absent`].
     /// - `Suspend`: memory goes to disk.

@@ -1,0 +1,211 @@
+//! One machine: from the plan to a running process, and from what is left to how it ended.
+
+use super::argv::{Fds, Kernel, MachineSpec, PID_FILE, TRANSLATIONS_MB, argv};
+use super::host::Usable;
+use super::{Accelerator, MONITOR, NAME, QemuConfig, tap};
+use crate::cgroup::Limits;
+use crate::process::{Confined, Process};
+use crate::remains::{self, Remains, give};
+use crate::{EngineError, Machine};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use tt_model::{Layout, Vm, names, template};
+
+/// What QEMU needs beside the guest's memory and its translations, in MB: its own heap and stacks, device buffers, and
+/// a kernel image of 64 MB that it hands to the firmware.
+const PROGRAM_MB: u32 = 192;
+/// Threads beside the processors': main loop, RCU, and up to 64 workers for disk requests.
+const THREADS: u32 = 96;
+/// QEMU's bound of processors on both machine types without an interrupt remapper.
+const CPU_NUM_MAX: u16 = 255;
+/// How an ELF file begins.
+const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
+
+/// Makes everything that the machine needs, then its process. To be called when there is nothing of it.
+pub(super) fn start(
+    config: &QemuConfig,
+    usable: &Usable,
+    remains: &Remains<'_>,
+    vm: &Vm,
+) -> Result<Process, EngineError> {
+    let layout = &config.layout;
+    check(vm)?;
+    // First what may be missing, so that a start that can not succeed leaves nothing behind.
+    let kernel = kernel(layout, usable, vm)?;
+    let disk = layout.disk(vm);
+    fs::metadata(&disk).map_err(|source| read(&disk, source))?;
+    let tap = tap::open(&layout.netns(vm.env_id), &names::tap(vm.id))?;
+
+    let uid = layout.uid(vm.id);
+    let dir = remains.make_dirs(uid)?;
+    remains.make_ram(u64::from(vm.resource.mem_size) << 20, uid)?;
+    let doors = remains.make_cgroup(&limits(usable.accelerator, vm))?;
+    give(&disk, Some(uid), uid)?;
+    make_pid_file(&remains.own(PID_FILE), uid)?;
+    let stderr = remains.make_messages()?;
+    let listen = |path: &Path| remains::listen(path).map(OwnedFd::from);
+    let fds = [
+        tap,
+        listen(&layout.console_socket(vm.id))?,
+        listen(&layout.agent_socket(vm.id))?,
+        listen(&remains.file(MONITOR))?,
+    ];
+    let [tap, console, agent, monitor] = fds.each_ref().map(AsRawFd::as_raw_fd);
+    let spec = MachineSpec {
+        name: format!("tt-{}-{}", layout.instance, vm.id),
+        accelerator: usable.accelerator,
+        cpu_num: vm.resource.cpu_num,
+        mem_mb: vm.resource.mem_size,
+        ram: layout.ram(vm.id),
+        kernel,
+        disk_format: match vm.storage {
+            tt_model::StorageKind::File => "raw",
+            tt_model::StorageKind::Qcow2 => "qcow2",
+        },
+        disk,
+        mac: vm.resource.mac_addr,
+        fds: Fds { tap, console, agent, monitor },
+    };
+    remains.begin()?;
+    let confined = Confined {
+        program: config.binary.clone(),
+        args: argv(&spec),
+        dir: &dir,
+        uid,
+        extra_group: usable.kvm_group,
+        doors: &doors,
+        fds: &fds,
+        stderr,
+    };
+    confined.spawn().map_err(|source| EngineError::Spawn { program: config.binary.clone(), source })
+}
+
+/// How a machine without a process ended.
+pub(super) fn verdict(remains: &Remains<'_>) -> Machine {
+    let group = remains.layout.cgroup(remains.id);
+    let end = End {
+        begun: remains.begun(),
+        pid_file: remains.own(PID_FILE).exists(),
+        out_of_memory: remains.groups.was_out_of_memory(&group),
+        messages: remains.messages(),
+    };
+    let (clean, why) = end.judge();
+    Machine::Exited { clean, why }
+}
+
+/// What an ended machine left.
+struct End {
+    begun: bool,
+    pid_file: bool,
+    out_of_memory: bool,
+    messages: String,
+}
+
+impl End {
+    fn judge(&self) -> (bool, String) {
+        // QEMU prefixes what it can live with; everything else that it says on its way is why it ended.
+        let mut lines = self.messages.lines().rev().map(str::trim);
+        let error = lines.find(|l| !l.is_empty() && !l.contains(": warning: "));
+        let why = match (self.begun, error) {
+            (false, _) => "its start or its removal was cut short".to_owned(),
+            (true, _) if self.out_of_memory => {
+                "the kernel killed it: it took more memory than its limit".to_owned()
+            }
+            (true, Some(error)) => error.chars().filter(|c| !c.is_control()).collect(),
+            (true, None) if self.pid_file => "its process was killed".to_owned(),
+            (true, None) => return (true, "the guest switched itself off".to_owned()),
+        };
+        (false, why)
+    }
+}
+
+fn check(vm: &Vm) -> Result<(), EngineError> {
+    let describe = |what: String, problem: &str| EngineError::Describe {
+        engine: NAME,
+        what,
+        problem: problem.to_owned(),
+    };
+    let resource = &vm.resource;
+    match (resource.cpu_num, resource.mem_size) {
+        (1..=CPU_NUM_MAX, 1..) => Ok(()),
+        (n @ 1..=CPU_NUM_MAX, _) => {
+            Err(describe(format!("{n} processors and 0 MB of memory"), "it needs 1 MB or more"))
+        }
+        (n, _) => Err(describe(format!("{n} processors"), "1 to 255 are possible")),
+    }
+}
+
+fn kernel(layout: &Layout, usable: &Usable, vm: &Vm) -> Result<Option<Kernel>, EngineError> {
+    if !vm.template.has(template::FEATURE_KERNEL) {
+        return Ok(None);
+    }
+    let dir = layout.template(vm);
+    let kernel = dir.join("kernel");
+    let initramfs = dir.join("initramfs");
+    let is_elf = is_elf(&kernel).map_err(|source| read(&kernel, source))?;
+    fs::metadata(&initramfs).map_err(|source| read(&initramfs, source))?;
+    Ok(Some(Kernel { kernel, initramfs, firmware: usable.firmware.clone().filter(|_| is_elf) }))
+}
+
+fn is_elf(path: &Path) -> io::Result<bool> {
+    let mut magic = [0; ELF_MAGIC.len()];
+    File::open(path)?.read_exact(&mut magic)?;
+    Ok(magic == ELF_MAGIC)
+}
+
+fn limits(accelerator: Accelerator, vm: &Vm) -> Limits {
+    let translations = match accelerator {
+        Accelerator::Kvm => 0,
+        Accelerator::Tcg => TRANSLATIONS_MB,
+    };
+    let mb = u64::from(vm.resource.mem_size) + u64::from(translations + PROGRAM_MB);
+    Limits {
+        mem_bytes: mb << 20,
+        cpu_num: vm.resource.cpu_num,
+        pids: u32::from(vm.resource.cpu_num) + THREADS,
+    }
+}
+
+/// Made beforehand: QEMU removes it when it ends by itself, so one that is still there says that it did not get so far.
+fn make_pid_file(path: &PathBuf, uid: u32) -> Result<(), EngineError> {
+    File::create(path).map_err(|source| EngineError::Make {
+        what: "pid file",
+        path: path.clone(),
+        source,
+    })?;
+    give(path, Some(uid), uid)
+}
+
+fn read(path: &Path, source: io::Error) -> EngineError {
+    EngineError::Read { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_it_ended_follows_from_what_it_left() {
+        let cases = [
+            ((true, false, false, ""), true, "switched itself off"),
+            ((true, false, false, "qemu: warning: TCG lacks x\n"), true, "switched itself off"),
+            ((true, true, false, ""), false, "killed"),
+            ((true, true, true, ""), false, "memory"),
+            (
+                (true, true, false, "qemu: warning: x\nqemu: -fsdev: no\u{7}\n\n"),
+                false,
+                "qemu: -fsdev: no",
+            ),
+            ((true, false, false, "qemu: terminating on signal 15\n"), false, "signal 15"),
+            ((false, false, false, ""), false, "cut short"),
+        ];
+        for ((begun, pid_file, out_of_memory, messages), clean, part) in cases {
+            let end = End { begun, pid_file, out_of_memory, messages: messages.into() };
+            let (judged, why) = end.judge();
+            assert_eq!(judged, clean, "{messages:?}");
+            assert!(why.contains(part) && !why.contains('\u{7}'), "{why:?}");
+        }
+    }
+}

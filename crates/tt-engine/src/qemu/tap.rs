@@ -1,0 +1,57 @@
+//! Opens the tap of a machine in its Env's network namespace. It makes no tap and changes none: that is the network's.
+
+use crate::EngineError;
+use rustix::net::{AddressFamily, SocketType};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+use std::thread;
+
+/// Opens `name` in the namespace of the file `netns`, for frames with a virtio header.
+pub(super) fn open(netns: &Path, name: &str) -> Result<OwnedFd, EngineError> {
+    // A namespace belongs to a thread: a throw-away one spares every other thread of the daemon.
+    let opened = thread::scope(|scope| {
+        let inside = thread::Builder::new()
+            .name("tt-tap".into())
+            .spawn_scoped(scope, || open_inside(netns, name))?;
+        inside.join().unwrap_or(Err(io::ErrorKind::Other.into()))
+    });
+    opened.map_err(|source| EngineError::OpenTap {
+        tap: name.to_owned(),
+        netns: netns.to_owned(),
+        source,
+    })
+}
+
+fn open_inside(netns: &Path, name: &str) -> io::Result<OwnedFd> {
+    let namespace = File::open(netns)?;
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+    // The request below would silently make a tap that nothing is connected to.
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    rustix::net::netdevice::name_to_index(&socket, name)?;
+    let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
+    let request = request(name)?;
+    // SAFETY: the kernel reads and writes one `ifreq`, which lives until the call has returned.
+    let done = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw const request) };
+    match done {
+        0 => Ok(tun.into()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all bytes zero is a valid `ifreq`: numbers, and unions of numbers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero: the name is a C string.
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    Ok(request)
+}

@@ -1,0 +1,252 @@
+//! What a machine has on the host beside its process: a directory, a memory file, a cgroup. All carry its id, so that
+//! looking finds them; each is made and removed by calls that may be repeated.
+
+use crate::EngineError;
+use crate::cgroup::{Cgroups, Limits};
+use rustix::fs::{Gid, Uid};
+use rustix::mount::{MountFlags, UnmountFlags};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use tt_model::{Layout, VmId};
+
+/// Below a machine's directory: its program's working directory, the only place it can write to.
+const OWN: &str = "own";
+/// Below a machine's directory: there from just before the process is made until its remains are removed.
+const BEGUN: &str = "begun";
+/// Below a machine's directory: the program's messages.
+const MESSAGES: &str = "messages";
+/// How much of the messages is read, in bytes from the end: the reason stands there, and a guest may provoke more.
+const MESSAGES_BYTES_MAX: u64 = 4096;
+/// Directories that machines' users pass through but do not list.
+const PASSABLE: u32 = 0o711;
+
+/// The things of one machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remains<'a> {
+    pub layout: &'a Layout,
+    pub groups: &'a Cgroups,
+    pub id: VmId,
+}
+
+impl Remains<'_> {
+    /// A file of it, made by the daemon.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.layout.vm_dir(self.id).join(name)
+    }
+
+    /// A file of it, made by its program.
+    pub fn own(&self, name: &str) -> PathBuf {
+        self.file(OWN).join(name)
+    }
+
+    /// Its processes.
+    pub fn pids(&self) -> Result<Vec<u32>, EngineError> {
+        Ok(self.groups.pids(&self.layout.cgroup(self.id))?.unwrap_or_default())
+    }
+
+    /// Whether there is anything of it.
+    pub fn exist(&self) -> Result<bool, EngineError> {
+        Ok(self.layout.vm_dir(self.id).exists()
+            || self.layout.ram(self.id).exists()
+            || self.groups.pids(&self.layout.cgroup(self.id))?.is_some())
+    }
+
+    /// Whether its process was ever about to be made.
+    pub fn begun(&self) -> bool {
+        self.file(BEGUN).exists()
+    }
+
+    /// Notes that its process is about to be made.
+    pub fn begin(&self) -> Result<(), EngineError> {
+        let path = self.file(BEGUN);
+        File::create(&path).map(drop).map_err(|e| make("marker", &path, e))
+    }
+
+    /// Makes its directories; answers the program's working directory, opened.
+    pub fn make_dirs(&self, uid: u32) -> Result<File, EngineError> {
+        let dir = self.layout.vm_dir(self.id);
+        if let Some(all) = dir.parent() {
+            make_dir(all, PASSABLE)?;
+        }
+        // The program's group may pass it, no other machine may: it holds the sockets.
+        make_dir(&dir, 0o710)?;
+        give(&dir, None, uid)?;
+        let own = dir.join(OWN);
+        make_dir(&own, 0o700)?;
+        give(&own, Some(uid), uid)?;
+        File::open(&own).map_err(|e| make("directory", &own, e))
+    }
+
+    /// Makes its memory file: `bytes` of zeros that take no room yet.
+    pub fn make_ram(&self, bytes: u64, uid: u32) -> Result<(), EngineError> {
+        let path = self.layout.ram(self.id);
+        let mut options = OpenOptions::new();
+        options.create(true).write(true).truncate(true).mode(0o600);
+        let made = options.open(&path).and_then(|file| file.set_len(bytes));
+        made.map_err(|e| make("RAM file", &path, e))?;
+        give(&path, Some(uid), uid)
+    }
+
+    /// Makes its cgroup; see [`Cgroups::create`].
+    pub fn make_cgroup(&self, limits: &Limits) -> Result<Vec<File>, EngineError> {
+        self.groups.create(&self.layout.cgroup(self.id), limits)
+    }
+
+    /// Makes the file that its program writes messages to.
+    pub fn make_messages(&self) -> Result<File, EngineError> {
+        let path = self.file(MESSAGES);
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).mode(0o600);
+        options.open(&path).map_err(|e| make("message file", &path, e))
+    }
+
+    /// The end of its program's messages.
+    pub fn messages(&self) -> String {
+        let read = || -> io::Result<String> {
+            let mut file = File::open(self.file(MESSAGES))?;
+            let len = file.metadata()?.len();
+            file.seek(SeekFrom::Start(len.saturating_sub(MESSAGES_BYTES_MAX)))?;
+            let mut bytes = Vec::new();
+            file.take(MESSAGES_BYTES_MAX).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_default()
+    }
+
+    /// Kills its processes. True if there was one.
+    pub fn kill(&self) -> Result<bool, EngineError> {
+        crate::process::kill_group(self.groups, &self.layout.cgroup(self.id))
+    }
+
+    /// Removes everything, if it has no process. False if one is still ending.
+    pub fn remove(&self) -> Result<bool, EngineError> {
+        // First what says that there was a process, so that a removal cut short is not taken for a clean end.
+        gone(fs::remove_file(self.file(BEGUN)), &self.file(BEGUN))?;
+        let ram = self.layout.ram(self.id);
+        gone(fs::remove_file(&ram), &ram)?;
+        if !self.groups.remove(&self.layout.cgroup(self.id))? {
+            return Ok(false);
+        }
+        let dir = self.layout.vm_dir(self.id);
+        gone(fs::remove_dir_all(&dir), &dir)?;
+        Ok(true)
+    }
+}
+
+/// Every id that has remains.
+pub(crate) fn ids(layout: &Layout, groups: &Cgroups) -> Result<Vec<VmId>, EngineError> {
+    let mut ids = groups.ids(&layout.cgroup_root())?;
+    ids.extend(ids_in(&layout.run.join("vm"))?);
+    ids.extend(ids_in(&layout.ram_dir())?);
+    ids.sort_unstable();
+    ids.dedup();
+    Ok(ids)
+}
+
+/// The ids that entries of `dir` are named by; other names are none of ours.
+pub(crate) fn ids_in(dir: &Path) -> Result<Vec<VmId>, EngineError> {
+    let read = |source| EngineError::Read { path: dir.to_owned(), source };
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(read)?,
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(read)?.file_name();
+        let id = name.to_str().and_then(|n| n.parse::<VmId>().ok());
+        ids.extend(id.filter(|id| name.to_str() == Some(&id.to_string())));
+    }
+    Ok(ids)
+}
+
+/// Mounts the file system of all memory files, if it is not there.
+pub(crate) fn mount_ram(layout: &Layout) -> Result<(), EngineError> {
+    let dir = layout.ram_dir();
+    make_dir(&layout.run, PASSABLE)?;
+    make_dir(&dir, PASSABLE)?;
+    let mounted = is_mounted(&dir).map_err(|e| make("directory", &dir, e))?;
+    if !mounted {
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        // No bound of its own: the planner hands out no more memory than there is, and cgroups hold it to that.
+        let options = c"mode=0711,size=100%";
+        rustix::mount::mount("tt-ram", &dir, "tmpfs", flags, options)
+            .map_err(|e| make("memory file system", &dir, e.into()))?;
+    }
+    Ok(())
+}
+
+/// Removes what all machines share. To be called when no machine has remains.
+pub(crate) fn close(layout: &Layout, groups: &Cgroups) {
+    let dir = layout.ram_dir();
+    // Each refuses if something is left in it after all, and then has to stay.
+    if is_mounted(&dir).unwrap_or(false) {
+        let _ = rustix::mount::unmount(&dir, UnmountFlags::empty());
+    }
+    let _ = fs::remove_dir(&dir);
+    let _ = fs::remove_dir(layout.run.join("vm"));
+    groups.close(&layout.cgroup_root());
+}
+
+/// An error with all of its causes, outermost first.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
+/// The first directory on the way to `path` that machines' users can not pass, if there is one.
+pub(crate) fn impassable(path: &Path) -> Option<PathBuf> {
+    let closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|m| m.mode() & 0o001 == 0);
+    path.ancestors().filter(closed).last().map(Path::to_owned)
+}
+
+/// Listens on a socket that only the daemon's user can connect to.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, EngineError> {
+    gone(fs::remove_file(path), path)?;
+    let failed = |e| make("socket", path, e);
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Hands a file to a machine's user.
+pub(crate) fn give(path: &Path, uid: Option<u32>, gid: u32) -> Result<(), EngineError> {
+    let uid = uid.map(Uid::from_raw);
+    rustix::fs::chown(path, uid, Some(Gid::from_raw(gid)))
+        .map_err(|e| make("owner of", path, e.into()))
+}
+
+fn is_mounted(dir: &Path) -> io::Result<bool> {
+    let above = dir.parent().ok_or(ErrorKind::InvalidInput)?;
+    Ok(fs::metadata(dir)?.dev() != fs::metadata(above)?.dev())
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), EngineError> {
+    let failed = |e| make("directory", path, e);
+    match DirBuilder::new().mode(mode).create(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists && path.is_dir() => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    }
+    // The umask may have taken away what others need.
+    fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)
+}
+
+fn gone(removed: io::Result<()>, path: &Path) -> Result<(), EngineError> {
+    match removed {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(EngineError::Remove { path: path.to_owned(), source }),
+    }
+}
+
+fn make(what: &'static str, path: &Path, source: io::Error) -> EngineError {
+    EngineError::Make { what, path: path.to_owned(), source }
+}
