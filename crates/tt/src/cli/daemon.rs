@@ -1,0 +1,36 @@
+//! `tt daemon`: reads the configuration, starts the log, and hands over to the composition root.
+
+use super::error::{CliError, Exit};
+use super::output::Output;
+use crate::config::{Config, ConfigArgs};
+use clap::Args;
+use std::path::Path;
+use tracing_subscriber::EnvFilter;
+
+/// Arguments of `tt daemon`; `--socket` says where the API is served.
+#[derive(Args, Debug)]
+pub struct DaemonArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Serves this host until the process is told to end.
+///
+/// # Errors
+/// If the configuration makes no sense, or the daemon can not serve.
+pub async fn run(
+    args: DaemonArgs,
+    socket: Option<&Path>,
+    output: Output,
+) -> Result<Exit, CliError> {
+    let mut args = args.config;
+    let level = [(output.verbose, "debug"), (output.quiet, "warn")];
+    let level = level.into_iter().find_map(|(is_asked, level)| is_asked.then(|| level.to_owned()));
+    args.log = args.log.or(level);
+    let config = Config::load(&args, socket)?;
+    // The configuration has been checked: the filter can be read.
+    let filter = EnvFilter::new(&config.log);
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    crate::daemon::run(config).await?;
+    Ok(Exit::DONE)
+}
