@@ -1,0 +1,89 @@
+//! Joins what the API asks of the host to the host's channels.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess};
+use tt_api::views::{Checked, Finding, VerifyReport};
+use tt_guest::session::Open;
+use tt_host::{Clock, Guests, HostService};
+use tt_model::{ErrorCode, Protocol, Refusal, VmId};
+
+/// This host, as the API sees it.
+#[derive(Debug)]
+pub(super) struct LocalHost {
+    pub(super) guests: Arc<Guests>,
+    pub(super) service: Arc<HostService>,
+    pub(super) clock: Arc<dyn Clock>,
+}
+
+impl HostAccess for LocalHost {
+    fn listening_ports(&self) -> BTreeSet<(Protocol, u16)> {
+        tt_network::listening_ports().unwrap_or_else(|error| {
+            // The network refuses a port that is taken after all; planning goes on.
+            tracing::warn!(%error, "listening ports not read");
+            BTreeSet::new()
+        })
+    }
+
+    fn now_unix_secs(&self) -> u64 {
+        self.clock.now()
+    }
+
+    fn random(&self, bytes: usize) -> Vec<u8> {
+        let mut random = vec![0; bytes];
+        match getrandom::fill(&mut random) {
+            Ok(()) => random,
+            // The planner refuses what it gets too few random bytes for.
+            Err(error) => {
+                tracing::error!(%error, "no random bytes");
+                Vec::new()
+            }
+        }
+    }
+
+    fn open(&self, vm: VmId, open: Open) -> BoxFuture<Result<GuestStream, Refusal>> {
+        let guests = self.guests.clone();
+        Box::pin(async move {
+            let stream = guests.open(vm, open).await?;
+            Ok(GuestStream { to: stream.to, from: stream.from })
+        })
+    }
+
+    fn console(&self, vm: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>> {
+        let console = self.guests.console(vm);
+        Box::pin(async move {
+            let console = console?;
+            Ok(ConsoleStream { to: console.to, from: console.from })
+        })
+    }
+
+    fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal> {
+        self.guests.console_log(vm, tail_bytes).map_err(|error| {
+            Refusal::new(
+                ErrorCode::Host,
+                format!("log of vm {vm}"),
+                format!("it can not be read: {error}"),
+                "look at the daemon's log",
+            )
+        })
+    }
+
+    fn verify(&self) -> Result<VerifyReport, Refusal> {
+        let report = self.service.verify().map_err(|error| {
+            Refusal::new(
+                ErrorCode::Host,
+                "verify",
+                super::chain(&error),
+                "look at the daemon's log",
+            )
+        })?;
+        let findings = report.findings.into_iter().map(|finding| Finding {
+            kind: finding.kind.name().to_owned(),
+            name: if finding.is_stray { "stray" } else { "wrong" }.to_owned(),
+            what: finding.what,
+            id: Some(finding.id),
+        });
+        let checked = Checked { envs: report.env_num, vms: report.vm_num };
+        Ok(VerifyReport { findings: findings.collect(), checked })
+    }
+}
