@@ -8,13 +8,13 @@ use tt_model::{EnvId, NetKind, Protocol, VmId};
 /// A network that could not be made, changed, seen or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
-    /// The range lies on a network that the host uses for something else. A retry does not help.
+    /// The block lies on a network that the host uses for something else. A retry does not help.
     #[error(
-        "the address range {range} collides with {foreign}, which {owner} uses; choose another range"
+        "the address block {block} collides with {foreign}, which {owner} uses; choose another one"
     )]
     Collide {
         /// What was asked for.
-        range: Ipv4Net,
+        block: Ipv4Net,
         /// The host's network.
         foreign: Ipv4Net,
         /// The interface or route that has it.
@@ -130,9 +130,9 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
-    /// Too many Envs are set up at once. A retry helps.
-    #[error("more than {max} envs change at once; try again")]
-    LockEnv {
+    /// Too many Envs change at once, or are known by name. A retry helps once others are done.
+    #[error("more than {max} envs at once are too many; try again")]
+    KeepEnv {
         /// How many may.
         max: usize,
     },

@@ -16,10 +16,29 @@ use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use tt_model::{EnvId, Vm, VmId};
 
+mod answer;
+pub mod conformance;
+mod dns;
+mod driver;
+mod elements;
+mod env;
 mod error;
+mod facts;
 pub mod fake;
+mod foreign;
+mod link;
+mod locks;
+mod nat;
+mod netns;
+mod nft;
+mod ports;
+mod sysctl;
+mod tap;
+mod wire;
 
+pub use driver::{NetnsNetwork, NetworkConfig};
 pub use error::NetworkError;
+pub use facts::{choose_block, host_networks, listening_ports, public_address};
 pub use fake::FakeNetwork;
 
 /// Most names that one [`EnvNames`] may hold.
@@ -55,7 +74,7 @@ pub trait Network: Send + Sync + Debug {
     /// of an earlier daemon and breaks no connection of theirs.
     ///
     /// # Errors
-    /// [`NetworkError::Collide`] if a network of the host lies in the range; nothing is changed.
+    /// [`NetworkError::Collide`] if another network of the host lies in the block; nothing is changed.
     fn init(&self) -> Result<(), NetworkError>;
 
     /// Says who is who inside an Env. Replaces what was said before; no members forget the Env.

@@ -1,0 +1,268 @@
+//! What the resolver says to one message from a guest. Pure: bytes in, bytes out. It never trusts a
+//! length in the message and never answers with more than a few times the question.
+
+use crate::EnvNames;
+use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+/// Largest message over UDP that meets no fragmentation (the value of DNS Flag Day 2020).
+pub(crate) const MESSAGE_BYTES_MAX: usize = 1232;
+/// A member keeps its address, but a fork or a new Env may follow soon under the same name.
+const TTL_SECONDS: u32 = 10;
+/// Length of a header (RFC 1035 4.1.1).
+const HEADER_BYTES: usize = 12;
+
+/// What becomes of a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It was no question: silence.
+    Drop,
+    /// The answer.
+    Answer(Vec<u8>),
+    /// Others may know.
+    Forward,
+}
+
+/// The names inside one Env.
+#[derive(Debug, Default)]
+pub(crate) struct Zone {
+    by_name: BTreeMap<String, Ipv4Addr>,
+    by_addr: BTreeMap<Ipv4Addr, String>,
+}
+
+impl From<&EnvNames> for Zone {
+    fn from(names: &EnvNames) -> Self {
+        let mut zone = Self::default();
+        for (name, addr) in &names.members {
+            let name = name.to_ascii_lowercase();
+            let full = format!("{name}.{}", names.env_name.to_ascii_lowercase());
+            zone.by_addr.insert(*addr, full.clone());
+            zone.by_name.extend([(full, *addr), (name, *addr)]);
+        }
+        zone
+    }
+}
+
+impl Zone {
+    /// Decides about `message`. `range`: where inner addresses come from; names for them are known
+    /// here or nowhere. `may_forward`: whether the guest may ask the outside at all.
+    pub(crate) fn decide(&self, message: &[u8], range: Ipv4Net, may_forward: bool) -> Verdict {
+        if message.len() > MESSAGE_BYTES_MAX {
+            return Verdict::Drop;
+        }
+        let Ok(message) = Message::from_vec(message) else {
+            return Verdict::Drop;
+        };
+        let is_question = message.metadata.message_type == MessageType::Query
+            && message.metadata.op_code == OpCode::Query;
+        let [query] = message.queries.as_slice() else {
+            return Verdict::Drop;
+        };
+        if !is_question {
+            return Verdict::Drop;
+        }
+        let (code, records) = match self.look_up(query, range) {
+            Some(Some(records)) => (ResponseCode::NoError, records),
+            Some(None) => (ResponseCode::NXDomain, Vec::new()),
+            None if may_forward => return Verdict::Forward,
+            None => (ResponseCode::Refused, Vec::new()),
+        };
+        reply(&message, code, records).map_or(Verdict::Drop, Verdict::Answer)
+    }
+
+    /// None: not ours. Some(None): ours, and there is no such name.
+    fn look_up(&self, query: &Query, range: Ipv4Net) -> Option<Option<Vec<Record>>> {
+        if query.query_class() != DNSClass::IN {
+            return None;
+        }
+        let text = query.name().to_ascii().to_ascii_lowercase();
+        let text = text.strip_suffix('.').unwrap_or(&text);
+        let record = |data| Record::from_rdata(query.name().clone(), TTL_SECONDS, data);
+        if let Some(addr) = reverse(text).filter(|addr| range.contains(addr)) {
+            let Some(name) = self.by_addr.get(&addr) else {
+                return Some(None);
+            };
+            let is_wanted = matches!(query.query_type(), RecordType::PTR | RecordType::ANY);
+            let name = Name::from_ascii(format!("{name}.")).ok().filter(|_| is_wanted);
+            let data = name.map(|name| RData::PTR(PTR(name)));
+            return Some(Some(data.map(record).into_iter().collect()));
+        }
+        match self.by_name.get(text) {
+            Some(addr) => {
+                let is_wanted = matches!(query.query_type(), RecordType::A | RecordType::ANY);
+                let data = is_wanted.then(|| RData::A(A(*addr)));
+                Some(Some(data.map(record).into_iter().collect()))
+            }
+            None if !text.is_empty() && !text.contains('.') => Some(None),
+            None => None,
+        }
+    }
+}
+
+/// The answer to `message` when nobody else gave one.
+pub(crate) fn give_up(message: &[u8]) -> Option<Vec<u8>> {
+    let message = Message::from_vec(message).ok()?;
+    reply(&message, ResponseCode::ServFail, Vec::new())
+}
+
+/// Whether `answer` answers `question`: same question, and an answer at all. The id is the caller's
+/// to compare.
+pub(crate) fn is_answer(question: &[u8], answer: &[u8]) -> bool {
+    let section = |message: &[u8]| Some(HEADER_BYTES..question_end(message)?);
+    let asked = section(question).and_then(|range| question.get(range));
+    let answered = section(answer).and_then(|range| answer.get(range));
+    let is_response = answer.get(2).is_some_and(|flags| flags & 0x80 != 0);
+    let has_one = answer.get(4..6) == Some(&[0, 1]);
+    match (asked, answered) {
+        (Some(asked), Some(answered)) => {
+            is_response && has_one && asked.eq_ignore_ascii_case(answered)
+        }
+        _ => false,
+    }
+}
+
+/// Where the first question of a message ends.
+fn question_end(message: &[u8]) -> Option<usize> {
+    let mut at = HEADER_BYTES;
+    loop {
+        match *message.get(at)? {
+            // Type and class follow the root label.
+            0 => return Some(at + 5).filter(|end| *end <= message.len()),
+            length @ 1..=63 => at += 1 + usize::from(length),
+            _ => return None,
+        }
+    }
+}
+
+fn reply(question: &Message, code: ResponseCode, records: Vec<Record>) -> Option<Vec<u8>> {
+    let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
+    reply.metadata.recursion_desired = question.metadata.recursion_desired;
+    reply.metadata.recursion_available = true;
+    reply.metadata.authoritative = !records.is_empty();
+    reply.metadata.response_code = code;
+    reply.add_queries(question.queries.iter().cloned());
+    reply.add_answers(records);
+    if question.edns.is_some() {
+        let mut edns = Edns::new();
+        edns.set_max_payload(MESSAGE_BYTES_MAX as u16);
+        reply.set_edns(edns);
+    }
+    reply.to_vec().ok()
+}
+
+/// The address that a name of the reverse tree stands for.
+fn reverse(name: &str) -> Option<Ipv4Addr> {
+    let mut parts = name.strip_suffix(".in-addr.arpa")?.split('.');
+    let mut octets = [0; 4];
+    for octet in octets.iter_mut().rev() {
+        *octet = parts.next()?.parse().ok()?;
+    }
+    parts.next().is_none().then_some(octets.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn zone() -> Zone {
+        Zone::from(&EnvNames {
+            env_name: "shop".into(),
+            members: vec![
+                ("web".into(), Ipv4Addr::new(10, 0, 0, 2)),
+                ("db".into(), Ipv4Addr::new(10, 0, 0, 3)),
+            ],
+        })
+    }
+
+    fn question(name: &str, kind: RecordType) -> Vec<u8> {
+        let mut message = Message::query();
+        message.metadata.id = 7;
+        message.add_query(Query::query(Name::from_ascii(name).unwrap(), kind));
+        message.to_vec().unwrap()
+    }
+
+    fn ask(name: &str, kind: RecordType) -> Verdict {
+        let range = "10.0.0.0/8".parse().unwrap();
+        zone().decide(&question(name, kind), range, true)
+    }
+
+    fn answer(name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
+        let Verdict::Answer(bytes) = ask(name, kind) else {
+            panic!("{name} was not answered");
+        };
+        let message = Message::from_vec(&bytes).unwrap();
+        assert_eq!(message.metadata.id, 7);
+        let data = message.answers.iter().map(|r| r.data.to_string());
+        (message.metadata.response_code, data.collect())
+    }
+
+    #[test]
+    fn members_are_known_by_both_names() {
+        let db = (ResponseCode::NoError, vec!["10.0.0.3".to_owned()]);
+        for name in ["db.", "DB.", "db.shop.", "Db.Shop."] {
+            assert_eq!(answer(name, RecordType::A), db, "{name}");
+        }
+        let nothing = (ResponseCode::NoError, vec![]);
+        assert_eq!(answer("db.", RecordType::AAAA), nothing);
+        let name = (ResponseCode::NoError, vec!["db.shop.".to_owned()]);
+        assert_eq!(answer("3.0.0.10.in-addr.arpa.", RecordType::PTR), name);
+    }
+
+    #[test]
+    fn what_can_only_be_ours_is_never_forwarded() {
+        let no_such = (ResponseCode::NXDomain, vec![]);
+        assert_eq!(answer("cache.", RecordType::A), no_such);
+        assert_eq!(answer("9.0.0.10.in-addr.arpa.", RecordType::PTR), no_such);
+        for name in ["example.com.", "web.other.", "1.2.0.192.in-addr.arpa.", "."] {
+            assert_eq!(ask(name, RecordType::A), Verdict::Forward, "{name}");
+        }
+    }
+
+    #[test]
+    fn who_may_not_ask_the_outside_is_refused() {
+        let range = "10.0.0.0/8".parse().unwrap();
+        let question = question("example.com.", RecordType::A);
+        let Verdict::Answer(bytes) = zone().decide(&question, range, false) else {
+            panic!("no answer");
+        };
+        let message = Message::from_vec(&bytes).unwrap();
+        assert_eq!(message.metadata.response_code, ResponseCode::Refused);
+    }
+
+    #[test]
+    fn noise_gets_silence() {
+        let range = "10.0.0.0/8".parse().unwrap();
+        let good = question("db.", RecordType::A);
+        for length in 0..good.len() {
+            assert_eq!(zone().decide(&good[..length], range, true), Verdict::Drop);
+        }
+        for at in 0..good.len() {
+            for byte in 0..=255 {
+                let mut bad = good.clone();
+                bad[at] = byte;
+                if let Verdict::Answer(bytes) = zone().decide(&bad, range, true) {
+                    assert!(bytes.len() <= bad.len() + 32, "amplifies");
+                }
+                assert!(!is_answer(&good, &bad[..at]));
+            }
+        }
+        let mut response = good.clone();
+        response[2] |= 0x80;
+        assert_eq!(zone().decide(&response, range, true), Verdict::Drop);
+        assert_eq!(zone().decide(&[0xff; 5000], range, true), Verdict::Drop);
+    }
+
+    #[test]
+    fn only_an_answer_to_the_same_question_counts() {
+        let asked = question("example.com.", RecordType::A);
+        let refused = give_up(&asked).unwrap();
+        assert!(is_answer(&asked, &refused));
+        assert!(!is_answer(&asked, &asked));
+        let other = give_up(&question("example.org.", RecordType::A)).unwrap();
+        assert!(!is_answer(&asked, &other));
+    }
+}

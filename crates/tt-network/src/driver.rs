@@ -1,0 +1,274 @@
+//! The network of a real host. It joins the two sides: what lies in an Env's namespace and what
+//! lies on the host, in an order in which a daemon may die anywhere.
+
+use crate::dns::Resolver;
+use crate::env::{Inside, Member, Plan};
+use crate::locks::Locks;
+use crate::nat::Host;
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, netns};
+use ipnet::Ipv4Net;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use tt_model::{EnvId, Layout, NetKind, Vm, VmId};
+
+/// What a host's network is made from.
+#[derive(Clone, Debug)]
+pub struct NetworkConfig {
+    /// Names of everything.
+    pub layout: Layout,
+    /// Where all inner addresses come from, of all hosts; its first address is every gateway.
+    pub range: Ipv4Net,
+    /// The part of the range that this host hands out.
+    pub block: Ipv4Net,
+    /// Who is asked for names that no member has, first to last; the first two are used.
+    pub upstream_dns: Vec<SocketAddr>,
+}
+
+/// The driver for network namespaces and nftables. It works in the network namespace of the thread
+/// that calls [`Network::init`]; all other calls come from threads in the same one.
+#[derive(Debug)]
+pub struct NetnsNetwork {
+    config: NetworkConfig,
+    locks: Locks,
+    host: Mutex<Option<Arc<Made>>>,
+}
+
+/// What `init` makes.
+#[derive(Debug)]
+struct Made {
+    host: Host,
+    resolver: Resolver,
+}
+
+impl NetnsNetwork {
+    /// Touches nothing before [`Network::init`].
+    pub fn new(config: NetworkConfig) -> Self {
+        Self { config, locks: Locks::default(), host: Mutex::new(None) }
+    }
+
+    fn made(&self) -> Result<Arc<Made>, NetworkError> {
+        let host = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        host.clone().ok_or(NetworkError::NotInit)
+    }
+
+    fn netns(&self, env: EnvId) -> PathBuf {
+        self.config.layout.netns(env)
+    }
+
+    fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.config.range.network()) + 1)
+    }
+
+    fn with_plan<T>(
+        &self,
+        made: &Made,
+        env: EnvId,
+        action: impl FnOnce(&Plan<'_>) -> Result<T, NetworkError>,
+    ) -> Result<T, NetworkError> {
+        // The range was checked to be a prefix by its type.
+        let gateway = Ipv4Net::new_assert(self.gateway(), self.config.range.prefix_len());
+        action(&Plan {
+            gateway,
+            edge: &self.config.layout.edge(env),
+            host: made.host.namespace().as_fd(),
+        })
+    }
+
+    /// Inside the Env's namespace, which is made if it is not there.
+    fn set_inside(&self, made: &Made, env: EnvId, member: &Member) -> Result<(), NetworkError> {
+        let path = self.netns(env);
+        let is_attached = made.resolver.is_attached(env);
+        let gateway = self.gateway();
+        let door = self.with_plan(made, env, |plan| {
+            let set = || {
+                let mut inside = Inside::open()?;
+                inside.ensure(plan)?;
+                inside.set_member(member)?;
+                if is_attached {
+                    return Ok(None);
+                }
+                Ok(Some((inside.open_resolver(gateway)?, inside.denied()?)))
+            };
+            if netns::exists(&path) {
+                return netns::enter(&path, set);
+            }
+            // An edge of a namespace that died before it had a file ends some time later; the new
+            // one needs its name now.
+            made.host.remove_edge(env)?;
+            netns::make(&path, set)
+        })?;
+        match door {
+            Some((socket, denied)) => made.resolver.attach(env, socket, denied)?,
+            None => made.resolver.set_denied(env, member.ip, member.is_denied),
+        }
+        Ok(())
+    }
+
+    /// Gives the resolver its sockets in the namespaces that an earlier daemon left.
+    fn attach_all(&self, made: &Made) -> Result<(), NetworkError> {
+        let gateway = self.gateway();
+        for env in netns::list(&self.config.layout.netns_dir())? {
+            let path = self.netns(env);
+            if !netns::exists(&path) || made.resolver.is_attached(env) {
+                continue;
+            }
+            let open = || {
+                let mut inside = Inside::open()?;
+                Ok((inside.open_resolver(gateway)?, inside.denied()?))
+            };
+            match netns::enter(&path, open) {
+                Ok((socket, denied)) => made.resolver.attach(env, socket, denied)?,
+                // The next `set_net` mends it, or the sweep removes it.
+                Err(error) => tracing::warn!(%env, %error, "no names in this env for now"),
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_env(&self, made: &Made, env: EnvId) -> Result<(), NetworkError> {
+        // Its socket would keep the namespace.
+        made.resolver.detach(env);
+        made.host.remove_edge(env)?;
+        netns::remove(&self.netns(env))
+    }
+
+    /// Changes the limits of a member that has its network.
+    fn set_limits(&self, vm: &Vm, change: impl FnOnce(&mut Member)) -> Result<(), NetworkError> {
+        let made = self.made()?;
+        let _locked = self.locks.lock(vm.env_id)?;
+        let path = self.netns(vm.env_id);
+        let mut member = Member::from(vm);
+        change(&mut member);
+        if !netns::exists(&path) {
+            return Err(NetworkError::NotSet { vm: vm.id });
+        }
+        netns::enter(&path, || {
+            let mut inside = Inside::open()?;
+            if inside.has_member(&member)? {
+                inside.set_limits(&member)
+            } else {
+                Err(NetworkError::NotSet { vm: vm.id })
+            }
+        })?;
+        made.resolver.set_denied(vm.env_id, member.ip, member.is_denied);
+        Ok(())
+    }
+
+    fn members(&self, env: EnvId) -> Result<BTreeSet<VmId>, NetworkError> {
+        netns::enter(&self.netns(env), || Inside::open()?.members())
+    }
+}
+
+impl Network for NetnsNetwork {
+    fn init(&self) -> Result<(), NetworkError> {
+        let mut slot = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        let host = Host::prepare(&self.config)?;
+        if slot.is_some() {
+            return Ok(());
+        }
+        let upstream = self.config.upstream_dns.clone();
+        let resolver = Resolver::start(self.config.range, upstream)?;
+        let made = Made { host, resolver };
+        self.attach_all(&made)?;
+        *slot = Some(Arc::new(made));
+        Ok(())
+    }
+
+    fn set_names(&self, env: EnvId, names: &EnvNames) -> Result<(), NetworkError> {
+        let made = self.made()?;
+        if names.members.len() > MEMBERS_MAX {
+            return Err(NetworkError::SetNames { count: names.members.len(), max: MEMBERS_MAX });
+        }
+        made.resolver.set_names(env, names)
+    }
+
+    fn set_net(&self, vm: &Vm) -> Result<(), NetworkError> {
+        let made = self.made()?;
+        if vm.net_kind != NetKind::Nat {
+            return Err(NetworkError::CarryKind { kind: vm.net_kind });
+        }
+        let _locked = self.locks.lock(vm.env_id)?;
+        self.set_inside(&made, vm.env_id, &Member::from(vm))?;
+        made.host.set_route(vm.env_id, vm.resource.ip_addr)?;
+        made.host.ports().set(vm)
+    }
+
+    fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {
+        let made = self.made()?;
+        let env = vm.env_id;
+        let _locked = self.locks.lock(env)?;
+        made.host.ports().remove(vm.id)?;
+        if !netns::exists(&self.netns(env)) {
+            return self.remove_env(&made, env);
+        }
+        let mut others = self.members(env)?;
+        others.remove(&vm.id);
+        if others.is_empty() {
+            return self.remove_env(&made, env);
+        }
+        made.host.remove_route(env, vm.resource.ip_addr)?;
+        let member = Member::from(vm);
+        netns::enter(&self.netns(env), || Inside::open()?.unset_member(&member))?;
+        made.resolver.set_denied(env, member.ip, false);
+        Ok(())
+    }
+
+    fn deny_outgoing(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.set_limits(vm, |member| member.is_denied = true)
+    }
+
+    fn allow_outgoing(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.set_limits(vm, |member| member.is_denied = false)
+    }
+
+    fn set_blacklist(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.set_limits(vm, |_| {})
+    }
+
+    fn found(&self) -> Result<Found, NetworkError> {
+        let made = self.made()?;
+        let mut found = Found::default();
+        for env in netns::list(&self.config.layout.netns_dir())? {
+            let _locked = self.locks.lock(env)?;
+            let path = self.netns(env);
+            if netns::exists(&path) {
+                found.envs.insert(env, self.members(env)?);
+            } else if path.exists() {
+                found.leftovers.insert(env);
+            }
+        }
+        let mut outside = made.host.edges()?;
+        let mut ports = made.host.ports();
+        ports.read()?;
+        outside.extend(ports.envs());
+        outside.retain(|env| !found.envs.contains_key(env));
+        found.leftovers.append(&mut outside);
+        Ok(found)
+    }
+
+    fn remove_stray(&self, env: EnvId) -> Result<(), NetworkError> {
+        let made = self.made()?;
+        let _locked = self.locks.lock(env)?;
+        made.host.ports().remove_env(env)?;
+        self.remove_env(&made, env)?;
+        made.resolver.forget(env);
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), NetworkError> {
+        match self.found() {
+            Ok(found) if found == Found::default() => {}
+            Ok(_) | Err(NetworkError::NotInit) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        let mut slot = self.host.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = slot.as_ref() {
+            made.host.close()?;
+        }
+        *slot = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,274 @@
+//! What lies inside an Env's network namespace: bridge, inner end of the edge, rules, and a tap for
+//! each member. Everything here runs on a thread inside that namespace and touches nothing outside,
+//! except that a new edge has its other end on the host.
+
+use crate::elements::{Change, Element, Elements, Set};
+use crate::link::{Link, Links, Route};
+use crate::nft::{self, BLACKLIST, BRIDGE, DENY_OUT, EDGE, ENV_TABLE, MEMBERS, TAPS};
+use crate::{NetworkError, sysctl, tap};
+use ipnet::Ipv4Net;
+use netlink_packet_netfilter::NetfilterProtoFamily as Family;
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::BorrowedFd;
+use tt_model::{MacAddr, Vm, VmId, names};
+
+/// The host's end of every edge. Guests never see it; it is link-local, so it is routed nowhere.
+pub(crate) const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+/// Of both ends of every edge, see [`Links::make_veth`]. Outside the members' `82:17:0d`.
+const EDGE_MAC: MacAddr = MacAddr([0x82, 0x17, 0x0e, 0, 0, 1]);
+/// Where resolvers listen (IANA).
+const DNS_PORT: u16 = 53;
+
+/// Sysctls of a new namespace, before it has any link.
+const SYSCTLS: [(&str, &str); 8] = [
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/ip_forward", "1"),
+    // Inherited from the host otherwise, in whatever state that is.
+    ("ipv4/conf/all/rp_filter", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv4/conf/default/accept_source_route", "0"),
+];
+/// Only where the kernel can hand bridged frames to iptables: it must not.
+const SYSCTLS_BRIDGE: [&str; 2] =
+    ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-arptables"];
+
+/// What all members of an Env share.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan<'a> {
+    /// The gateway's address with the range's prefix length.
+    pub(crate) gateway: Ipv4Net,
+    /// Name of the host's end of the edge.
+    pub(crate) edge: &'a str,
+    /// The host's namespace.
+    pub(crate) host: BorrowedFd<'a>,
+}
+
+/// What the namespace knows of a member.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) tap: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) mac: MacAddr,
+    pub(crate) is_denied: bool,
+    pub(crate) blacklist: BTreeSet<Ipv4Addr>,
+}
+
+impl From<&Vm> for Member {
+    fn from(vm: &Vm) -> Self {
+        Self {
+            tap: names::tap(vm.id),
+            ip: vm.resource.ip_addr,
+            mac: vm.resource.mac_addr,
+            is_denied: vm.deny_outgoing,
+            blacklist: vm.state.net_blacklist.iter().copied().collect(),
+        }
+    }
+}
+
+/// The namespace that the calling thread is in.
+#[derive(Debug)]
+pub(crate) struct Inside {
+    links: Links,
+    elements: Elements,
+}
+
+impl Inside {
+    pub(crate) fn open() -> Result<Self, NetworkError> {
+        let elements = Elements::open().map_err(|e| fail("open netlink for", "sets", e))?;
+        Ok(Self { links: Links::open()?, elements })
+    }
+
+    /// Makes what is missing of bridge, edge and rules.
+    pub(crate) fn ensure(&mut self, plan: &Plan<'_>) -> Result<(), NetworkError> {
+        let links = self.links.all()?;
+        let find = |name: &str| links.iter().find(|link| link.name == name);
+        // `nft` starts a process, which takes as long as all the rest: both at once.
+        let loading = match self.elements.read(set(TAPS)) {
+            Ok(_) => None,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Some(nft::load(ENV_TABLE, &nft::env_rules())?)
+            }
+            Err(e) => return Err(fail("read", TAPS, e)),
+        };
+        if find(BRIDGE).is_none() {
+            for (name, value) in SYSCTLS {
+                sysctl::set_if_there(name, value)?;
+            }
+            for name in SYSCTLS_BRIDGE {
+                sysctl::set_if_there(name, "0")?;
+            }
+            let mac = MacAddr::of_ip(plan.gateway.addr());
+            self.links.make_bridge(BRIDGE, mac)?;
+        }
+        if find(BRIDGE).is_none_or(|bridge| !bridge.is_up) {
+            let bridge = self.links.index(BRIDGE)?;
+            self.links.add_address(bridge, plan.gateway)?;
+            self.links.set_up(bridge, BRIDGE)?;
+        }
+        if find(EDGE).is_none() {
+            self.links.make_veth(EDGE, plan.edge, plan.host, EDGE_MAC)?;
+        }
+        if find(EDGE).is_none() || !self.links.routes()?.iter().any(|r| r.to.prefix_len() == 0) {
+            let edge = self.links.index(EDGE)?;
+            self.links.set_route(&Route::to(Ipv4Net::default(), Some(edge)), Some(HOST_END))?;
+        }
+        loading.map_or(Ok(()), nft::Loading::finish)
+    }
+
+    /// Makes what is missing of a member, and takes away what its record no longer says.
+    pub(crate) fn set_member(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let link = match self.links.find(&member.tap)? {
+            Some(link) => link,
+            None => self.make_tap(&member.tap)?,
+        };
+        let taps = BTreeSet::from([Element::of_key(port_key(member))]);
+        let members = BTreeSet::from([Element::of_key(member_key(member))]);
+        let changes = [
+            self.difference(TAPS, &name_bytes(&member.tap), taps)?,
+            self.difference(MEMBERS, &name_bytes(&member.tap), members)?,
+            self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
+            self.difference(BLACKLIST, &member.ip.octets(), listed(member))?,
+        ];
+        self.change(&changes)?;
+        let bridge = self.links.index(BRIDGE)?;
+        self.links.set_port(&link, bridge, member.mac)
+    }
+
+    /// Applies `is_denied` and `blacklist` to a member.
+    pub(crate) fn set_limits(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let changes = [
+            self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
+            self.difference(BLACKLIST, &member.ip.octets(), listed(member))?,
+        ];
+        self.change(&changes)
+    }
+
+    /// Removes a member. The link goes last, so that what remains of an attempt is found.
+    pub(crate) fn unset_member(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let none = BTreeSet::new;
+        let changes = [
+            self.difference(TAPS, &name_bytes(&member.tap), none())?,
+            self.difference(MEMBERS, &name_bytes(&member.tap), none())?,
+            self.difference(DENY_OUT, &member.ip.octets(), none())?,
+            self.difference(BLACKLIST, &member.ip.octets(), none())?,
+        ];
+        self.change(&changes)?;
+        self.links.remove(&member.tap)
+    }
+
+    /// Whether the member has a tap.
+    pub(crate) fn has_member(&mut self, member: &Member) -> Result<bool, NetworkError> {
+        Ok(self.links.find(&member.tap)?.is_some())
+    }
+
+    /// The members that have a tap.
+    pub(crate) fn members(&mut self) -> Result<BTreeSet<VmId>, NetworkError> {
+        let links = self.links.all()?;
+        Ok(links.iter().filter_map(|link| vm_of_tap(&link.name)).collect())
+    }
+
+    /// Addresses of the members that may open no connection to the outside.
+    pub(crate) fn denied(&mut self) -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
+        let elements = self.read(DENY_OUT)?;
+        let keys = elements.into_iter().map(|element| element.key);
+        Ok(keys.filter_map(|key| Some(<[u8; 4]>::try_from(key).ok()?.into())).collect())
+    }
+
+    /// A socket for the resolver. The rules let only members reach it.
+    pub(crate) fn open_resolver(&self, gateway: Ipv4Addr) -> Result<UdpSocket, NetworkError> {
+        let fail = |source| NetworkError::Resolve { action: "open a socket for", source };
+        let socket = UdpSocket::bind(SocketAddrV4::new(gateway, DNS_PORT)).map_err(fail)?;
+        socket.set_nonblocking(true).map_err(fail)?;
+        Ok(socket)
+    }
+
+    fn make_tap(&mut self, name: &str) -> Result<Link, NetworkError> {
+        tap::make(name).map_err(|source| NetworkError::ChangeLink {
+            action: "make",
+            name: name.to_owned(),
+            source,
+        })?;
+        Ok(Link {
+            index: self.links.index(name)?,
+            name: name.to_owned(),
+            bridge: None,
+            is_up: false,
+        })
+    }
+
+    fn read(&mut self, name: &'static str) -> Result<Vec<Element>, NetworkError> {
+        self.elements.read(set(name)).map_err(|e| fail("read", name, e))
+    }
+
+    /// From the elements whose key begins with `owner` to `wanted`.
+    fn difference(
+        &mut self,
+        name: &'static str,
+        owner: &[u8],
+        wanted: BTreeSet<Element>,
+    ) -> Result<Change<'static>, NetworkError> {
+        let now = self.read(name)?.into_iter();
+        let now: BTreeSet<_> = now.filter(|e| e.key.starts_with(owner)).collect();
+        Ok(Change {
+            set: set(name),
+            remove: now.difference(&wanted).cloned().collect(),
+            add: wanted.difference(&now).cloned().collect(),
+        })
+    }
+
+    fn change(&mut self, changes: &[Change<'_>]) -> Result<(), NetworkError> {
+        let result = self.elements.change(changes);
+        result.map_err(|e| fail("change", MEMBERS, e))
+    }
+}
+
+/// Whose tap that is.
+pub(crate) fn vm_of_tap(name: &str) -> Option<VmId> {
+    let id = u64::from_str_radix(name.strip_prefix("tap")?, 16).ok()?;
+    (names::tap(VmId(id)) == name).then_some(VmId(id))
+}
+
+fn set(name: &'static str) -> Set<'static> {
+    let family = if name == DENY_OUT { Family::Inet } else { Family::Bridge };
+    Set { family, table: ENV_TABLE, name }
+}
+
+/// An interface name as the kernel compares it: `IFNAMSIZ` bytes, filled with zeros.
+fn name_bytes(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(libc::IFNAMSIZ, 0);
+    bytes
+}
+
+fn port_key(member: &Member) -> Vec<u8> {
+    let mut key = name_bytes(&member.tap);
+    key.extend(member.mac.0);
+    key.extend([0, 0]);
+    key
+}
+
+fn member_key(member: &Member) -> Vec<u8> {
+    let mut key = port_key(member);
+    key.extend(member.ip.octets());
+    key
+}
+
+fn denied(member: &Member) -> BTreeSet<Element> {
+    let denied = member.is_denied.then(|| member.ip.octets().to_vec());
+    denied.into_iter().map(Element::of_key).collect()
+}
+
+fn listed(member: &Member) -> BTreeSet<Element> {
+    let key = |to: &Ipv4Addr| [member.ip.octets(), to.octets()].concat();
+    let listed = member.blacklist.iter();
+    listed.map(|to| Element::of_key(key(to))).collect()
+}
+
+fn fail(action: &'static str, set: &'static str, source: io::Error) -> NetworkError {
+    NetworkError::ChangeElements { action, set, source }
+}

@@ -1,0 +1,383 @@
+//! Links, addresses, routes and forwarding entries, by netlink, in the namespace where the socket
+//! was opened. Making what exists and removing what is absent succeed.
+
+use crate::NetworkError;
+use crate::wire::Wire;
+use ipnet::Ipv4Net;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
+    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use rustix::io::Errno;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use tt_model::MacAddr;
+
+/// Marks the routes that we made, among the numbers that iproute2 leaves to others.
+pub(crate) const ROUTE_PROTOCOL: u8 = 84;
+
+/// A link as it is now.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    /// Index of the bridge it is a port of.
+    pub(crate) bridge: Option<u32>,
+    pub(crate) is_up: bool,
+}
+
+/// An IPv4 route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Route {
+    pub(crate) to: Ipv4Net,
+    /// Index of the link it leaves by; none for a blackhole.
+    pub(crate) link: Option<u32>,
+    pub(crate) source: Option<Ipv4Addr>,
+    pub(crate) metric: u32,
+    /// Made by us.
+    pub(crate) is_ours: bool,
+}
+
+impl Route {
+    /// A route of ours.
+    pub(crate) fn to(to: Ipv4Net, link: Option<u32>) -> Self {
+        Self { to, link, source: None, metric: 0, is_ours: true }
+    }
+}
+
+/// A socket for links in one namespace.
+#[derive(Debug)]
+pub(crate) struct Links {
+    wire: Wire,
+}
+
+impl Links {
+    /// In the calling thread's namespace.
+    pub(crate) fn open() -> Result<Self, NetworkError> {
+        let wire = Wire::open(NETLINK_ROUTE).map_err(|e| fail("open netlink for", "links", e))?;
+        Ok(Self { wire })
+    }
+
+    /// All links.
+    pub(crate) fn all(&mut self) -> Result<Vec<Link>, NetworkError> {
+        let answers = self.wire.dump(Message::GetLink(LinkMessage::default()));
+        let answers = answers.map_err(|e| fail("list", "links", e))?;
+        Ok(answers.iter().filter_map(read_link).collect())
+    }
+
+    /// The link of that name.
+    pub(crate) fn find(&mut self, name: &str) -> Result<Option<Link>, NetworkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.wire.ask(Message::GetLink(message), 0) {
+            Err(error) if is(&error, Errno::NODEV) => Ok(None),
+            Err(error) => Err(fail("look for", name, error)),
+            Ok(answers) => Ok(answers.iter().find_map(read_link)),
+        }
+    }
+
+    /// The index of a link that must be there.
+    pub(crate) fn index(&mut self, name: &str) -> Result<u32, NetworkError> {
+        let link = self.find(name)?;
+        link.map(|link| link.index).ok_or_else(|| fail("find", name, Errno::NODEV.into()))
+    }
+
+    /// A bridge that forwards at once: no spanning tree, no multicast snooping, nothing handed to
+    /// iptables.
+    pub(crate) fn make_bridge(&mut self, name: &str, mac: MacAddr) -> Result<(), NetworkError> {
+        let info = vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![
+                InfoBridge::ForwardDelay(0),
+                InfoBridge::StpState(BridgeStpState::Disabled),
+                InfoBridge::MulticastSnooping(false),
+                InfoBridge::NfCallIpTables(false),
+                InfoBridge::NfCallArpTables(false),
+            ])),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::LinkInfo(info),
+        ];
+        self.make_link("make bridge", name, message)
+    }
+
+    /// A veth pair: `name` here and `peer` in the namespace `peer_ns`. Both ends have `mac` and do
+    /// no ARP: a link without ARP writes its own address on what it sends, so each end takes what
+    /// the other sends, and no neighbour entry is ever needed.
+    pub(crate) fn make_veth(
+        &mut self,
+        name: &str,
+        peer: &str,
+        peer_ns: BorrowedFd<'_>,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let mut other = LinkMessage::default();
+        other.attributes = vec![
+            LinkAttribute::IfName(peer.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::NetNsFd(peer_ns.as_raw_fd()),
+        ];
+        set_flags(&mut other, LinkFlags::Noarp);
+        let info = vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::LinkInfo(info),
+        ];
+        set_flags(&mut message, LinkFlags::Noarp | LinkFlags::Up);
+        self.make_link("make edge", peer, message)
+    }
+
+    /// Brings a link up.
+    pub(crate) fn set_up(&mut self, link: u32, name: &str) -> Result<(), NetworkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link;
+        set_flags(&mut message, LinkFlags::Up);
+        self.tell("bring up", name, Message::SetLink(message), 0)
+    }
+
+    /// Makes `port` a port of the bridge and brings it up.
+    pub(crate) fn set_port(
+        &mut self,
+        port: &Link,
+        bridge: u32,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        if port.bridge != Some(bridge) || !port.is_up {
+            let mut message = LinkMessage::default();
+            message.header.index = port.index;
+            message.attributes = vec![LinkAttribute::Controller(bridge)];
+            set_flags(&mut message, LinkFlags::Up);
+            self.tell("join bridge with", &port.name, Message::SetLink(message), 0)?;
+        }
+        let mut message = LinkMessage::default();
+        message.header.index = port.index;
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            // The bridge knows where each member is: a guest can not move an address to its port,
+            // and sees no frames for addresses that nobody has.
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::Learning(false),
+                InfoBridgePort::UnicastFlood(false),
+            ])),
+        ])];
+        self.tell("harden port", &port.name, Message::NewLink(message), 0)?;
+        let mut message = NeighbourMessage::default();
+        message.header.family = AddressFamily::Bridge;
+        message.header.ifindex = port.index;
+        message.header.state = NeighbourState::Noarp;
+        message.header.flags = NeighbourFlags::Controller;
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        let message = Message::NewNeighbour(message);
+        self.tell("fix the address behind", &port.name, message, flags)
+    }
+
+    /// Removes a link, and with a veth its other end.
+    pub(crate) fn remove(&mut self, name: &str) -> Result<(), NetworkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.wire.ask(Message::DelLink(message), 0) {
+            Err(error) if !is(&error, Errno::NODEV) => Err(fail("remove", name, error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives a link an address.
+    pub(crate) fn add_address(&mut self, link: u32, addr: Ipv4Net) -> Result<(), NetworkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = addr.prefix_len();
+        message.header.index = link;
+        message.attributes = vec![
+            AddressAttribute::Local(addr.addr().into()),
+            AddressAttribute::Address(addr.addr().into()),
+        ];
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.tell("add address", addr, Message::NewAddress(message), flags)
+    }
+
+    /// All IPv4 addresses, with the index of their link.
+    pub(crate) fn addresses(&mut self) -> Result<Vec<(u32, Ipv4Net)>, NetworkError> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let answers = self.wire.dump(Message::GetAddress(message));
+        let answers = answers.map_err(|e| fail("list", "addresses", e))?;
+        Ok(answers.iter().filter_map(read_address).collect())
+    }
+
+    /// A route to `to` by `link` (none: a blackhole), over an unchecked next hop if `via` is one.
+    /// Takes the place of another one with the same metric.
+    pub(crate) fn set_route(
+        &mut self,
+        route: &Route,
+        via: Option<Ipv4Addr>,
+    ) -> Result<(), NetworkError> {
+        let mut message = route_message(route);
+        if let Some(via) = via {
+            message.header.flags = netlink_packet_route::route::RouteFlags::Onlink;
+            message.header.scope = RouteScope::Universe;
+            let via = RouteAttribute::Gateway(RouteAddress::Inet(via));
+            message.attributes.push(via);
+        }
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.tell("set route to", route.to, Message::NewRoute(message), flags)
+    }
+
+    /// Removes a route.
+    pub(crate) fn remove_route(&mut self, route: &Route) -> Result<(), NetworkError> {
+        let message = Message::DelRoute(route_message(route));
+        match self.wire.ask(message, 0) {
+            Err(error) if !is(&error, Errno::SRCH) => {
+                Err(fail("remove route to", &route.to.to_string(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The IPv4 routes of the main table.
+    pub(crate) fn routes(&mut self) -> Result<Vec<Route>, NetworkError> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        let answers = self.wire.dump(Message::GetRoute(message));
+        let answers = answers.map_err(|e| fail("list", "routes", e))?;
+        Ok(answers.iter().filter_map(read_route).collect())
+    }
+
+    fn make_link(
+        &mut self,
+        action: &'static str,
+        name: &str,
+        message: LinkMessage,
+    ) -> Result<(), NetworkError> {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        self.tell(action, name, Message::NewLink(message), flags)
+    }
+
+    fn tell(
+        &mut self,
+        action: &'static str,
+        name: impl ToString,
+        message: Message,
+        flags: u16,
+    ) -> Result<(), NetworkError> {
+        match self.wire.ask(message, flags) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(fail(action, &name.to_string(), source)),
+        }
+    }
+}
+
+fn fail(action: &'static str, name: &str, source: io::Error) -> NetworkError {
+    NetworkError::ChangeLink { action, name: name.to_owned(), source }
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn set_flags(message: &mut LinkMessage, flags: LinkFlags) {
+    message.header.flags = flags;
+    message.header.change_mask = flags;
+}
+
+fn read_link(message: &Message) -> Option<Link> {
+    let Message::NewLink(link) = message else {
+        return None;
+    };
+    let mut name = None;
+    let mut bridge = None;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(text) => name = Some(text.clone()),
+            LinkAttribute::Controller(index) => bridge = Some(*index),
+            _ => {}
+        }
+    }
+    Some(Link {
+        index: link.header.index,
+        name: name?,
+        bridge,
+        is_up: link.header.flags.contains(LinkFlags::Up),
+    })
+}
+
+fn read_address(message: &Message) -> Option<(u32, Ipv4Net)> {
+    let Message::NewAddress(address) = message else {
+        return None;
+    };
+    let local = address.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Local(std::net::IpAddr::V4(addr)) => Some(*addr),
+        _ => None,
+    })?;
+    let net = Ipv4Net::new(local, address.header.prefix_len).ok()?;
+    Some((address.header.index, net))
+}
+
+fn route_message(route: &Route) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message.header.destination_prefix_length = route.to.prefix_len();
+    if route.to.prefix_len() > 0 {
+        let to = RouteAddress::Inet(route.to.network());
+        message.attributes.push(RouteAttribute::Destination(to));
+    }
+    (message.header.kind, message.header.scope) = match route.link {
+        Some(_) => (RouteType::Unicast, RouteScope::Link),
+        None => (RouteType::BlackHole, RouteScope::Universe),
+    };
+    message.attributes.extend(route.link.map(RouteAttribute::Oif));
+    if route.metric > 0 {
+        message.attributes.push(RouteAttribute::Priority(route.metric));
+    }
+    message
+}
+
+fn read_route(message: &Message) -> Option<Route> {
+    let Message::NewRoute(message) = message else {
+        return None;
+    };
+    let header = &message.header;
+    if header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let mut route = Route {
+        to: Ipv4Net::default(),
+        link: None,
+        source: None,
+        metric: 0,
+        is_ours: header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(addr)) => {
+                route.to = Ipv4Net::new(*addr, header.destination_prefix_length).ok()?;
+            }
+            RouteAttribute::Oif(index) => route.link = Some(*index),
+            RouteAttribute::PrefSource(RouteAddress::Inet(addr)) => route.source = Some(*addr),
+            RouteAttribute::Priority(metric) => route.metric = *metric,
+            _ => {}
+        }
+    }
+    Some(route)
+}

@@ -1,0 +1,203 @@
+//! The host's side: table of rules, forwarding, the reserved block, and for each Env the outer end
+//! of its edge with a route per member. Everything is named after the daemon's instance, and nothing
+//! of others is touched.
+
+use crate::env::HOST_END;
+use crate::link::{Links, Route};
+use crate::ports::Ports;
+use crate::{NetworkConfig, NetworkError, facts, foreign, netns, nft, sysctl};
+use ipnet::Ipv4Net;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use tt_model::{EnvId, Layout};
+
+/// How the tables of all daemons begin, see [`Layout::nft_table`].
+const TABLES: &str = "tt_";
+
+/// The namespace that the daemon runs in, prepared for Envs.
+#[derive(Debug)]
+pub(crate) struct Host {
+    layout: Layout,
+    namespace: File,
+    links: Mutex<Links>,
+    ports: Mutex<Ports>,
+}
+
+impl Host {
+    /// Prepares the calling thread's namespace; what is there already stays as it is.
+    pub(crate) fn prepare(config: &NetworkConfig) -> Result<Self, NetworkError> {
+        let (layout, block) = (config.layout.clone(), config.block.trunc());
+        let mut links = Links::open()?;
+        check_block(&config.layout, config.range, block, &mut links)?;
+        make_dir(&layout.netns_dir())?;
+        sysctl::forward(&record(&layout))?;
+        reserve(&layout, Some(block), &mut links)?;
+        let table = layout.nft_table();
+        let rules = nft::host_rules(&table, &layout.edge_prefix(), block);
+        nft::load(&table, &rules)?.finish()?;
+        foreign::pass(&layout.edge_prefix())?;
+        let ports = Ports::open(table)?;
+        let namespace = File::open(netns::OWN).map_err(|source| NetworkError::UseNamespace {
+            action: "open",
+            path: PathBuf::from(netns::OWN),
+            source,
+        })?;
+        Ok(Self { layout, namespace, links: Mutex::new(links), ports: Mutex::new(ports) })
+    }
+
+    /// Takes [`prepare`](Self::prepare) back.
+    pub(crate) fn close(&self) -> Result<(), NetworkError> {
+        let table = self.layout.nft_table();
+        foreign::forget(&self.layout.edge_prefix())?;
+        nft::remove(&table)?;
+        reserve(&self.layout, None, &mut self.links())?;
+        let is_other = |name: &str| name.starts_with(TABLES) && name != table;
+        let is_shared = self.ports().has_others(is_other)?;
+        sysctl::restore(&record(&self.layout), is_shared)?;
+        match fs::remove_dir(self.layout.netns_dir()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(fail("remove", &self.layout.netns_dir(), source))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn namespace(&self) -> &File {
+        &self.namespace
+    }
+
+    pub(crate) fn ports(&self) -> MutexGuard<'_, Ports> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the outer end of an Env's edge ready and leads a member's address there. The pair
+    /// itself is made from within the namespace.
+    pub(crate) fn set_route(&self, env: EnvId, member: Ipv4Addr) -> Result<(), NetworkError> {
+        let name = self.layout.edge(env);
+        let mut links = self.links();
+        let index = match links.find(&name)? {
+            Some(edge) if edge.is_up => edge.index,
+            Some(edge) => {
+                set_edge_sysctls(&name)?;
+                links.add_address(edge.index, HOST_END.into())?;
+                links.set_up(edge.index, &name)?;
+                edge.index
+            }
+            None => links.index(&name)?,
+        };
+        links.set_route(&Route::to(member.into(), Some(index)), None)
+    }
+
+    /// Removes a member's route, if it leads to that Env.
+    pub(crate) fn remove_route(&self, env: EnvId, member: Ipv4Addr) -> Result<(), NetworkError> {
+        let mut links = self.links();
+        match links.find(&self.layout.edge(env))? {
+            Some(edge) => links.remove_route(&Route::to(member.into(), Some(edge.index))),
+            None => Ok(()),
+        }
+    }
+
+    /// Removes an Env's edge, both ends of it, with its routes.
+    pub(crate) fn remove_edge(&self, env: EnvId) -> Result<(), NetworkError> {
+        self.links().remove(&self.layout.edge(env))
+    }
+
+    /// The Envs that have an edge.
+    pub(crate) fn edges(&self) -> Result<BTreeSet<EnvId>, NetworkError> {
+        let links = self.links().all()?;
+        let envs = links.iter().filter_map(|link| env_of_edge(&self.layout, &link.name));
+        Ok(envs.collect())
+    }
+
+    fn links(&self) -> MutexGuard<'_, Links> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose edge that is.
+fn env_of_edge(layout: &Layout, name: &str) -> Option<EnvId> {
+    let id = name.strip_prefix(&layout.edge_prefix())?;
+    let env = EnvId(u64::from_str_radix(id, 16).ok()?);
+    (layout.edge(env) == name).then_some(env)
+}
+
+fn check_block(
+    layout: &Layout,
+    range: Ipv4Net,
+    block: Ipv4Net,
+    links: &mut Links,
+) -> Result<(), NetworkError> {
+    if !range.contains(&block) {
+        return Err(NetworkError::PlaceBlock { block, range });
+    }
+    let metric = metric(layout);
+    let is_edge = |name: &str| env_of_edge(layout, name).is_some();
+    let is_own = |route: &Route| route.is_ours && route.metric == metric;
+    for taken in facts::taken(links, &is_edge, &is_own)? {
+        if facts::overlap(block, taken.net) {
+            return Err(NetworkError::Collide { block, foreign: taken.net, owner: taken.owner });
+        }
+        if facts::overlap(range, taken.net) {
+            tracing::warn!(%range, net = %taken.net, owner = taken.owner, "guests can not reach this network: it lies in their range");
+        }
+    }
+    Ok(())
+}
+
+/// Makes `block` the one that this daemon has reserved: what goes to an address there that no
+/// member has ends here, and other daemons see that it is taken.
+fn reserve(layout: &Layout, block: Option<Ipv4Net>, links: &mut Links) -> Result<(), NetworkError> {
+    let mut is_there = false;
+    for route in links.routes()? {
+        let is_own = route.is_ours && route.link.is_none() && route.metric == metric(layout);
+        if is_own && Some(route.to) == block {
+            is_there = true;
+        } else if is_own {
+            links.remove_route(&route)?;
+        }
+    }
+    match block.filter(|_| !is_there) {
+        Some(block) => {
+            let route = Route { metric: metric(layout), ..Route::to(block, None) };
+            links.set_route(&route, None)
+        }
+        None => Ok(()),
+    }
+}
+
+/// Tells our reservation from another daemon's.
+fn metric(layout: &Layout) -> u32 {
+    u32::from(layout.instance.0) + 1
+}
+
+/// Where it is noted what we changed for the whole host.
+fn record(layout: &Layout) -> PathBuf {
+    layout.run.join("sysctls")
+}
+
+fn set_edge_sysctls(edge: &str) -> Result<(), NetworkError> {
+    sysctl::set_if_there(&format!("ipv6/conf/{edge}/disable_ipv6"), "1")?;
+    for (name, value) in [
+        // What the host asks of a member through 127.0.0.1 leaves and comes back here.
+        ("route_localnet", "1"),
+        ("rp_filter", "1"),
+        ("forwarding", "1"),
+        ("accept_redirects", "0"),
+        ("send_redirects", "0"),
+    ] {
+        sysctl::set(&format!("ipv4/conf/{edge}/{name}"), value)?;
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> Result<(), NetworkError> {
+    fs::create_dir_all(path).map_err(|source| fail("make", path, source))
+}
+
+fn fail(action: &'static str, path: &Path, source: io::Error) -> NetworkError {
+    NetworkError::UseFile { action, path: path.to_owned(), source }
+}

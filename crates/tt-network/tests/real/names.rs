@@ -1,0 +1,1 @@
+//! The resolver, asked by guests.

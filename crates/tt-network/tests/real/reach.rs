@@ -1,0 +1,91 @@
+//! What must be reachable: members, published ports, the outside.
+
+use crate::lab::{CLIENT, Echo, GATEWAY, HOST, Lab, echoes, run};
+use std::net::Ipv4Addr;
+use tt_model::EnvId;
+use tt_network::Network;
+
+#[test]
+fn members_reach_each_other_and_the_gateway_answers_ping() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let (a, b) = (lab.guest(EnvId(1), 0), lab.guest(EnvId(1), 1));
+        let _echo = Echo::new(&b.space, 80);
+        assert!(a.space.reaches((b.addr(), 80)));
+        assert!(a.space.reaches_udp((b.addr(), 80)));
+        a.space.run(|| run("ping", &format!("-c 1 -W 5 {GATEWAY}")));
+    });
+}
+
+#[test]
+fn published_ports_are_reached_from_everywhere() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let guest = lab.guest(EnvId(1), 0);
+        let tcp = Echo::new(&guest.space, 80);
+        let udp = Echo::new(&guest.space, 53);
+        assert!(lab.client.reaches((HOST, guest.tcp())));
+        assert_eq!(tcp.last().unwrap().ip(), CLIENT, "the client's own address is seen");
+        assert!(lab.client.reaches_udp((HOST, guest.udp())));
+        assert_eq!(udp.last().unwrap().ip(), CLIENT);
+        for addr in [HOST, Ipv4Addr::LOCALHOST] {
+            assert!(lab.host.reaches((addr, guest.tcp())), "{addr}");
+            assert!(lab.host.reaches_udp((addr, guest.udp())), "{addr}");
+        }
+        assert!(lab.client.misses((HOST, guest.udp())), "protocols are apart");
+        assert!(lab.host.reaches((guest.addr(), 80)), "the host itself reaches members");
+    });
+}
+
+#[test]
+fn guests_reach_the_outside_with_the_hosts_address() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let guest = lab.guest(EnvId(1), 0);
+        let echo = Echo::new(&lab.client, 7);
+        assert!(guest.space.reaches((CLIENT, 7)));
+        assert_eq!(echo.last().unwrap().ip(), HOST);
+        assert!(guest.space.reaches_udp((CLIENT, 7)));
+        assert_eq!(echo.last().unwrap().ip(), HOST);
+    });
+}
+
+#[test]
+fn a_forward_chain_that_drops_is_passed() {
+    Lab::run(|lab| {
+        run("nft", "add table ip filter");
+        run(
+            "nft",
+            "add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }",
+        );
+        lab.net.init().unwrap();
+        lab.net.init().unwrap();
+        let guest = lab.guest(EnvId(1), 0);
+        let _inner = Echo::new(&guest.space, 80);
+        let _outer = Echo::new(&lab.client, 7);
+        assert!(guest.space.reaches((CLIENT, 7)));
+        assert!(lab.client.reaches((HOST, guest.tcp())));
+        let rules = || run("nft", "list chain ip filter FORWARD");
+        assert_eq!(rules().matches("accept").count(), 2);
+        lab.net.unset_net(&guest.vm).unwrap();
+        lab.net.close().unwrap();
+        assert_eq!(rules().matches("accept").count(), 0);
+    });
+}
+
+#[test]
+fn a_changed_record_moves_ports_on_a_live_guest() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let guest = lab.guest(EnvId(1), 0);
+        let _echo = Echo::new(&guest.space, 80);
+        let mut kept = lab.client.open((HOST, guest.tcp()));
+        assert!(echoes(&mut kept));
+        let mut vm = guest.vm.clone();
+        vm.resource.port_map.insert("80".parse().unwrap(), 30_000);
+        lab.net.set_net(&vm).unwrap();
+        assert!(lab.client.reaches((HOST, 30_000)));
+        assert!(lab.client.misses((HOST, guest.tcp())), "the old port is gone");
+        assert!(echoes(&mut kept), "open connections stay");
+    });
+}
