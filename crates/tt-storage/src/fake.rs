@@ -223,3 +223,86 @@ fn with_image(disk: &FakeDisk, vm: &Vm, change: impl FnOnce(&mut FakeImage)) {
         change(image);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance::{self, DISK_MB, Rig, vm};
+    use std::sync::atomic::AtomicUsize;
+    use tt_model::Layout;
+
+    struct World(Arc<FakeDisk>);
+
+    impl Rig for World {
+        fn storage(&self) -> Arc<dyn Storage> {
+            Arc::new(FakeStorage::reliable(Arc::clone(&self.0)))
+        }
+
+        fn layout(&self) -> Option<&Layout> {
+            None
+        }
+
+        fn size_mb(&self, vm: &Vm) -> Option<u64> {
+            let image = self.0.images_of(vm.id).remove(&vm.epoch)?;
+            image.complete.then(|| image.size_mb.into())
+        }
+
+        fn read(&self, _: &Vm, _: u64, _: usize) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn fill(&self, _: &Vm, _: u64, _: usize, _: u8) {}
+
+        fn interrupt(&self, vm: &Vm) {
+            let hook: FaultHook = Arc::new(|moment, effect| match (moment, effect) {
+                (Moment::After, effect::CREATE) => Fault::Die,
+                _ => Fault::None,
+            });
+            let storage = FakeStorage::new(Arc::clone(&self.0), hook);
+            assert!(storage.create_image(vm).is_err());
+        }
+    }
+
+    #[test]
+    fn the_fake_conforms() {
+        conformance::run(&World(FakeDisk::new(8 << 20)));
+    }
+
+    #[test]
+    fn it_converges_after_dying_at_any_side() {
+        let vm = vm(1, StorageKind::File);
+        // Two effects of a create, one of a destroy, each with two sides.
+        for dies_at in 0..6 {
+            let asked = AtomicUsize::new(0);
+            let hook: FaultHook = Arc::new(move |_, _| {
+                if asked.fetch_add(1, Ordering::SeqCst) == dies_at {
+                    Fault::Die
+                } else {
+                    Fault::None
+                }
+            });
+            let storage = FakeStorage::new(FakeDisk::new(1 << 20), hook);
+            let first = storage.create_image(&vm).and_then(|()| storage.destroy_image(&vm));
+            assert!(matches!(first, Err(StorageError::Died { .. })), "{dies_at}");
+            for later in
+                [storage.images().map(drop), storage.space().map(drop), storage.create_image(&vm)]
+            {
+                assert!(matches!(later, Err(StorageError::Died { .. })), "{dies_at}");
+            }
+            storage.revive();
+            storage.create_image(&vm).unwrap();
+            assert_eq!(storage.disk().images_of(vm.id)[&0].size_mb, DISK_MB);
+            storage.destroy_image(&vm).unwrap();
+            assert!(storage.disk().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_refused() {
+        let storage = FakeStorage::reliable(FakeDisk::new(RESERVE_MB + u64::from(DISK_MB)));
+        storage.create_image(&vm(1, StorageKind::File)).unwrap();
+        let error = storage.create_image(&vm(2, StorageKind::File));
+        assert!(matches!(error, Err(StorageError::NoSpace { .. })), "{error:?}");
+        assert!(storage.disk().images_of(VmId(2)).is_empty());
+    }
+}

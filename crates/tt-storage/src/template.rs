@@ -6,13 +6,10 @@ use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 
 /// A template's disk.
 #[derive(Debug)]
 pub(crate) struct Template {
-    /// Where it lies.
-    pub(crate) path: PathBuf,
     /// Its content.
     pub(crate) file: File,
     /// Its size.
@@ -45,7 +42,6 @@ impl Template {
             size_bytes: meta.len(),
             // `st_blocks` counts 512 bytes whatever the file system's block size.
             allocated_bytes: meta.blocks() * 512,
-            path,
             file,
         })
     }

@@ -5,7 +5,8 @@ use crate::images::{Format, Job};
 use crate::template::Template;
 use crate::{StorageError, TEMPLATE_DISK};
 use header::Header;
-use rustix::process::{Flock, FlockOffsetType, FlockType, fcntl_getlk};
+use rustix::fs::{FlockOperation, fcntl_lock};
+use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -46,9 +47,14 @@ impl Format for Overlay {
     }
 
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        // QEMU keeps the header in memory and would write its own size over ours.
-        if is_locked(image).map_err(|e| job.not_grown(e.into()))? {
-            return Err(StorageError::InUse { path: job.path.clone() });
+        // QEMU keeps the header in memory and would write its own size over ours. It has locks on every image that it has
+        // open; this one goes when the file is closed.
+        match fcntl_lock(image, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::AGAIN | Errno::ACCESS) => {
+                return Err(StorageError::InUse { path: job.path.clone() });
+            }
+            Err(e) => return Err(job.not_grown(e.into())),
         }
         let header = read_header(&job.path, image)?;
         if header.capacity_bytes() < job.want_bytes() {
@@ -81,16 +87,4 @@ fn limit(job: &Job, max_bytes: u64) -> StorageError {
         max_mb: max_bytes >> 20,
         want_mb: job.vm.resource.disk_size,
     }
-}
-
-/// Whether another process has locks on it, as QEMU has on every image that it has open.
-fn is_locked(image: &File) -> rustix::io::Result<bool> {
-    let all = Flock {
-        start: 0,
-        length: 0,
-        pid: None,
-        typ: FlockType::WriteLock,
-        offset_type: FlockOffsetType::Set,
-    };
-    Ok(fcntl_getlk(image, &all)?.is_some())
 }

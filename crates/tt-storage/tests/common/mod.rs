@@ -1,0 +1,134 @@
+//! Rigs on real file systems: directories, loop mounts, and the files of images.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use tempfile::TempDir;
+use tt_model::{Instance, Layout, StorageKind, Vm};
+use tt_storage::conformance::{Rig, write_template};
+use tt_storage::{Storage, open};
+
+/// A file system of its own in a file, mounted through a loop device until it is dropped.
+pub struct Mount {
+    dir: TempDir,
+}
+
+impl Mount {
+    /// Makes one; `Err` says why this machine can not.
+    pub fn new(mkfs: &[&str], size_mb: u64) -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
+        let image = dir.path().join("image");
+        let point = dir.path().join("mnt");
+        let file = File::create(&image).map_err(|e| e.to_string())?;
+        file.set_len(size_mb << 20).map_err(|e| e.to_string())?;
+        fs::create_dir(&point).map_err(|e| e.to_string())?;
+        let (program, args) = mkfs.split_first().ok_or("no mkfs")?;
+        tool(Command::new(program).args(args).arg(&image))?;
+        // Unmounting detaches a loop device that `mount` has attached.
+        tool(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&point))?;
+        Ok(Self { dir })
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if tool(Command::new("umount").arg(self.path())).is_err() {
+            let _ = tool(Command::new("umount").arg("-l").arg(self.path()));
+        }
+    }
+}
+
+/// A back end on a data directory with the suite's template.
+#[derive(Debug)]
+pub struct Files {
+    pub layout: Layout,
+    pub kind: StorageKind,
+}
+
+impl Files {
+    pub fn new(data: &Path, kind: StorageKind) -> Self {
+        write_template(data).unwrap();
+        let layout = Layout { data: data.into(), run: data.join("run"), instance: Instance(7) };
+        Self { layout, kind }
+    }
+
+    fn raw(&self) -> bool {
+        self.kind == StorageKind::File
+    }
+}
+
+impl Rig for Files {
+    fn storage(&self) -> Arc<dyn Storage> {
+        open(self.kind, &self.layout)
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        Some(&self.layout)
+    }
+
+    fn size_mb(&self, vm: &Vm) -> Option<u64> {
+        let disk = self.layout.disk(vm);
+        let len = fs::metadata(&disk).ok()?.len();
+        if self.raw() {
+            assert_eq!(len % (1 << 20), 0);
+            return Some(len >> 20);
+        }
+        tool(Command::new("qemu-img").arg("check").arg(&disk)).unwrap();
+        let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&disk).output();
+        let info = String::from_utf8(info.unwrap().stdout).unwrap();
+        // Once for the image and once for its file, which is the smaller one.
+        let sizes = info.split("\"virtual-size\": ").skip(1);
+        let sizes =
+            sizes.map(|rest| rest.split(',').next().unwrap().trim().parse::<u64>().unwrap());
+        Some(sizes.max().unwrap() >> 20)
+    }
+
+    fn read(&self, vm: &Vm, offset: u64, len: usize) -> Option<Vec<u8>> {
+        let disk = self.layout.disk(vm);
+        let mut bytes = vec![0; len];
+        if self.raw() {
+            File::open(disk).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+            return Some(bytes);
+        }
+        let flat = tempfile::NamedTempFile::new().unwrap();
+        let mut convert = Command::new("qemu-img");
+        tool(convert.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(disk).arg(flat.path()))
+            .unwrap();
+        flat.as_file().read_exact_at(&mut bytes, offset).unwrap();
+        Some(bytes)
+    }
+
+    fn fill(&self, vm: &Vm, offset: u64, len: usize, byte: u8) {
+        let disk = self.layout.disk(vm);
+        if self.raw() {
+            let file = File::options().write(true).open(disk).unwrap();
+            file.write_all_at(&vec![byte; len], offset).unwrap();
+        } else {
+            let command = format!("write -P {byte} {offset} {len}");
+            tool(Command::new("qemu-io").args(["-f", "qcow2", "-c", &command]).arg(disk)).unwrap();
+        }
+    }
+
+    fn interrupt(&self, vm: &Vm) {
+        fs::create_dir_all(self.layout.images_of(vm.id)).unwrap();
+        let name = format!("{}.tmp", self.layout.disk(vm).display());
+        fs::write(name, b"half").unwrap();
+    }
+}
+
+/// Runs a program; `Err` says what it said.
+pub fn tool(command: &mut Command) -> Result<Output, String> {
+    let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;
+    if output.status.success() {
+        Ok(output)
+    } else {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        Err(format!("{command:?}: {stderr}"))
+    }
+}
