@@ -85,6 +85,9 @@ fn a_guest_restarts_and_asks_for_a_new_session() {
     while !matches!(client.message(), GuestMessage::Ready { .. }) {}
     client.hello();
     assert_eq!(client.shell(2, "cat /root/kept").text(), "kept\n");
+    wait_until("the button's driver", || {
+        client.shell(9, "test -e /dev/input/event0").code == Some(0)
+    });
     guest.press_power_button();
     while client.message() != (GuestMessage::Bye { reason: ByeReason::Poweroff }) {}
     guest.wait_off();

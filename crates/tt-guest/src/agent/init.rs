@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use rustix::mount::MountFlags;
 
-use super::log::say;
+use super::log::{explain, say};
 use super::process::Identity;
+use super::stage1::Module;
 use super::{Agent, console, network, power};
 
 /// A program that a template may bring along; started once, when the guest is ready.
@@ -38,7 +39,7 @@ const MOUNTS: [(&str, &str, MountFlags, &std::ffi::CStr); 7] = [
 
 const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Mounts what every program expects, unless it is mounted already.
+/// Mounts what every program expects, unless it is mounted already, and raises the loopback interface.
 pub fn mount_all() {
     for (kind, target, flags, options) in MOUNTS {
         if is_mounted(target) {
@@ -50,13 +51,16 @@ pub fn mount_all() {
             say(format!("cannot mount {target}: {error}"));
         }
     }
+    if let Err(error) = rustix::thread::set_name(c"tt-guest") {
+        say(format!("cannot take a name: {error}"));
+    }
     if let Err(error) = network::raise_loopback() {
         say(format!("cannot raise the loopback interface: {error}"));
     }
 }
 
 /// Starts the first process's other threads.
-pub fn begin(agent: &Arc<Agent>) -> std::io::Result<()> {
+pub fn begin(agent: &Arc<Agent>, later: Vec<Module>) -> std::io::Result<()> {
     let own = Arc::clone(agent);
     super::thread("start-up", move || {
         own.ready.wait(HOST_WAIT);
@@ -64,7 +68,13 @@ pub fn begin(agent: &Arc<Agent>) -> std::io::Result<()> {
         console::serve(&own);
     })?;
     let own = Arc::clone(agent);
-    super::thread("power button", move || power::watch_button(&own))
+    super::thread("drivers", move || {
+        own.ready.wait(HOST_WAIT);
+        for error in later.iter().filter_map(|module| module.load().err()) {
+            say(explain(&error));
+        }
+        power::watch_button(&own);
+    })
 }
 
 fn is_mounted(target: &str) -> bool {

@@ -63,17 +63,23 @@ struct Agent {
 /// Runs the agent until it is told to end.
 pub fn run(options: Options) -> ExitCode {
     let pid1 = std::process::id() == 1;
+    let mut later = Vec::new();
     if pid1 && stage1::is_initramfs() {
-        // Only returns when it failed; the kernel then panics, which says where to look.
-        say(explain(&stage1::enter_root()));
-        return ExitCode::FAILURE;
+        later = match stage1::enter_root() {
+            Ok(later) => later,
+            Err(error) => {
+                // The kernel then panics, below a line that says why.
+                say(explain(&error));
+                return ExitCode::FAILURE;
+            }
+        };
     }
     power::block_signals();
     process::hide_inherited_files();
     if pid1 {
         init::mount_all();
     }
-    match start(options, pid1) {
+    match start(options, pid1, later) {
         Ok(agent) => power::wait_for_signals(&agent),
         Err(error) => {
             say(format!("cannot start: {}", explain(&error)));
@@ -82,7 +88,7 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-fn start(options: Options, pid1: bool) -> io::Result<Arc<Agent>> {
+fn start(options: Options, pid1: bool, later: Vec<stage1::Module>) -> io::Result<Arc<Agent>> {
     let link = match &options.unix {
         Some(path) => Link::listen(path)?,
         None => Link::open_port(options.port.as_deref())?,
@@ -101,7 +107,7 @@ fn start(options: Options, pid1: bool) -> io::Result<Arc<Agent>> {
     let reader = Arc::clone(&agent);
     thread("reader", move || session::serve(&reader))?;
     if pid1 {
-        init::begin(&agent)?;
+        init::begin(&agent, later)?;
     }
     Ok(agent)
 }

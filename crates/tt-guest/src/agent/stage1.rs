@@ -1,12 +1,11 @@
-//! The first process of the initramfs: loads drivers, mounts the root disk and hands over to the agent on it. It does
-//! what a boot needs and nothing else, since all of it is waited for.
+//! The agent in an initramfs: loads drivers, mounts the root disk and makes it the root. It does what a boot needs and
+//! nothing else, since all of it is waited for; and it goes on as the same process, which saves reading a program from
+//! the disk.
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,13 +16,12 @@ use rustix::mount::MountFlags;
 const MARK: &str = "/tt/initramfs";
 /// Names the kernel modules to load, in their order: a path beneath `/tt` on each line.
 const MODULES: &str = "/tt/modules";
+/// In the same form, the modules that are loaded once the guest is ready.
+const LATER_MODULES: &str = "/tt/modules-later";
 /// The root disk.
 const ROOT_DEVICE: &str = "/dev/vda";
 /// Where it is mounted at first.
 const NEW_ROOT: &str = "/newroot";
-/// The agent on the root disk.
-const NEXT: &str = "/sbin/tt-guest";
-
 const DISK_WAIT: Duration = Duration::from_secs(10);
 const DISK_POLL: Duration = Duration::from_millis(1);
 
@@ -49,12 +47,23 @@ pub enum BootError {
     /// The root disk did not appear.
     #[error("{ROOT_DEVICE} did not appear within {seconds} s; is a driver missing in {MODULES}?", seconds = DISK_WAIT.as_secs())]
     FindDisk,
-    /// The agent on the root disk could not be started.
-    #[error("cannot start {NEXT} on the root disk")]
-    Start {
-        /// What the system said.
-        source: io::Error,
-    },
+}
+
+/// A driver that is loaded later; its file is open, since the initramfs is out of reach by then.
+#[derive(Debug)]
+pub struct Module {
+    name: String,
+    file: File,
+}
+
+impl Module {
+    /// Loads it, unless it is loaded.
+    pub fn load(&self) -> Result<(), BootError> {
+        match rustix::system::finit_module(&self.file, &CString::default(), 0) {
+            Err(Errno::EXIST) | Ok(()) => Ok(()),
+            Err(error) => Err(not_loaded(&self.name)(error.into())),
+        }
+    }
 }
 
 /// Whether this is the initramfs.
@@ -62,19 +71,13 @@ pub fn is_initramfs() -> bool {
     Path::new(MARK).exists()
 }
 
-/// Goes on to the root disk; returns only if that fails.
-pub fn enter_root() -> BootError {
-    match prepare() {
-        Ok(()) => BootError::Start { source: Command::new(NEXT).exec() },
-        Err(error) => error,
-    }
-}
-
-fn prepare() -> Result<(), BootError> {
+/// Makes the root disk the root. Returns the modules for later.
+pub fn enter_root() -> Result<Vec<Module>, BootError> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         mount(kind, kind, target)?;
     }
-    load_modules()?;
+    open_modules(MODULES)?.iter().try_for_each(Module::load)?;
+    let later = open_modules(LATER_MODULES)?;
     wait_for_disk()?;
     mount(ROOT_DEVICE, "ext4", NEW_ROOT)?;
     for (from, to) in
@@ -86,7 +89,8 @@ fn prepare() -> Result<(), BootError> {
     rustix::process::chdir(NEW_ROOT).map_err(failed(NEW_ROOT))?;
     rustix::mount::mount_move(".", "/").map_err(failed(NEW_ROOT))?;
     rustix::process::chroot(".").map_err(failed(NEW_ROOT))?;
-    rustix::process::chdir("/").map_err(failed("/"))
+    rustix::process::chdir("/").map_err(failed("/"))?;
+    Ok(later)
 }
 
 fn mount(device: &'static str, kind: &str, target: &'static str) -> Result<(), BootError> {
@@ -103,27 +107,21 @@ fn failed(what: &'static str) -> impl Fn(Errno) -> BootError {
     move |error| BootError::Mount { what, source: error.into() }
 }
 
-fn load_modules() -> Result<(), BootError> {
-    let listed = match fs::read_to_string(MODULES) {
+fn open_modules(list: &str) -> Result<Vec<Module>, BootError> {
+    let listed = match fs::read_to_string(list) {
         // A kernel with all drivers built in needs none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        listed => {
-            listed.map_err(|source| BootError::LoadModule { module: MODULES.to_owned(), source })?
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(not_loaded(list))?,
     };
-    for module in listed.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        load(module)
-            .map_err(|source| BootError::LoadModule { module: module.to_owned(), source })?;
-    }
-    Ok(())
+    let open = |name: &str| {
+        let file = File::open(Path::new("/tt").join(name)).map_err(not_loaded(name))?;
+        Ok(Module { name: name.to_owned(), file })
+    };
+    listed.lines().map(str::trim).filter(|line| !line.is_empty()).map(open).collect()
 }
 
-fn load(module: &str) -> io::Result<()> {
-    let file = File::open(Path::new("/tt").join(module))?;
-    match rustix::system::finit_module(&file, &CString::default(), 0) {
-        Err(Errno::EXIST) => Ok(()),
-        done => Ok(done?),
-    }
+fn not_loaded(module: &str) -> impl FnOnce(io::Error) -> BootError {
+    move |source| BootError::LoadModule { module: module.to_owned(), source }
 }
 
 fn wait_for_disk() -> Result<(), BootError> {
