@@ -136,7 +136,8 @@ impl Catalogue {
         }
         let by_name = self.by_name();
         files::make_dir(&by_name)?;
-        let temporary = by_name.join(format!("{}{digest}", files::TEMPORARY));
+        // Not beside the link: here the next holder of the lock clears it.
+        let temporary = self.templates().join(format!("{}{digest}", files::TEMPORARY));
         files::remove(&temporary)?;
         let give = || {
             symlink(&target, &temporary)?;

@@ -67,13 +67,13 @@ impl Downloads {
         let file = file.ok_or_else(|| unusable(&name, "apt fetched no file of it"))?;
         let (from, to) = (temporary.path().join(file), self.dir.join(file));
         files::settle(&from)?;
+        std::fs::rename(&from, &to).map_err(files::not_written(&to))?;
+        files::sync_dir(&self.dir).map_err(files::not_written(&self.dir))?;
         for old in files::names(&self.dir)? {
             if package.matches(&old) && old != *file {
                 files::remove(&self.dir.join(old))?;
             }
         }
-        std::fs::rename(&from, &to).map_err(files::not_written(&to))?;
-        files::sync_dir(&self.dir).map_err(files::not_written(&self.dir))?;
         Ok(to)
     }
 }

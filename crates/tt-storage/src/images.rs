@@ -22,9 +22,14 @@ pub(crate) trait Format: Send + Sync + std::fmt::Debug {
     /// Which back end it is.
     fn kind(&self) -> StorageKind;
 
-    /// Makes `image`, an empty file, a clone of the template of `job.want_bytes()`. Asks [`Job::reserve`] before it writes
+    /// Makes `image`, an empty file, a clone of `template` with `job.want_bytes()`. Asks [`Job::reserve`] before it writes
     /// data. The caller removes the file after an error, and syncs it otherwise.
-    fn clone_template(&self, job: &Job, image: &File) -> Result<(), StorageError>;
+    fn clone_template(
+        &self,
+        job: &Job,
+        template: &Template,
+        image: &File,
+    ) -> Result<(), StorageError>;
 
     /// The size that a guest sees.
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError>;
@@ -60,13 +65,13 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// What a failed write was: a full file system, or something else.
-    pub(crate) fn failed(&self, source: io::Error) -> StorageError {
+    /// What a failed write of about so many bytes was: a full file system, or something else.
+    pub(crate) fn failed(&self, bytes: u64, source: io::Error) -> StorageError {
         let full = matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
         match space(self.data) {
             Ok(space) if full => StorageError::NoSpace {
                 path: self.path.clone(),
-                need_mb: space.free_mb + RESERVE_MB,
+                need_mb: bytes.div_ceil(1 << 20) + RESERVE_MB,
                 free_mb: space.free_mb,
             },
             _ => StorageError::Create { path: self.path.clone(), source },
@@ -120,16 +125,16 @@ impl Images {
 
     fn create(&self, job: &Job) -> Result<(), StorageError> {
         // Opened before anything is made: a template that is missing or too large changes nothing.
-        Template::open(job)?;
+        let template = Template::open(job)?;
         job.reserve(0)?;
         let dir = self.layout.images_of(job.vm.id);
-        self.make_dirs(&dir).map_err(|e| job.failed(e))?;
-        let temporary = Temporary::create(&job.path).map_err(|e| job.failed(e))?;
-        self.format.clone_template(job, &temporary.file)?;
+        self.make_dirs(&dir).map_err(|e| job.failed(0, e))?;
+        let temporary = Temporary::create(&job.path).map_err(|e| job.failed(0, e))?;
+        self.format.clone_template(job, &template, &temporary.file)?;
         give(&temporary.file, self.layout.uid(job.vm.id))
             .and_then(|()| temporary.commit(&job.path))
             .and_then(|()| sync_dir(&dir))
-            .map_err(|e| job.failed(e))
+            .map_err(|e| job.failed(0, e))
     }
 
     fn make_dirs(&self, dir: &Path) -> io::Result<()> {

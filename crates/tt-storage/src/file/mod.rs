@@ -20,17 +20,22 @@ impl Format for Raw {
         StorageKind::File
     }
 
-    fn clone_template(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        let template = Template::open(job)?;
+    fn clone_template(
+        &self,
+        job: &Job,
+        template: &Template,
+        image: &File,
+    ) -> Result<(), StorageError> {
+        let failed = |e| job.failed(template.allocated_bytes, e);
         match ioctl_ficlone(image, &template.file) {
             Ok(()) => {}
             Err(e) if not_cloneable(e) => {
                 job.reserve(template.allocated_bytes)?;
-                copy_data(&template.file, image, template.size_bytes).map_err(|e| job.failed(e))?;
+                copy_data(&template.file, image, template.size_bytes).map_err(failed)?;
             }
-            Err(e) => return Err(job.failed(e.into())),
+            Err(e) => return Err(failed(e.into())),
         }
-        image.set_len(job.want_bytes()).map_err(|e| job.failed(e))
+        image.set_len(job.want_bytes()).map_err(failed)
     }
 
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {

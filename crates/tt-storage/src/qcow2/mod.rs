@@ -23,8 +23,12 @@ impl Format for Overlay {
         StorageKind::Qcow2
     }
 
-    fn clone_template(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        Template::open(job)?;
+    fn clone_template(
+        &self,
+        job: &Job,
+        _template: &Template,
+        image: &File,
+    ) -> Result<(), StorageError> {
         let backing_file = backing_file(job);
         if backing_file.len() > header::BACKING_FILE_BYTES_MAX {
             return Err(StorageError::CheckPath { path: backing_file });
@@ -39,7 +43,7 @@ impl Format for Overlay {
             .iter()
             .try_for_each(|(offset, bytes)| image.write_all_at(bytes, *offset))
             .and_then(|()| image.set_len(header.metadata_bytes()))
-            .map_err(|e| job.failed(e))
+            .map_err(|e| job.failed(header.metadata_bytes(), e))
     }
 
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
