@@ -345,3 +345,7 @@ fn env_phase(env: &Env, vms: &[VmView]) -> EnvPhase {
         EnvPhase::Stopped
     }
 }
+
+#[cfg(test)]
+#[path = "views_tests.rs"]
+mod tests;

@@ -63,7 +63,7 @@ impl Hub {
         let mut task = self.task.lock().await;
         if task.as_ref().is_none_or(JoinHandle::is_finished) {
             let tables = api.0.config.tables.clone();
-            let watch = api.call(|config| watch(&config.tables)).await?;
+            let watch = api.call(|config| open_watch(&config.tables)).await?;
             *task = Some(tokio::spawn(run(tables, watch, self.touched.clone())));
         }
         Ok(self.touched.subscribe())
@@ -209,7 +209,7 @@ fn look(config: &ApiConfig, id: EnvId) -> Result<Option<Look>, ApiError> {
 }
 
 /// A watch of everything from now on.
-fn watch(tables: &Tables) -> Result<Watch, ApiError> {
+fn open_watch(tables: &Tables) -> Result<Watch, ApiError> {
     Ok(tables.watch(tables.revision()?)?)
 }
 
@@ -229,7 +229,7 @@ async fn run(tables: Tables, mut watch: Watch, touched: broadcast::Sender<Touche
 async fn reopened(tables: &Tables) -> Watch {
     loop {
         let tables = tables.clone();
-        match tokio::task::spawn_blocking(move || self::watch(&tables)).await {
+        match tokio::task::spawn_blocking(move || open_watch(&tables)).await {
             Ok(Ok(watch)) => return watch,
             Ok(Err(error)) => tracing::warn!(%error, "the store can not be watched"),
             Err(error) => tracing::warn!(%error, "the store can not be watched"),

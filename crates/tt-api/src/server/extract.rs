@@ -121,6 +121,12 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {
         check_content_type(request.headers())?;
         let body = read_body(request).await?;
         match Json::from_bytes(&body) {
+            // Serde takes a list of values for a struct too; whoever sends one has made a mistake.
+            Ok(_) if !body.trim_ascii_start().starts_with(b"{") => {
+                let remedy = "see /v1/openapi.json for what it takes";
+                let problem = "it is no JSON object";
+                Err(Refusal::new(ErrorCode::Invalid, "body", problem, remedy).into())
+            }
             Ok(Json(value)) => Ok(Self(value)),
             Err(rejection) => Err(malformed(&rejection).into()),
         }

@@ -183,3 +183,126 @@ async fn connection<S>(
         tracing::debug!(%error, "a connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream as BlockingStream;
+    use std::path::{Path, PathBuf};
+    use tokio::sync::oneshot;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: tt\r\nConnection: close\r\n\r\n";
+
+    struct Served {
+        dir: tempfile::TempDir,
+        task: tokio::task::JoinHandle<()>,
+        stop: Option<oneshot::Sender<()>>,
+    }
+
+    impl Served {
+        fn new(limits: Limits) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+            let (stop, stopped) = oneshot::channel();
+            let slow = || async {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                "slow"
+            };
+            let router = Router::new().route("/", get(|| async { "hello" })).route("/s", get(slow));
+            let shutdown = async { drop(stopped.await) };
+            let task = tokio::spawn(serve_within(router, listener, shutdown, limits));
+            Self { dir, task, stop: Some(stop) }
+        }
+
+        fn socket(&self) -> PathBuf {
+            self.dir.path().join("s")
+        }
+    }
+
+    impl Drop for Served {
+        fn drop(&mut self) {
+            self.task.abort();
+        }
+    }
+
+    fn ask(socket: &Path, request: &[u8]) -> String {
+        let mut stream = BlockingStream::connect(socket).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    async fn asked(socket: PathBuf, request: &'static [u8]) -> String {
+        tokio::task::spawn_blocking(move || ask(&socket, request)).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_connection_too_many_is_told_so() {
+        let served = Served::new(Limits { connections: 2, ..LIMITS });
+        let idle: Vec<_> =
+            (0..2).map(|_| BlockingStream::connect(served.socket()).unwrap()).collect();
+        let answer = asked(served.socket(), REQUEST).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("ERR_TT_BUSY") && answer.contains("retry-after: 1"), "{answer}");
+        drop(idle);
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        while !asked(served.socket(), REQUEST).await.ends_with("hello") {
+            assert!(std::time::Instant::now() < end, "the places were not given back");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_idle_connection_is_closed() {
+        let head_timeout = Duration::from_millis(100);
+        let served = Served::new(Limits { head_timeout, ..LIMITS });
+        let answer = asked(served.socket(), b"GET / HT").await;
+        assert!(!answer.contains("hello"), "{answer}");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_under_way_ends_before_the_server_does() {
+        let mut served = Served::new(LIMITS);
+        let slow = tokio::spawn(asked(served.socket(), b"GET /s HTTP/1.1\r\nHost: tt\r\n\r\n"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        served.stop.take().unwrap().send(()).unwrap();
+        (&mut served.task).await.unwrap();
+        assert!(slow.await.unwrap().ends_with("slow"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_stranger_is_denied() {
+        const NOBODY: u32 = 65534;
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED a_stranger_is_denied: only root can become somebody else");
+            return;
+        }
+        let served = Served::new(LIMITS);
+        let open = |path: &Path| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+        };
+        open(served.dir.path());
+        open(&served.socket());
+        let socket = served.socket();
+        // Of its thread alone, which ends with it.
+        let stranger = std::thread::spawn(move || {
+            let uid = rustix::process::Uid::from_raw(NOBODY);
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            ask(&socket, REQUEST)
+        });
+        let answer = tokio::task::spawn_blocking(|| stranger.join().unwrap()).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert!(answer.contains("ERR_TT_DENIED") && answer.contains("user 65534"), "{answer}");
+        assert!(asked(served.socket(), REQUEST).await.ends_with("hello"));
+    }
+
+    #[test]
+    fn root_and_the_own_user_may_connect() {
+        assert!(check_peer(Ok(0), 7).is_ok() && check_peer(Ok(7), 7).is_ok());
+        assert!(check_peer(Ok(8), 7).is_err());
+        assert!(check_peer(Err(io::ErrorKind::Other.into()), 7).is_err());
+    }
+}

@@ -9,6 +9,7 @@ use crate::access::{ConsoleStream, GuestStream};
 use crate::error::{ApiError, Problem};
 use crate::views::{StreamEnd, StreamOpened};
 use crate::wire::{WIRE_BYTES_MAX, decode_to, encode_from};
+use axum::body::Bytes;
 use axum::extract::State;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -16,6 +17,7 @@ use axum::response::Response;
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open};
 use tt_model::check::quoted;
@@ -24,6 +26,8 @@ use tt_model::{ErrorCode, Goal, Phase, Refusal, Vm, feat};
 
 /// How long a client may take to say what it opens, and to take leave.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a silent client is looked for.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Opens a stream in a guest: runs a program, or copies.
 ///
@@ -168,7 +172,7 @@ async fn serve_stream(api: &Api, vm: &Vm, socket: WebSocket) {
         None => Ok(()),
         Some(GuestStream { to, mut from }) => {
             let up = forward(&mut source, &to, decode_to);
-            let down = hand_out(&mut sink, &mut from);
+            let down = hand_out(&mut sink, &mut from, outgoing);
             tokio::select! { end = up => end, end = down => end }
         }
     };
@@ -179,16 +183,14 @@ async fn serve_console(socket: WebSocket, console: ConsoleStream) {
     let (mut sink, mut source) = socket.split();
     let ConsoleStream { to, mut from } = console;
     let up = forward(&mut source, &to, |bytes| Ok(bytes.to_vec()));
-    let down = async {
-        while let Some(bytes) = from.recv().await {
-            for chunk in bytes.chunks(WIRE_BYTES_MAX) {
-                if sink.send(Message::binary(chunk.to_vec())).await.is_err() {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    };
+    let down = hand_out(&mut sink, &mut from, |bytes: Option<Vec<u8>>| {
+        let is_last = bytes.is_none();
+        let bytes = bytes.unwrap_or_default();
+        Ok(Outgoing {
+            messages: bytes.chunks(WIRE_BYTES_MAX).map(<[u8]>::to_vec).collect(),
+            is_last,
+        })
+    });
     let end = tokio::select! { end = up => end, end = down => end };
     close(sink, end).await;
 }
@@ -252,7 +254,7 @@ fn check_open(open: &Open) -> Result<(), Refusal> {
 /// Hands what the client sends to the guest, until the client leaves or sends nonsense.
 async fn forward<T>(
     source: &mut SplitStream<WebSocket>,
-    to: &tokio::sync::mpsc::Sender<T>,
+    to: &mpsc::Sender<T>,
     decode: impl Fn(&[u8]) -> Result<T, &'static str>,
 ) -> Result<(), &'static str> {
     while let Some(Ok(message)) = source.next().await {
@@ -267,24 +269,44 @@ async fn forward<T>(
     Ok(())
 }
 
-/// Hands what the guest sends to the client, until the end or until the client has left.
-async fn hand_out(
+/// What goes to the client for one thing that came from the host.
+struct Outgoing {
+    messages: Vec<Vec<u8>>,
+    is_last: bool,
+}
+
+/// The messages for what a guest sent, or for its silence if the host lost it.
+fn outgoing(from: Option<FromGuest>) -> Result<Outgoing, &'static str> {
+    let from = from.unwrap_or_else(|| FromGuest::Failed {
+        code: FailureCode::Cancelled,
+        why: "the host lost the stream".into(),
+    });
+    let is_last = matches!(from, FromGuest::Exited { .. } | FromGuest::Failed { .. });
+    let messages = encode_from(&from).map_err(|_| "an end could not be written")?;
+    Ok(Outgoing { messages, is_last })
+}
+
+/// Hands what comes from the host to the client, until the end or until the client has left.
+async fn hand_out<T>(
     sink: &mut SplitSink<WebSocket, Message>,
-    from: &mut tokio::sync::mpsc::Receiver<FromGuest>,
+    from: &mut mpsc::Receiver<T>,
+    encode: impl Fn(Option<T>) -> Result<Outgoing, &'static str>,
 ) -> Result<(), &'static str> {
     loop {
-        let message = from.recv().await.unwrap_or_else(|| FromGuest::Failed {
-            code: FailureCode::Cancelled,
-            why: "the host lost the stream".into(),
-        });
-        let is_end = matches!(message, FromGuest::Exited { .. } | FromGuest::Failed { .. });
-        let messages = encode_from(&message).map_err(|_| "an end could not be written")?;
+        let Ok(received) = tokio::time::timeout(PING_INTERVAL, from.recv()).await else {
+            // A client that has left while its own data wait for the guest is found only this way.
+            if sink.send(Message::Ping(Bytes::new())).await.is_err() {
+                return Ok(());
+            }
+            continue;
+        };
+        let Outgoing { messages, is_last } = encode(received)?;
         for message in messages {
             if sink.send(Message::binary(message)).await.is_err() {
                 return Ok(());
             }
         }
-        if is_end {
+        if is_last {
             return Ok(());
         }
     }
