@@ -292,3 +292,37 @@ fn prune(dir: &Path) -> Result<(), ImageError> {
     let old = ages.len().saturating_sub(KEPT_MAX);
     ages[..old].iter().try_for_each(|(_, path)| files::remove(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn busybox_comes_out_of_its_package_where_it_is_not_installed() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::new(dir.path().join("data"), dir.path(), "/none");
+        let downloads = Downloads::open(dir.path()).unwrap();
+        let deb = downloads.newest(deb::BUSYBOX, &|_| {}).unwrap();
+        assert_eq!(downloads.kept(deb::BUSYBOX).unwrap().as_ref(), Some(&deb));
+        let busybox = catalogue.unpack_busybox(&deb).unwrap();
+        let list = Tool::new(&busybox.path, "busybox-static", LIST_TIMEOUT).arg("--list-full");
+        let list = String::from_utf8(list.run().unwrap()).unwrap();
+        for applet in ["bin/sh", "usr/bin/wget", "usr/bin/nc", "sbin/udhcpc"] {
+            assert!(list.lines().any(|line| line == applet), "{applet}");
+        }
+    }
+
+    #[test]
+    fn every_part_counts_in_the_key() {
+        let parts = |kernel: &str, busybox: &[u8], agent: &[u8]| Parts {
+            kernel: kernel.into(),
+            busybox: Program { path: BUSYBOX.into(), content: busybox.into(), _unpacked: None },
+            agent: agent.into(),
+        };
+        let key = parts("/d/linux_1_amd64.deb", b"b", b"a").key();
+        assert_eq!(key, parts("/elsewhere/linux_1_amd64.deb", b"b", b"a").key());
+        assert_ne!(key, parts("/d/linux_2_amd64.deb", b"b", b"a").key());
+        assert_ne!(key, parts("/d/linux_1_amd64.deb", b"c", b"a").key());
+        assert_ne!(key, parts("/d/linux_1_amd64.deb", b"b", b"c").key());
+    }
+}

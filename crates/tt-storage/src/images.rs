@@ -128,24 +128,29 @@ impl Images {
         let template = Template::open(job)?;
         job.reserve(0)?;
         let dir = self.layout.images_of(job.vm.id);
-        self.make_dirs(&dir).map_err(|e| job.failed(0, e))?;
-        let temporary = Temporary::create(&job.path).map_err(|e| job.failed(0, e))?;
+        let failed = |e| job.failed(0, e);
+        let changed = self.make_dirs(&dir).map_err(failed)?;
+        let temporary = Temporary::create(&job.path).map_err(failed)?;
         self.format.clone_template(job, &template, &temporary.file)?;
         give(&temporary.file, self.layout.uid(job.vm.id))
             .and_then(|()| temporary.commit(&job.path))
-            .and_then(|()| sync_dir(&dir))
-            .map_err(|e| job.failed(0, e))
+            // Inner ones first: most file systems then have written the outer ones already.
+            .and_then(|()| changed.iter().try_for_each(|dir| sync_dir(dir)))
+            .map_err(failed)
     }
 
-    fn make_dirs(&self, dir: &Path) -> io::Result<()> {
+    /// Makes what is missing of the directories above an image. Answers which of them are to be synced, inner ones first.
+    fn make_dirs(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {
         let images = self.layout.data.join("images");
-        if make_dir(&images)? {
-            sync_dir(&self.layout.data)?;
+        let is_first = make_dir(&images)?;
+        make_dir(dir)?;
+        remove_temporaries(dir)?;
+        // `images` even if `dir` was there: who made it may have been killed before the sync.
+        let mut changed = vec![dir.to_path_buf(), images];
+        if is_first {
+            changed.push(self.layout.data.clone());
         }
-        if make_dir(dir)? {
-            sync_dir(&images)?;
-        }
-        remove_temporaries(dir)
+        Ok(changed)
     }
 }
 

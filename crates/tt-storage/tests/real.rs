@@ -8,6 +8,7 @@ mod common;
 use common::{Files, Mount, tool};
 use rustix::fs::{FallocateFlags, fallocate};
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -250,18 +251,20 @@ fn an_overlay_that_qemu_has_open_is_not_grown() {
     let mut vm = vm(1, Qcow2);
     files.storage().create_image(&vm).unwrap();
     let mut open = Command::new("qemu-io");
-    let open = open.args(["-f", "qcow2"]).arg(files.layout.disk(&vm)).stdin(Stdio::piped());
-    let mut open = open.stdout(Stdio::null()).spawn().unwrap();
+    let open = open.args(["-f", "qcow2"]).arg(files.layout.disk(&vm));
+    let mut open = open.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Once it answers, it has the image open.
+    open.stdin.as_mut().unwrap().write_all(b"length\n").unwrap();
+    let mut said = [0; 64];
+    let mut until = 0;
+    while !String::from_utf8_lossy(&said[..until]).contains("MiB") {
+        let len = open.stdout.as_mut().unwrap().read(&mut said[until..]).unwrap();
+        assert!(len > 0, "qemu-io ended");
+        until += len;
+    }
+    files.storage().create_image(&vm).unwrap();
     vm.resource.disk_size += 1;
-    let deadline = Instant::now() + Duration::from_secs(20);
-    // Until it has it open, the image grows; once it has, nothing does.
-    let error = loop {
-        match files.storage().create_image(&vm) {
-            Ok(()) if Instant::now() < deadline => vm.resource.disk_size += 1,
-            other => break other,
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
+    let error = files.storage().create_image(&vm);
     drop(open.stdin.take());
     open.wait().unwrap();
     assert!(matches!(error, Err(StorageError::InUse { .. })), "{error:?}");
