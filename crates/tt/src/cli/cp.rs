@@ -20,9 +20,6 @@ const CHUNK_QUEUE: usize = 4;
 const ENTRIES_MAX: u64 = 10_000_000;
 
 /// Arguments of `tt cp`.
-///
-/// One of SRC and DST is a path in a guest, written ENV/VM:PATH. If DST is an existing directory, the copy gets SRC's
-/// name below it; otherwise DST names the copy, and the directory above it must exist.
 #[derive(Args, Debug)]
 pub struct CpArgs {
     /// What to copy: a path of this machine, or ENV/VM:PATH

@@ -18,9 +18,6 @@ use tt_guest::session::{FromGuest, Open, Program, ToGuest};
 const SIGNAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Arguments of `tt exec`.
-///
-/// The exit code is the program's; 128 and the signal's number if one ended it; 127 if there is no such program, 126 if
-/// it can not be run, 125 if TT failed (as env(1) has it).
 #[derive(Args, Debug)]
 pub struct ExecArgs {
     /// Send standard input to the program

@@ -42,20 +42,23 @@ struct Cli {
     command: Command,
 }
 
+/// Where options that every command takes stand in its help.
+const GLOBAL: &str = "Global options";
+
 /// What every command takes.
 #[derive(Args, Debug)]
 struct Globals {
     /// The daemon's socket [env: TT_SOCKET] [default: /run/tt/api.sock]
-    #[arg(long, global = true, value_name = "PATH")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Print results as JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     json: bool,
     /// Print results and errors only
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     quiet: bool,
     /// Print each step on a line of its own
-    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    #[arg(short, long, global = true, help_heading = GLOBAL, conflicts_with = "quiet")]
     verbose: bool,
 }
 
@@ -86,10 +89,16 @@ enum AskCommand {
     #[command(subcommand)]
     Vm(vm::VmCommand),
     /// Run a program in a Vm
+    ///
+    /// The exit code is the program's; 128 and the signal's number if one ended it; 127 if there is no such program, 126
+    /// if it can not be run, 125 if TT failed.
     Exec(exec::ExecArgs),
     /// Use the serial console of a Vm
     Console(console::ConsoleArgs),
     /// Copy a file or a directory into or out of a Vm
+    ///
+    /// One of SRC and DST is a path in a guest, written ENV/VM:PATH. If DST is an existing directory, the copy gets SRC's
+    /// name below it; otherwise DST names the copy, and the directory above it must exist.
     Cp(cp::CpArgs),
     /// Templates: what Vms are made from
     #[command(subcommand)]

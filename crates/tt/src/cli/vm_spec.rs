@@ -266,7 +266,7 @@ mod tests {
             ("micro,net=bridge", "net=bridge: it is no kind of network; write nat or flat"),
             ("micro,engine=QEMU", "engine=QEMU: it is no engine; write a name such as qemu"),
             ("micro,engine=a/../b", "it is no engine"),
-            ("micro cpu=2", "template"),
+            ("micro cpu=2", "vm `micro cpu`: it has characters that are not allowed"),
         ] {
             let error = parse_vm_spec(text).unwrap_err().to_string();
             assert!(error.contains(expected), "{text:?}: {error}");
