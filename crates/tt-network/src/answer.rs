@@ -94,7 +94,7 @@ impl Zone {
         match self.by_name.get(text) {
             Some(addr) => {
                 let is_wanted = matches!(query.query_type(), RecordType::A | RecordType::ANY);
-                let data = is_wanted.then(|| RData::A(A(*addr)));
+                let data = is_wanted.then_some(RData::A(A(*addr)));
                 Some(Some(data.map(record).into_iter().collect()))
             }
             None if !text.is_empty() && !text.contains('.') => Some(None),

@@ -85,8 +85,7 @@ impl NetnsNetwork {
         let door = self.with_plan(made, env, |plan| {
             let set = || {
                 let mut inside = Inside::open()?;
-                inside.ensure(plan)?;
-                inside.set_member(member)?;
+                inside.set(plan, member)?;
                 if is_attached {
                     return Ok(None);
                 }

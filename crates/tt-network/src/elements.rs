@@ -2,15 +2,16 @@
 //! socket was opened. One change is one batch: all of it happens, or nothing.
 
 use crate::wire::{Wire, emit};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NetlinkPayload};
+use netlink_packet_core::{
+    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLMSG_NOOP, NetlinkDeserializable, NetlinkHeader,
+    NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
+};
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage, TableAttribute, TableMessage,
+    SetElementMessage, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use std::collections::BTreeSet;
 use std::io;
@@ -19,8 +20,69 @@ use std::io;
 const NFTABLES: u16 = 10;
 /// A list of elements is one attribute of at most 64 KiB; the largest element takes 100 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 256;
+/// Length of `struct nfgenmsg`, which precedes the attributes.
+const NETFILTER_HEADER_BYTES: usize = 4;
 /// Type of a comment in an element's user data (`NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl).
 const COMMENT: u8 = 0;
+
+// Attributes of linux/netfilter/nf_tables.h.
+const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_USERDATA: u16 = 6;
+const NFTA_DATA_VALUE: u16 = 1;
+
+/// What goes out is typed. What comes in is read by hand: the crate's reader prints the whole
+/// answer for each element in it, which takes two minutes for 60,000 elements.
+#[derive(Debug)]
+enum Message {
+    Ask(NetfilterMessage),
+    Answer(Vec<u8>),
+}
+
+impl NetlinkSerializable for Message {
+    fn message_type(&self) -> u16 {
+        match self {
+            Self::Ask(message) => NetlinkSerializable::message_type(message),
+            Self::Answer(_) => NLMSG_NOOP,
+        }
+    }
+
+    fn buffer_len(&self) -> usize {
+        match self {
+            Self::Ask(message) => NetlinkSerializable::buffer_len(message),
+            Self::Answer(bytes) => bytes.len(),
+        }
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        match self {
+            Self::Ask(message) => message.serialize(buffer),
+            Self::Answer(bytes) => buffer.copy_from_slice(bytes),
+        }
+    }
+}
+
+impl NetlinkDeserializable for Message {
+    type Error = DecodeError;
+
+    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
+        Ok(Self::Answer(payload.to_vec()))
+    }
+}
+
+impl Message {
+    /// The values of all attributes of that kind.
+    fn attributes(&self, kind: u16) -> io::Result<Vec<Vec<u8>>> {
+        let Self::Answer(bytes) = self else {
+            return Ok(Vec::new());
+        };
+        let body = bytes.get(NETFILTER_HEADER_BYTES..).unwrap_or_default();
+        let found = parse(body)?.into_iter().filter(|a| a.kind() == kind);
+        Ok(found.map(|attribute| attribute.value().to_vec()).collect())
+    }
+}
 
 /// A set or map.
 #[derive(Clone, Copy, Debug)]
@@ -75,17 +137,11 @@ impl Elements {
             SetElementList::Set(set.name.to_owned()),
         ];
         let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-        let answers = self.wire.dump(message_of(set.family, message))?;
         let mut elements = Vec::new();
-        for answer in answers {
-            let NetfilterMessageInner::NfTables(NfTablesMessage::NewSetElement(message)) =
-                answer.inner
-            else {
-                continue;
-            };
-            for attribute in message.attributes {
-                if let SetElementList::Elements(list) = attribute {
-                    elements.extend(list.into_iter().filter_map(read_element));
+        for answer in self.wire.dump(Message::Ask(message_of(set.family, message)))? {
+            for list in answer.attributes(NFTA_SET_ELEM_LIST_ELEMENTS)? {
+                for element in parse(&list)? {
+                    elements.extend(read_element(element.value())?);
                 }
             }
         }
@@ -118,15 +174,11 @@ impl Elements {
     /// The names of all tables of the `inet` family.
     pub(crate) fn tables(&mut self) -> io::Result<Vec<String>> {
         let message = NfTablesMessage::GetTable(TableMessage { attributes: vec![] });
-        let answers = self.wire.dump(message_of(NetfilterProtoFamily::Inet, message))?;
+        let message = message_of(NetfilterProtoFamily::Inet, message);
         let mut names = Vec::new();
-        for answer in answers {
-            if let NetfilterMessageInner::NfTables(NfTablesMessage::NewTable(table)) = answer.inner
-            {
-                names.extend(table.attributes.into_iter().find_map(|a| match a {
-                    TableAttribute::Name(name) => Some(name),
-                    _ => None,
-                }));
+        for answer in self.wire.dump(Message::Ask(message))? {
+            for name in answer.attributes(NFTA_TABLE_NAME)? {
+                names.push(text(&name));
             }
         }
         Ok(names)
@@ -146,7 +198,7 @@ impl Elements {
         self.wire.send(&bytes)?;
         let mut failure = None;
         while !waiting.is_empty() {
-            self.wire.receive(|sequence, payload: NetlinkPayload<NetfilterMessage>| {
+            self.wire.receive(|sequence, payload: NetlinkPayload<Message>| {
                 let NetlinkPayload::Error(answer) = payload else {
                     return Ok(());
                 };
@@ -201,20 +253,34 @@ fn emit_element(element: Element) -> ListAttribute<SetElementAttribute> {
     ListAttribute::Element(attributes)
 }
 
-fn read_element(element: ListAttribute<SetElementAttribute>) -> Option<Element> {
-    let ListAttribute::Element(attributes) = element else {
-        return None;
-    };
+fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {
     let mut found = Element::of_key(Vec::new());
-    for attribute in attributes {
-        match attribute {
-            SetElementAttribute::Key(DataAttribute::Value(key)) => found.key = key,
-            SetElementAttribute::Data(DataAttribute::Value(data)) => found.data = Some(data),
-            SetElementAttribute::UserData(bytes) => found.comment = read_comment(&bytes),
+    for attribute in parse(bytes)? {
+        match attribute.kind() {
+            NFTA_SET_ELEM_KEY => found.key = read_value(attribute.value())?,
+            NFTA_SET_ELEM_DATA => found.data = Some(read_value(attribute.value())?),
+            NFTA_SET_ELEM_USERDATA => found.comment = read_comment(attribute.value()),
             _ => {}
         }
     }
-    (!found.key.is_empty()).then_some(found)
+    Ok(Some(found).filter(|found| !found.key.is_empty()))
+}
+
+fn read_value(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let values = parse(bytes)?;
+    let value = values.iter().find(|value| value.kind() == NFTA_DATA_VALUE);
+    Ok(value.map(|value| value.value().to_vec()).unwrap_or_default())
+}
+
+fn parse(bytes: &[u8]) -> io::Result<Vec<NlaBuffer<&[u8]>>> {
+    let attributes: Result<_, _> = NlasIterator::new(bytes).collect();
+    attributes.map_err(|error: DecodeError| io::Error::other(error.to_string()))
+}
+
+/// A string of the kernel's, up to its zero.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
 }
 
 fn read_comment(mut bytes: &[u8]) -> Option<String> {

@@ -83,8 +83,16 @@ impl Inside {
         Ok(Self { links: Links::open()?, elements })
     }
 
-    /// Makes what is missing of bridge, edge and rules.
-    pub(crate) fn ensure(&mut self, plan: &Plan<'_>) -> Result<(), NetworkError> {
+    /// Makes what is missing of bridge, edge and rules, and of a member, and takes away what the
+    /// member's record no longer says. Without its elements, nothing leaves a tap.
+    pub(crate) fn set(&mut self, plan: &Plan<'_>, member: &Member) -> Result<(), NetworkError> {
+        let loading = self.ensure(plan)?;
+        self.set_port(member)?;
+        loading.map_or(Ok(()), nft::Loading::finish)?;
+        self.set_elements(member)
+    }
+
+    fn ensure(&mut self, plan: &Plan<'_>) -> Result<Option<nft::Loading>, NetworkError> {
         let links = self.links.all()?;
         let find = |name: &str| links.iter().find(|link| link.name == name);
         // `nft` starts a process, which takes as long as all the rest: both at once.
@@ -117,15 +125,19 @@ impl Inside {
             let edge = self.links.index(EDGE)?;
             self.links.set_route(&Route::to(Ipv4Net::default(), Some(edge)), Some(HOST_END))?;
         }
-        loading.map_or(Ok(()), nft::Loading::finish)
+        Ok(loading)
     }
 
-    /// Makes what is missing of a member, and takes away what its record no longer says.
-    pub(crate) fn set_member(&mut self, member: &Member) -> Result<(), NetworkError> {
+    fn set_port(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let bridge = self.links.index(BRIDGE)?;
         let link = match self.links.find(&member.tap)? {
             Some(link) => link,
             None => self.make_tap(&member.tap)?,
         };
+        self.links.set_port(&link, bridge, member.mac)
+    }
+
+    fn set_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
         let taps = BTreeSet::from([Element::of_key(port_key(member))]);
         let members = BTreeSet::from([Element::of_key(member_key(member))]);
         let changes = [
@@ -134,9 +146,7 @@ impl Inside {
             self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
             self.difference(BLACKLIST, &member.ip.octets(), listed(member))?,
         ];
-        self.change(&changes)?;
-        let bridge = self.links.index(BRIDGE)?;
-        self.links.set_port(&link, bridge, member.mac)
+        self.change(&changes)
     }
 
     /// Applies `is_denied` and `blacklist` to a member.

@@ -24,8 +24,7 @@ const MOUNTS_MAX: usize = 8;
 
 /// Whether a namespace lies at `path`. A file alone is the rest of one.
 pub(crate) fn exists(path: &Path) -> bool {
-    // `f_type` differs in width between architectures; the magic fits all of them.
-    statfs(path).is_ok_and(|stat| i64::try_from(stat.f_type) == Ok(NSFS_MAGIC))
+    statfs(path).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
 }
 
 /// The Envs that have a file in `dir`, whether a namespace lies there or not.

@@ -237,4 +237,76 @@ mod tests {
         let foreign = Element { comment: None, ..element };
         assert_eq!(read_element(&foreign), None);
     }
+
+    /// On a thread in a network namespace of its own, with the host's table loaded.
+    fn with_table(test: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            let inside = || {
+                let flags = rustix::thread::UnshareFlags::NEWNET;
+                // SAFETY: a network namespace parts nothing that Rust relies on.
+                unsafe { rustix::thread::unshare_unsafe(flags) }.unwrap();
+                let block = "10.0.0.0/16".parse().unwrap();
+                let rules = crate::nft::host_rules("tt_0001", "tt0001e", block);
+                crate::nft::load("tt_0001", &rules).unwrap().finish().unwrap();
+                test();
+            };
+            scope.spawn(inside).join().unwrap();
+        });
+    }
+
+    fn vm_with_ports(number: u64, first: u16, count: u16) -> Vm {
+        let mut vm = crate::conformance::sample_vm(EnvId(1), 0);
+        vm.id = VmId(number);
+        let port = |port| tt_model::InnerPort { port, protocol: Protocol::Tcp };
+        vm.resource.port_map = (0..count).map(|n| (port(1 + n), first + n)).collect();
+        vm
+    }
+
+    #[test]
+    fn a_change_behind_our_back_is_noticed() {
+        with_table(|| {
+            let mut ours = Ports::open("tt_0001".into()).unwrap();
+            let mut theirs = Ports::open("tt_0001".into()).unwrap();
+            ours.set(&vm_with_ports(1, 20_000, 600)).unwrap();
+            let thief = vm_with_ports(2, 20_599, 1);
+            let taken = theirs.set(&thief);
+            assert!(matches!(taken, Err(NetworkError::PortTaken { vm: VmId(1), .. })), "{taken:?}");
+            theirs.remove(VmId(1)).unwrap();
+            theirs.set(&thief).unwrap();
+            ours.remove(VmId(1)).unwrap();
+            ours.set(&vm_with_ports(1, 20_000, 599)).unwrap();
+            ours.read().unwrap();
+            assert_eq!(ours.known.targets.len(), 600);
+        });
+    }
+
+    #[test]
+    #[ignore = "measures"]
+    fn one_element_among_many() {
+        with_table(|| {
+            let mut ports = Ports::open("tt_0001".into()).unwrap();
+            let one = vm_with_ports(1, 65_000, 1);
+            for others in [0, 1, 60] {
+                for number in 0..others {
+                    let first = 1 + 1000 * number as u16;
+                    ports.set(&vm_with_ports(100 + number, first, 1000)).unwrap();
+                }
+                let (mut add, mut remove) = (vec![], vec![]);
+                for _ in 0..500 {
+                    let start = std::time::Instant::now();
+                    ports.set(&one).unwrap();
+                    add.push(start.elapsed());
+                    let start = std::time::Instant::now();
+                    ports.remove(one.id).unwrap();
+                    remove.push(start.elapsed());
+                }
+                add.sort();
+                remove.sort();
+                println!("{others},000 others: add {:?}, remove {:?}", add[250], remove[250]);
+                let start = std::time::Instant::now();
+                ports.read().unwrap();
+                println!("read all: {:?}", start.elapsed());
+            }
+        });
+    }
 }

@@ -228,7 +228,7 @@ impl Frames {
                 addr.sll_protocol = protocol as u16;
                 let name = std::ffi::CString::new(link).unwrap();
                 addr.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-                let length = mem::size_of_val(&addr) as u32;
+                let length = size_of_val(&addr) as u32;
                 assert_eq!(libc::bind(fd, (&raw const addr).cast(), length), 0);
                 OwnedFd::from_raw_fd(fd)
             };

@@ -2,6 +2,7 @@
 //! its own and a temporary run directory, so tests run side by side and leave nothing behind, even
 //! when they fail.
 
+mod frame;
 mod isolation;
 mod lab;
 mod life;

@@ -1,8 +1,9 @@
 //! What must be reachable: members, published ports, the outside.
 
-use crate::lab::{CLIENT, Echo, GATEWAY, HOST, Lab, echoes, run};
+use crate::frame;
+use crate::lab::{CLIENT, Echo, Frames, GATEWAY, HOST, Lab, echoes, run};
 use std::net::Ipv4Addr;
-use tt_model::EnvId;
+use tt_model::{EnvId, MacAddr};
 use tt_network::Network;
 
 #[test]
@@ -13,7 +14,10 @@ fn members_reach_each_other_and_the_gateway_answers_ping() {
         let _echo = Echo::new(&b.space, 80);
         assert!(a.space.reaches((b.addr(), 80)));
         assert!(a.space.reaches_udp((b.addr(), 80)));
-        a.space.run(|| run("ping", &format!("-c 1 -W 5 {GATEWAY}")));
+        let frames = Frames::new(&a.space, "eth0");
+        let macs = (a.vm.resource.mac_addr, MacAddr::of_ip(GATEWAY));
+        frames.send(&frame::ping(macs, a.addr(), GATEWAY, b"are you there"));
+        assert!(frames.sees(b"are you there"));
     });
 }
 
