@@ -9,11 +9,14 @@ use std::sync::Arc;
 use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId};
 
 mod cgroup;
+pub mod conformance;
 mod error;
 pub mod fake;
 mod process;
 pub mod qemu;
 mod remains;
+#[cfg(test)]
+mod sample;
 mod watch;
 
 pub use error::EngineError;

@@ -190,17 +190,6 @@ pub(crate) fn close(layout: &Layout, groups: &Cgroups) {
     groups.close(&layout.cgroup_root());
 }
 
-/// An error with all of its causes, outermost first.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
-}
-
 /// The first directory on the way to `path` that machines' users can not pass, if there is one.
 pub(crate) fn impassable(path: &Path) -> Option<PathBuf> {
     let closed = |dir: &&Path| fs::metadata(dir).is_ok_and(|m| m.mode() & 0o001 == 0);

@@ -182,7 +182,9 @@ fn channels(args: &mut Args, spec: &MachineSpec) {
     args.device(json!({"driver": "virtserialport", "chardev": "agent", "name": AGENT_PORT}));
     args.pair("-object", json!({"qom-type": "rng-builtin", "id": "rng"}).to_string());
     args.device(json!({"driver": driver(spec, "virtio-rng"), "rng": "rng"}));
-    if !is_micro(spec) {
+    // `microvm` does not have it, and qboot stops at its ACPI table.
+    let firmware = spec.kernel.as_ref().and_then(|k| k.firmware.as_ref());
+    if !is_micro(spec) && firmware.is_none() {
         args.device(json!({"driver": "vmgenid", "guid": "auto"}));
     }
 }

@@ -51,7 +51,7 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
         missing.push(format!("there is no {TUN}: load the module `tun`"));
     }
     if let Err(error) = remains::mount_ram(&config.layout) {
-        missing.push(remains::chain(&error));
+        missing.push(crate::error::chain(&error));
     }
     for dir in [&config.layout.run, &config.layout.data] {
         if let Some(closed) = remains::impassable(dir) {

@@ -1,0 +1,342 @@
+//! The suite that every engine runs. It judges by the contract in `lib.rs` alone, and it panics at the first clause that
+//! is broken, with its name.
+
+use crate::{EngineError, Machine, VmEngine, Wake};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+use tt_model::{StopMode, Vm, VmEngineFeat, VmId, feat};
+
+/// How long an end may take to be told, and a guest to obey. A loaded host emulates slowly.
+const END_MAX: Duration = Duration::from_secs(60);
+/// How long nothing must happen for a clause to believe that nothing will.
+const QUIET: Duration = Duration::from_millis(300);
+/// How often a removal may be asked for.
+const REMOVALS_MAX: u32 = 20;
+
+/// What the suite can not know about an engine's surroundings.
+pub trait Fixture {
+    /// A Vm that never had a machine, with disk, network and template in place. Another one at every call.
+    fn vm(&self) -> Vm;
+
+    /// Another driver on the same host, as a restarted daemon makes it; not initialised.
+    fn restarted(&self) -> Box<dyn VmEngine>;
+
+    /// Whether the guest executes code: looks at something that only a running guest changes, for as long as it takes
+    /// to tell.
+    fn beats(&self, vm: &Vm) -> bool;
+
+    /// Makes the running guest switch itself off.
+    fn power_off(&self, vm: &Vm);
+
+    /// Ends the machine's process from outside.
+    fn kill(&self, vm: &Vm);
+
+    /// Leaves what a start leaves that was cut short before it made a process.
+    fn leave_remains(&self, vm: &Vm);
+}
+
+/// A named clause.
+type Clause = (&'static str, fn(&Suite<'_>));
+
+const CLAUSES: &[Clause] = &[
+    ("start makes it run, and is idempotent", starts_twice),
+    ("whatever is done to an absent machine leaves it absent", absent_stays_absent),
+    ("pause stands still, start goes on", pauses_and_resumes),
+    ("shutdown asks the guest, and its end is clean", shuts_down),
+    ("a paused guest is asked, too", shuts_down_when_paused),
+    ("a guest that switches itself off is told, and ends clean", powers_off),
+    ("a process that dies is told, and does not end clean", dies),
+    ("kill ends it, then removes everything", kills),
+    ("an exited machine is started anew", starts_after_exit),
+    ("machines lists all, and clear removes one without a record", lists_and_clears),
+    ("what a start left that was cut short is seen and removed", removes_half_done),
+    ("a start after one that was cut short succeeds", starts_over_half_done),
+    ("suspend is refused without the feature", refuses_suspend),
+    ("a restarted daemon finds, controls and is told of every machine", survives_restart),
+];
+
+/// Runs every clause on `engine`, which must not be initialised yet; then closes it.
+///
+/// # Panics
+/// At the first clause that does not hold.
+pub fn run(engine: &dyn VmEngine, fixture: &dyn Fixture) {
+    let (wake, ends) = bell();
+    let facts = engine.init(wake);
+    assert_eq!(facts.unusable, None, "{} can not be tested here", engine.name());
+    assert_eq!(facts.name, engine.name());
+    let suite = Suite { engine, fixture, ends };
+    for (name, clause) in CLAUSES {
+        tracing::info!(clause = name, "conformance");
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| clause(&suite)));
+        if let Err(panic) = outcome {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?");
+            panic!("clause \"{name}\" is broken: {text}");
+        }
+    }
+    assert_eq!(done(engine.machines()), [], "machines are left over");
+    engine.close();
+}
+
+struct Suite<'a> {
+    engine: &'a dyn VmEngine,
+    fixture: &'a dyn Fixture,
+    ends: Receiver<VmId>,
+}
+
+impl Suite<'_> {
+    fn look(&self, vm: &Vm) -> Machine {
+        done(self.engine.look(vm))
+    }
+
+    fn start(&self, vm: &Vm) {
+        done(self.engine.start_vm(vm));
+    }
+
+    fn stop(&self, vm: &Vm, mode: StopMode) {
+        done(self.engine.stop_vm(vm, mode));
+    }
+
+    fn running(&self) -> Vm {
+        let vm = self.fixture.vm();
+        self.start(&vm);
+        assert_eq!(self.look(&vm), Machine::Running);
+        assert!(self.fixture.beats(&vm), "the guest does nothing");
+        vm
+    }
+
+    fn has(&self, features: VmEngineFeat) -> bool {
+        self.engine.check_feat(&[features])
+    }
+
+    fn exited(&self, vm: &Vm, clean_wanted: bool) {
+        wait_for(&self.ends, vm.id);
+        match self.look(vm) {
+            Machine::Exited { clean, why } => {
+                assert_eq!(clean, clean_wanted, "{why}");
+                assert!(!why.is_empty());
+            }
+            other => panic!("it is {other:?} after its end was told"),
+        }
+    }
+
+    /// Removes what is left of a machine, whatever its state.
+    fn remove(&self, vm: &Vm) {
+        for _ in 0..REMOVALS_MAX {
+            self.stop(vm, StopMode::Kill);
+            if self.look(vm) == Machine::Absent {
+                assert!(!done(self.engine.machines()).contains(&vm.id));
+                return;
+            }
+            std::thread::sleep(QUIET / 10);
+        }
+        panic!("it can not be removed: {:?}", self.look(vm));
+    }
+}
+
+fn starts_twice(suite: &Suite<'_>) {
+    let vm = suite.fixture.vm();
+    assert_eq!(suite.look(&vm), Machine::Absent);
+    suite.start(&vm);
+    assert_eq!(suite.look(&vm), Machine::Running);
+    suite.start(&vm);
+    assert_eq!(suite.look(&vm), Machine::Running);
+    assert!(suite.fixture.beats(&vm), "the guest does nothing");
+    assert_eq!(done(suite.engine.machines()), [vm.id]);
+    suite.remove(&vm);
+}
+
+fn absent_stays_absent(suite: &Suite<'_>) {
+    let vm = suite.fixture.vm();
+    for mode in [StopMode::Pause, StopMode::Shutdown, StopMode::Kill] {
+        suite.stop(&vm, mode);
+        assert_eq!(suite.look(&vm), Machine::Absent);
+    }
+    assert!(done(suite.engine.clear(vm.id)));
+}
+
+fn pauses_and_resumes(suite: &Suite<'_>) {
+    if !suite.has(feat::PAUSE) {
+        return;
+    }
+    let vm = suite.running();
+    for _ in 0..2 {
+        suite.stop(&vm, StopMode::Pause);
+        assert_eq!(suite.look(&vm), Machine::Paused);
+    }
+    assert!(!suite.fixture.beats(&vm), "a paused guest goes on");
+    suite.start(&vm);
+    assert_eq!(suite.look(&vm), Machine::Running);
+    assert!(suite.fixture.beats(&vm), "a resumed guest stands still");
+    suite.stop(&vm, StopMode::Pause);
+    suite.remove(&vm);
+}
+
+fn shuts_down(suite: &Suite<'_>) {
+    if !suite.has(feat::SHUTDOWN) {
+        return;
+    }
+    let vm = suite.running();
+    suite.stop(&vm, StopMode::Shutdown);
+    suite.exited(&vm, true);
+    suite.stop(&vm, StopMode::Shutdown);
+    suite.stop(&vm, StopMode::Pause);
+    assert!(matches!(suite.look(&vm), Machine::Exited { clean: true, .. }));
+    suite.remove(&vm);
+}
+
+fn shuts_down_when_paused(suite: &Suite<'_>) {
+    if !suite.has(feat::SHUTDOWN | feat::PAUSE) {
+        return;
+    }
+    let vm = suite.running();
+    suite.stop(&vm, StopMode::Pause);
+    suite.stop(&vm, StopMode::Shutdown);
+    suite.exited(&vm, true);
+    suite.remove(&vm);
+}
+
+fn powers_off(suite: &Suite<'_>) {
+    let vm = suite.running();
+    suite.fixture.power_off(&vm);
+    suite.exited(&vm, true);
+    suite.remove(&vm);
+}
+
+fn dies(suite: &Suite<'_>) {
+    let vm = suite.running();
+    suite.fixture.kill(&vm);
+    suite.exited(&vm, false);
+    suite.remove(&vm);
+}
+
+fn kills(suite: &Suite<'_>) {
+    let vm = suite.running();
+    suite.stop(&vm, StopMode::Kill);
+    suite.exited(&vm, false);
+    suite.stop(&vm, StopMode::Kill);
+    assert_eq!(suite.look(&vm), Machine::Absent);
+    assert_eq!(done(suite.engine.machines()), []);
+    suite.stop(&vm, StopMode::Kill);
+}
+
+fn starts_after_exit(suite: &Suite<'_>) {
+    let vm = suite.running();
+    suite.fixture.kill(&vm);
+    suite.exited(&vm, false);
+    suite.start(&vm);
+    assert_eq!(suite.look(&vm), Machine::Running);
+    assert!(suite.fixture.beats(&vm), "the guest does nothing");
+    suite.remove(&vm);
+}
+
+fn lists_and_clears(suite: &Suite<'_>) {
+    let (one, two) = (suite.running(), suite.running());
+    let mut both = [one.id, two.id];
+    both.sort_unstable();
+    assert_eq!(done(suite.engine.machines()), both);
+    for _ in 0..REMOVALS_MAX {
+        if done(suite.engine.clear(one.id)) {
+            break;
+        }
+        std::thread::sleep(QUIET / 10);
+    }
+    assert_eq!(suite.look(&one), Machine::Absent);
+    assert_eq!(done(suite.engine.machines()), [two.id]);
+    assert!(suite.fixture.beats(&two), "another machine was hit");
+    suite.remove(&two);
+}
+
+fn removes_half_done(suite: &Suite<'_>) {
+    let vm = suite.fixture.vm();
+    suite.fixture.leave_remains(&vm);
+    assert!(matches!(suite.look(&vm), Machine::Exited { clean: false, .. }));
+    assert_eq!(done(suite.engine.machines()), [vm.id]);
+    suite.stop(&vm, StopMode::Shutdown);
+    suite.stop(&vm, StopMode::Kill);
+    assert_eq!(suite.look(&vm), Machine::Absent);
+    suite.fixture.leave_remains(&vm);
+    assert!(done(suite.engine.clear(vm.id)));
+    assert_eq!(done(suite.engine.machines()), []);
+}
+
+fn starts_over_half_done(suite: &Suite<'_>) {
+    let vm = suite.fixture.vm();
+    suite.fixture.leave_remains(&vm);
+    suite.start(&vm);
+    assert_eq!(suite.look(&vm), Machine::Running);
+    assert!(suite.fixture.beats(&vm), "the guest does nothing");
+    suite.remove(&vm);
+}
+
+fn refuses_suspend(suite: &Suite<'_>) {
+    if suite.has(feat::SUSPEND) {
+        return;
+    }
+    let vm = suite.fixture.vm();
+    let refused = suite.engine.stop_vm(&vm, StopMode::Suspend);
+    assert!(matches!(refused, Err(EngineError::Mode { .. })), "{refused:?}");
+    assert_eq!(suite.look(&vm), Machine::Absent);
+}
+
+fn survives_restart(suite: &Suite<'_>) {
+    let (one, two, three) = (suite.running(), suite.running(), suite.fixture.vm());
+    suite.fixture.leave_remains(&three);
+    if suite.has(feat::PAUSE) {
+        suite.stop(&two, StopMode::Pause);
+    }
+    let engine = suite.fixture.restarted();
+    let (wake, ends) = bell();
+    assert_eq!(engine.init(wake).unusable, None);
+    let mut all = [one.id, two.id, three.id];
+    all.sort_unstable();
+    assert_eq!(done(engine.machines()), all);
+    let restarted = Suite { engine: &*engine, fixture: suite.fixture, ends };
+    assert_eq!(restarted.look(&one), Machine::Running);
+    if suite.has(feat::PAUSE) {
+        assert_eq!(restarted.look(&two), Machine::Paused);
+        restarted.start(&two);
+    }
+    assert_eq!(restarted.look(&two), Machine::Running);
+    assert!(suite.fixture.beats(&one) && suite.fixture.beats(&two), "a guest stands still");
+    suite.fixture.power_off(&one);
+    restarted.exited(&one, true);
+    suite.fixture.kill(&two);
+    restarted.exited(&two, false);
+    for vm in [&one, &two, &three] {
+        restarted.remove(vm);
+    }
+    // The old daemon would have been told, too; here it still lives.
+    while suite.ends.recv_timeout(QUIET).is_ok() {}
+}
+
+fn bell() -> (Wake, Receiver<VmId>) {
+    let (send, ends) = channel();
+    let send = std::sync::Mutex::new(send);
+    let wake = move |id| {
+        if let Ok(send) = send.lock() {
+            // The suite may have ended; then nobody wants to know.
+            let _ = send.send(id);
+        }
+    };
+    (Arc::new(wake), ends)
+}
+
+/// Waits until the end of `id` is told. Ends of earlier machines may be told meanwhile.
+fn wait_for(ends: &Receiver<VmId>, id: VmId) {
+    let until = Instant::now() + END_MAX;
+    while let Ok(ended) = ends.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        if ended == id {
+            return;
+        }
+    }
+    panic!("the end of {id} was not told within {END_MAX:?}");
+}
+
+fn done<T>(outcome: Result<T, EngineError>) -> T {
+    match outcome {
+        Ok(value) => value,
+        Err(error) => panic!("{}", crate::error::chain(&error)),
+    }
+}

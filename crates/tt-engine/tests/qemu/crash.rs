@@ -1,0 +1,105 @@
+//! The daemon dies at any moment, and the next one carries on.
+
+use crate::rig::{Rig, remove, wait_until};
+use crate::sample;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tt_engine::conformance::Fixture;
+use tt_engine::{Machine, VmEngine};
+use tt_model::StopMode;
+
+/// Environment variable that makes [`daemon`] the process that is killed: directory, instance.
+const DAEMON: &str = "TT_TEST_DAEMON";
+
+/// No test of its own: starts a machine and waits to be killed.
+#[test]
+fn daemon() {
+    let Ok(value) = std::env::var(DAEMON) else {
+        return;
+    };
+    let (dir, instance) = value.split_once(',').unwrap();
+    let rig = Rig::at(Path::new(dir), instance.parse().unwrap());
+    let engine = rig.engine();
+    engine.init(Arc::new(|_| {}));
+    fs::write(Path::new(dir).join("begun"), b"").unwrap();
+    engine.start_vm(&sample::vm(1)).unwrap();
+    fs::write(Path::new(dir).join("done"), b"").unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// Starts a machine from another process, which is killed `after` its start began. True if it had finished.
+fn start_and_die(rig: &Rig, after: Duration) -> bool {
+    let [begun, done] = ["begun", "done"].map(|name| rig.path().join(name));
+    let _ = fs::remove_file(&begun);
+    let _ = fs::remove_file(&done);
+    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "crash::daemon"])
+        .env(DAEMON, format!("{},{}", rig.path().display(), rig.layout.instance.0))
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while !begun.exists() && Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    let at = Instant::now() + after;
+    while Instant::now() < at {
+        std::hint::spin_loop();
+    }
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    done.exists()
+}
+
+#[test]
+fn whenever_the_daemon_dies_the_next_one_carries_on() {
+    let rig = Rig::new();
+    let vm = rig.vm();
+    let (mut before, mut after) = (0, 0);
+    for step in 0..20_u32 {
+        let engine = rig.engine();
+        engine.init(Arc::new(|_| {}));
+        match start_and_die(&rig, Duration::from_micros(700) * step) {
+            true => after += 1,
+            false => before += 1,
+        }
+        let seen = engine.look(&vm).unwrap();
+        assert!(!matches!(seen, Machine::Paused | Machine::Exited { clean: true, .. }), "{seen:?}");
+        if seen != Machine::Absent {
+            assert_eq!(engine.machines().unwrap(), [vm.id]);
+        }
+        // Either way must work from here.
+        if step % 2 == 0 {
+            // What was seen running may have been about to follow its daemon; then it is started again.
+            wait_until("a running guest", || engine.start_vm(&vm).is_ok() && rig.beats(&vm));
+            let group = rig.cgroups(vm.id).pop().unwrap();
+            let procs = fs::read_to_string(group.join("cgroup.procs")).unwrap();
+            assert_eq!(procs.lines().count(), 1, "{procs}");
+        }
+        remove(&engine, &vm);
+        assert_eq!(engine.machines().unwrap(), []);
+    }
+    assert!(before > 0, "no kill came before the end of the start");
+    println!("killed before the end of the start: {before}, after it: {after}");
+}
+
+#[test]
+fn a_machine_outlives_its_daemon() {
+    let rig = Rig::new();
+    let vm = rig.vm();
+    assert!(start_and_die(&rig, Duration::from_secs(2)));
+    let (send, ends) = std::sync::mpsc::channel();
+    let engine = rig.engine();
+    let send = std::sync::Mutex::new(send);
+    engine.init(Arc::new(move |id| send.lock().unwrap().send(id).unwrap()));
+    assert_eq!(engine.look(&vm).unwrap(), Machine::Running);
+    assert!(rig.beats(&vm));
+    engine.stop_vm(&vm, StopMode::Pause).unwrap();
+    engine.start_vm(&vm).unwrap();
+    rig.power_off(&vm);
+    assert_eq!(ends.recv_timeout(Duration::from_secs(20)), Ok(vm.id));
+    assert!(matches!(engine.look(&vm).unwrap(), Machine::Exited { clean: true, .. }));
+    remove(&engine, &vm);
+}

@@ -1,0 +1,15 @@
+//! The QEMU driver on real QEMU: needs root, cgroups and `/dev/net/tun`.
+
+#[cfg(test)]
+mod crash;
+#[cfg(test)]
+mod guest;
+#[cfg(test)]
+mod kernel;
+#[cfg(test)]
+mod machine;
+#[cfg(test)]
+mod rig;
+#[cfg(test)]
+#[path = "../../src/sample.rs"]
+mod sample;

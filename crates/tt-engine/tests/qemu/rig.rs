@@ -1,0 +1,213 @@
+//! A host of its own for each test: directories, a template, disks, network namespaces with taps. Everything goes when
+//! the rig is dropped.
+
+use crate::{guest, sample};
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tt_engine::conformance::Fixture;
+use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
+use tt_engine::{Machine, VmEngine};
+use tt_model::{Instance, Layout, Vm, VmId, names};
+
+/// How long a guest may be silent before it counts as standing still; it speaks some thousand times a second.
+const BEAT_MAX: Duration = Duration::from_secs(5);
+/// What a console may still have held back from before a pause.
+const STALE: Duration = Duration::from_millis(100);
+
+static RIGS: AtomicU64 = AtomicU64::new(0);
+
+/// A host.
+pub struct Rig {
+    pub layout: Layout,
+    next: AtomicU64,
+    dir: Option<TempDir>,
+}
+
+impl Rig {
+    pub fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("tt").tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+        let number = u64::from(std::process::id()) * 16 + RIGS.fetch_add(1, Ordering::SeqCst);
+        let mut rig = Self::at(dir.path(), number as u16);
+        rig.dir = Some(dir);
+        let template = rig.layout.data.join("template");
+        for path in [&template, &rig.layout.netns_dir()] {
+            fs::create_dir_all(path).unwrap();
+        }
+        fs::write(template.join("kernel"), guest::kernel()).unwrap();
+        fs::write(template.join("initramfs"), b"unused").unwrap();
+        rig
+    }
+
+    /// The host in `dir` that another process made.
+    pub fn at(dir: &Path, instance: u16) -> Self {
+        let layout =
+            Layout { data: dir.join("data"), run: dir.join("run"), instance: Instance(instance) };
+        Self { layout, next: AtomicU64::new(1), dir: None }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.as_ref().unwrap().path()
+    }
+
+    pub fn engine(&self) -> QemuEngine {
+        QemuEngine::new(QemuConfig {
+            layout: self.layout.clone(),
+            binary: "qemu-system-x86_64".into(),
+            accelerator: AcceleratorChoice::Tcg,
+        })
+    }
+
+    /// The process of a machine.
+    pub fn pid(&self, id: VmId) -> u32 {
+        let file = self.layout.vm_dir(id).join("own/pid");
+        let until = Instant::now() + Duration::from_secs(10);
+        loop {
+            // It is written by the program when it gets there.
+            match fs::read_to_string(&file).unwrap().trim().parse() {
+                Ok(pid) => return pid,
+                Err(_) => assert!(Instant::now() < until, "no pid in {file:?}"),
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Says one byte to the guest, and hears it until it hangs up or has answered with `answer`.
+    pub fn say(&self, vm: &Vm, byte: u8, answer: Option<u8>) {
+        let mut console = UnixStream::connect(self.layout.console_socket(vm.id)).unwrap();
+        console.write_all(&[byte]).unwrap();
+        console.set_read_timeout(Some(BEAT_MAX)).unwrap();
+        let mut byte = [0];
+        while console.read(&mut byte).unwrap() > 0 {
+            if Some(byte[0]) == answer {
+                return;
+            }
+        }
+    }
+
+    /// Directories of a machine's cgroups that exist.
+    pub fn cgroups(&self, id: VmId) -> Vec<PathBuf> {
+        let roots = ["", "cpu", "memory", "pids"].map(|c| Path::new("/sys/fs/cgroup").join(c));
+        let all = roots.map(|root| root.join(self.layout.cgroup(id)));
+        all.into_iter().filter(|dir| dir.exists()).collect()
+    }
+}
+
+impl Fixture for Rig {
+    fn vm(&self) -> Vm {
+        let vm = sample::vm(self.next.fetch_add(1, Ordering::SeqCst));
+        let disk = self.layout.disk(&vm);
+        fs::create_dir_all(disk.parent().unwrap()).unwrap();
+        File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        make_network(self.layout.netns(vm.env_id), names::tap(vm.id));
+        vm
+    }
+
+    fn restarted(&self) -> Box<dyn VmEngine> {
+        Box::new(self.engine())
+    }
+
+    fn beats(&self, vm: &Vm) -> bool {
+        let Ok(mut console) = UnixStream::connect(self.layout.console_socket(vm.id)) else {
+            return false;
+        };
+        let mut bytes = [0; 4096];
+        let begin = Instant::now();
+        console.set_read_timeout(Some(STALE)).unwrap();
+        while begin.elapsed() < STALE {
+            match console.read(&mut bytes) {
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) | Ok(0) => return false,
+                Ok(_) => {}
+            }
+        }
+        console.set_read_timeout(Some(BEAT_MAX)).unwrap();
+        matches!(console.read(&mut bytes), Ok(1..))
+    }
+
+    fn power_off(&self, vm: &Vm) {
+        self.say(vm, b'q', None);
+    }
+
+    fn kill(&self, vm: &Vm) {
+        let pid = rustix::process::Pid::from_raw(self.pid(vm.id) as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+
+    fn leave_remains(&self, vm: &Vm) {
+        fs::create_dir_all(self.layout.vm_dir(vm.id).join("own")).unwrap();
+        fs::write(self.layout.ram(vm.id), b"").unwrap();
+        fs::create_dir_all(Path::new("/sys/fs/cgroup/pids").join(self.layout.cgroup(vm.id)))
+            .unwrap();
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if self.dir.is_none() {
+            return;
+        }
+        let engine = self.engine();
+        engine.init(std::sync::Arc::new(|_| {}));
+        for id in engine.machines().unwrap_or_default() {
+            for _ in 0..100 {
+                if engine.clear(id).unwrap_or(true) {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
+        engine.close();
+        for entry in fs::read_dir(self.layout.netns_dir()).into_iter().flatten().flatten() {
+            let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// Polls until `done` holds.
+pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < until, "{what} does not come");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Kills and removes until nothing is left.
+pub fn remove(engine: &dyn VmEngine, vm: &Vm) {
+    wait_until("the end", || {
+        engine.stop_vm(vm, tt_model::StopMode::Kill).unwrap();
+        engine.look(vm).unwrap() == Machine::Absent
+    });
+}
+
+/// Makes a network namespace at `path` with a persistent tap of this name, as the network does.
+fn make_network(path: PathBuf, tap: String) {
+    let make = move || {
+        // SAFETY: changes only this throw-away thread's network namespace.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET).unwrap() };
+        let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
+        // SAFETY: all bytes zero is a valid `ifreq`.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
+            *to = from as libc::c_char;
+        }
+        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        // SAFETY: the kernel reads one `ifreq`.
+        assert_eq!(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw const request) }, 0);
+        // SAFETY: the argument is a number.
+        assert_eq!(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, 1) }, 0);
+        File::create(&path).unwrap();
+        rustix::mount::mount_bind("/proc/thread-self/ns/net", &path).unwrap();
+    };
+    thread::spawn(make).join().unwrap();
+}
