@@ -1,10 +1,12 @@
-//! The binary messages of a stream's WebSocket, both ways: one byte that names the channel, then
-//! the payload. Pure.
+//! What both ends must spell alike: a header's name, and the binary messages of a stream's
+//! WebSocket, one byte that names the channel, then the payload. Pure.
 
 use crate::access::STREAM_MESSAGE_BYTES_MAX;
 use crate::views::{StreamEnd, StreamFailure};
 use tt_guest::session::{FromGuest, ToGuest};
 
+/// The header with the key of a request that may be repeated.
+pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// Largest message of the WebSocket: the channel's byte and a full payload.
 pub(crate) const WIRE_BYTES_MAX: usize = STREAM_MESSAGE_BYTES_MAX + 1;
 

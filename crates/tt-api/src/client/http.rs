@@ -2,6 +2,7 @@
 
 use super::Client;
 use crate::error::{ClientError, PROBLEM_CONTENT_TYPE, Problem};
+use crate::wire::IDEMPOTENCY_KEY;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
@@ -19,9 +20,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Largest refusal that is read.
 const PROBLEM_BYTES_MAX: usize = 1 << 20;
-
-/// The header with the key of a request that may be repeated.
-pub(crate) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// What is sent with a request.
 pub(super) struct Body {
@@ -104,7 +102,7 @@ impl Client {
     }
 }
 
-/// A request without a body and with other headers: for streams.
+/// The request as it is sent; `action` names it in an error.
 pub(super) fn request(
     method: Method,
     path: &str,

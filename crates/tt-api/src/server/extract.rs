@@ -2,6 +2,7 @@
 //! refusal with a code.
 
 use crate::error::ApiError;
+use crate::wire::IDEMPOTENCY_KEY;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::JsonRejection;
@@ -24,9 +25,6 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 const HOST_NAME_BYTES_MAX: usize = 253;
 /// Longest text of a parser that is repeated in an answer.
 const PARSER_TEXT_CHARS_MAX: usize = 400;
-
-/// The header with the key of a request that may be repeated.
-pub(super) const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// `{env}` in a path.
 pub(super) struct EnvName(pub String);

@@ -19,7 +19,7 @@ async fn an_env_is_made_shown_listed_and_destroyed() {
     assert_eq!(created.phase, EnvPhase::Creating);
     assert_eq!(created.vms.len(), 2);
     assert_eq!(client.env("shop").await.unwrap(), created);
-    assert_eq!(client.envs().await.unwrap().envs, [created.clone()]);
+    assert_eq!(client.envs().await.unwrap().envs, std::slice::from_ref(&created));
     assert_eq!(client.vms().await.unwrap().vms, created.vms);
     assert_eq!(client.vm("shop", "micro-1").await.unwrap(), created.vms[0]);
     assert_eq!(code(client.env("other").await), ErrorCode::NotFound);
