@@ -59,7 +59,8 @@ pub struct Found {
     /// Envs that have a namespace, with the members that have a tap in it. A namespace without
     /// members is the rest of a broken [`Network::set_net`].
     pub envs: BTreeMap<EnvId, BTreeSet<VmId>>,
-    /// Envs that have no namespace, but something on the host's side: an edge or a public port.
+    /// Envs that have no namespace, but something else: an edge, a public port, or the file where
+    /// the namespace was.
     pub leftovers: BTreeSet<EnvId>,
 }
 

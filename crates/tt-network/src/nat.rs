@@ -142,7 +142,8 @@ fn check_block(
             return Err(NetworkError::Collide { block, foreign: taken.net, owner: taken.owner });
         }
         if facts::overlap(range, taken.net) {
-            tracing::warn!(%range, net = %taken.net, owner = taken.owner, "guests can not reach this network: it lies in their range");
+            let (net, owner) = (taken.net, taken.owner);
+            tracing::warn!(%range, %net, owner, "guests can not reach a network in their range");
         }
     }
     Ok(())

@@ -24,6 +24,10 @@ pub(crate) const BLACKLIST: &str = "blacklist";
 /// Set in the namespace: members that may open no connection to the outside.
 pub(crate) const DENY_OUT: &str = "deny_out";
 
+/// Connections that the members of an Env together may have open to the outside. The kernel counts
+/// them in the host's table too, which holds 262,144 by default and must not be one guest's to fill.
+const CONNECTIONS_MAX: u32 = 16_384;
+
 /// The host's table. Loading it again replaces the rules at one stroke and keeps the elements.
 ///
 /// `edges`: how the names of all edges begin. Guests reach the outside with the host's address, and
@@ -101,7 +105,8 @@ table bridge {ENV_TABLE} {{
 		ether type ip ip saddr . ip daddr @{BLACKLIST} drop
 		ether type ip iifname . ether saddr . ip saddr @{MEMBERS} accept
 		ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
-		ether type arp iifname . ether saddr . arp saddr ip @{MEMBERS} iifname . arp saddr ether . arp saddr ip @{MEMBERS} accept
+		ether type arp iifname . ether saddr . arp saddr ip != @{MEMBERS} arp saddr ip != 0.0.0.0 drop
+		ether type arp iifname . arp saddr ether . arp saddr ip @{MEMBERS} accept
 		ether type arp arp saddr ip 0.0.0.0 iifname . arp saddr ether @{TAPS} accept
 	}}
 	chain between_members {{
@@ -130,6 +135,7 @@ table inet {ENV_TABLE} {{
 		type filter hook forward priority filter; policy drop;
 		iifname "{EDGE}" oifname "{BRIDGE}" accept
 		iifname "{BRIDGE}" oifname "{EDGE}" ip saddr @{DENY_OUT} ct direction original drop
+		iifname "{BRIDGE}" oifname "{EDGE}" ct state new ct count over {CONNECTIONS_MAX} drop
 		iifname "{BRIDGE}" oifname "{EDGE}" accept
 		iifname "{BRIDGE}" oifname "{BRIDGE}" accept
 	}}

@@ -233,3 +233,20 @@ fn the_blacklist_holds_for_open_connections_too() {
         assert!(guest.space.misses((second, 7)));
     });
 }
+
+#[test]
+fn a_guest_can_not_fill_the_hosts_table_of_connections() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let (flooder, guest) = (lab.guest(EnvId(1), 0), lab.guest(EnvId(2), 0));
+        let _inner = Echo::new(&flooder.space, 80);
+        let _outer = Echo::new(&lab.client, 7);
+        let socket = flooder.space.udp(([0, 0, 0, 0], 0));
+        for port in 10_000..30_000 {
+            let _ = socket.send_to(b"flood", (CLIENT, port));
+        }
+        assert!(flooder.space.misses((CLIENT, 7)));
+        assert!(guest.space.reaches((CLIENT, 7)));
+        assert!(lab.client.reaches((HOST, flooder.tcp())));
+    });
+}

@@ -2,10 +2,18 @@
 //! its own and a temporary run directory, so tests run side by side and leave nothing behind, even
 //! when they fail.
 
+// Clippy lets helpers unwrap only in what says that it is for tests.
+#[cfg(test)]
 mod frame;
+#[cfg(test)]
 mod isolation;
+#[cfg(test)]
 mod lab;
+#[cfg(test)]
 mod life;
+#[cfg(test)]
 mod measure;
+#[cfg(test)]
 mod names;
+#[cfg(test)]
 mod reach;
