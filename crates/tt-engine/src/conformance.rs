@@ -170,6 +170,12 @@ fn pauses_and_resumes(suite: &Suite<'_>) {
     assert_eq!(suite.look(&vm), Machine::Running);
     assert!(suite.fixture.beats(&vm), "a resumed guest stands still");
     suite.stop(&vm, StopMode::Pause);
+    // A machine that is being killed may still be seen, but never an error.
+    suite.stop(&vm, StopMode::Kill);
+    let until = Instant::now() + END_MAX;
+    while !matches!(suite.look(&vm), Machine::Exited { .. }) {
+        assert!(Instant::now() < until, "a killed machine goes on living");
+    }
     suite.remove(&vm);
 }
 

@@ -60,7 +60,7 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
         }
     }
     let version = version(&config.binary).map_err(|why| missing.push(why)).unwrap_or_default();
-    let accelerator = accelerator(config.accelerator, probe::probe(Path::new(probe::DEVICE)));
+    let accelerator = accelerator(config.accelerator, || probe::probe(Path::new(probe::DEVICE)));
     match (accelerator, missing.is_empty()) {
         (Ok((accelerator, kvm_group, detail)), true) => Ok(Usable {
             accelerator,
@@ -78,18 +78,18 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
 
 fn accelerator(
     choice: AcceleratorChoice,
-    kvm: Result<probe::Kvm, String>,
+    probe: impl FnOnce() -> Result<probe::Kvm, String>,
 ) -> Result<(Accelerator, Option<u32>, String), String> {
-    match (choice, kvm) {
-        (AcceleratorChoice::Tcg, _) => {
-            Ok((Accelerator::Tcg, None, "tcg, as configured".to_owned()))
-        }
+    if choice == AcceleratorChoice::Tcg {
+        return Ok((Accelerator::Tcg, None, "tcg, as configured".to_owned()));
+    }
+    match (choice, probe()) {
         (_, Ok(kvm)) => {
             let detail = format!("kvm: a test guest ran in {} us", kvm.run.as_micros());
             Ok((Accelerator::Kvm, kvm.group, detail))
         }
-        (AcceleratorChoice::Auto, Err(why)) => Ok((Accelerator::Tcg, None, format!("tcg: {why}"))),
-        (AcceleratorChoice::Kvm, Err(why)) => Err(format!("kvm is configured, and {why}")),
+        (AcceleratorChoice::Kvm, Err(why)) => Err(format!("kvm is configured, but {why}")),
+        (_, Err(why)) => Ok((Accelerator::Tcg, None, format!("tcg: {why}"))),
     }
 }
 
@@ -162,7 +162,7 @@ mod tests {
     fn kvm_is_used_where_it_works_and_only_demanded_where_said() {
         let works = Ok(probe::Kvm { group: Some(104), run: Duration::from_micros(90) });
         let broken: Result<probe::Kvm, _> = Err("it is broken".to_owned());
-        let pick = |choice, kvm: &Result<probe::Kvm, String>| accelerator(choice, kvm.clone());
+        let pick = |choice, kvm: &Result<probe::Kvm, String>| accelerator(choice, || kvm.clone());
         let (used, group, _) = pick(AcceleratorChoice::Auto, &works).unwrap();
         assert_eq!((used, group), (Accelerator::Kvm, Some(104)));
         let (used, group, detail) = pick(AcceleratorChoice::Auto, &broken).unwrap();

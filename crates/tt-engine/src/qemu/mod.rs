@@ -20,6 +20,8 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 use tt_model::{EngineFacts, Layout, StopMode, Vm, VmEngineFeat, VmId, feat};
 
 const NAME: &str = "qemu";
@@ -31,6 +33,8 @@ const MONITOR: &str = "qmp.sock";
 const PAUSED: &str = "paused";
 /// How often the process of a machine is looked up anew because it ended meanwhile.
 const LOOKS_MAX: u32 = 10;
+/// How long a process that hung up may take to be gone: the kernel frees its memory meanwhile.
+const DYING_MAX: Duration = Duration::from_millis(250);
 
 /// How guests' code is executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,7 +131,7 @@ impl QemuEngine {
             match Qmp::connect(&monitor).and_then(|mut qmp| qmp.running()) {
                 Ok(true) => return Ok(Machine::Running),
                 Ok(false) => return Ok(Machine::Paused),
-                Err(error) if self.lives(remains)? => return Err(error),
+                Err(error) if self.stays(remains)? => return Err(error),
                 Err(_) => {}
             }
         }
@@ -135,6 +139,18 @@ impl QemuEngine {
             true => Ok(machine::verdict(remains)),
             false => Ok(Machine::Absent),
         }
+    }
+
+    /// Whether it goes on living: a process that is being killed hangs up before it is gone.
+    fn stays(&self, remains: &Remains<'_>) -> Result<bool, EngineError> {
+        let until = Instant::now() + DYING_MAX;
+        while Instant::now() < until {
+            if !self.lives(remains)? {
+                return Ok(false);
+            }
+            thread::sleep(DYING_MAX / 50);
+        }
+        Ok(true)
     }
 
     fn pause(&self, remains: &Remains<'_>) -> Result<(), EngineError> {

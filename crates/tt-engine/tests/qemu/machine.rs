@@ -1,11 +1,11 @@
 //! One machine: how it is confined, what it is limited to, how it is refused.
 
-use crate::rig::{Rig, remove, wait_until};
+use crate::rig::{self, Rig, remove, wait_until};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use tt_engine::conformance::{self, Fixture};
-use tt_engine::qemu::QemuEngine;
+use tt_engine::qemu::{QemuConfig, QemuEngine};
 use tt_engine::{EngineError, Machine, VmEngine};
 use tt_model::{Vm, names};
 
@@ -173,25 +173,33 @@ fn a_program_that_refuses_says_why() {
     remove(&engine, &vm);
 }
 
+/// As if a machine's cgroup had been lost: its twin gets neither its tap nor its disk.
 #[test]
-fn a_tap_in_use_and_a_disk_in_use_are_refused() {
+fn a_tap_or_a_disk_in_use_is_refused() {
     let rig = Rig::new();
     let (engine, vm) = started(&rig);
     assert!(rig.beats(&vm));
-    // As if the cgroup had been lost: the twin must not get the disk or the tap.
-    let mut layout = rig.layout.clone();
-    layout.run = rig.path().join("run2");
-    layout.instance = tt_model::Instance(layout.instance.0 ^ 0x8000);
-    fs::create_dir_all(&layout.run).unwrap();
-    std::os::unix::fs::symlink(rig.layout.netns_dir(), layout.netns_dir()).unwrap();
-    let twin = QemuEngine::new(tt_engine::qemu::QemuConfig {
-        layout,
-        binary: "qemu-system-x86_64".into(),
-        accelerator: tt_engine::qemu::AcceleratorChoice::Tcg,
-    });
+    let other = Rig::new();
+    let mut layout = other.layout.clone();
+    layout.data = rig.layout.data.clone();
+    let twin = QemuEngine::new(QemuConfig { layout, ..other.config() });
     assert_eq!(twin.init(Arc::new(|_| {})).unusable, None);
+
+    fs::remove_dir(other.layout.netns_dir()).unwrap();
+    std::os::unix::fs::symlink(rig.layout.netns_dir(), other.layout.netns_dir()).unwrap();
     let refused = twin.start_vm(&vm).unwrap_err();
     assert!(matches!(refused, EngineError::OpenTap { .. }), "{refused:?}");
-    twin.close();
+    assert_eq!(twin.machines().unwrap(), []);
+
+    fs::remove_file(other.layout.netns_dir()).unwrap();
+    fs::create_dir(other.layout.netns_dir()).unwrap();
+    rig::make_network(other.layout.netns(vm.env_id), names::tap(vm.id));
+    twin.start_vm(&vm).unwrap();
+    wait_until("its end", || twin.look(&vm).unwrap() != Machine::Running);
+    let Machine::Exited { clean: false, why } = twin.look(&vm).unwrap() else {
+        panic!("the disk was shared");
+    };
+    assert!(why.contains("lock"), "{why}");
+    remove(&twin, &vm);
     remove(&engine, &vm);
 }

@@ -58,12 +58,16 @@ impl Rig {
         self.dir.as_ref().unwrap().path()
     }
 
-    pub fn engine(&self) -> QemuEngine {
-        QemuEngine::new(QemuConfig {
+    pub fn config(&self) -> QemuConfig {
+        QemuConfig {
             layout: self.layout.clone(),
             binary: "qemu-system-x86_64".into(),
             accelerator: AcceleratorChoice::Tcg,
-        })
+        }
+    }
+
+    pub fn engine(&self) -> QemuEngine {
+        QemuEngine::new(self.config())
     }
 
     /// The process of a machine.
@@ -190,7 +194,7 @@ pub fn remove(engine: &dyn VmEngine, vm: &Vm) {
 }
 
 /// Makes a network namespace at `path` with a persistent tap of this name, as the network does.
-fn make_network(path: PathBuf, tap: String) {
+pub fn make_network(path: PathBuf, tap: String) {
     let make = move || {
         // SAFETY: changes only this throw-away thread's network namespace.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET).unwrap() };
