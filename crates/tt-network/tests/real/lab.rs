@@ -332,7 +332,7 @@ impl Lab {
         ip("route add default via 192.0.2.2");
         client.ip("addr add 192.0.2.2/24 dev eth0");
         client.ip("link set eth0 up");
-        let dir = tempfile::Builder::new().prefix("tt-net").tempdir().unwrap();
+        let dir = tempfile::Builder::new().prefix("tt-network-test-").tempdir().unwrap();
         let layout = Layout {
             data: dir.path().join("data"),
             run: dir.path().join("run"),
@@ -386,5 +386,17 @@ impl Lab {
 
     pub fn run_dir(&self) -> &Path {
         self.dir.path()
+    }
+}
+
+impl Drop for Lab {
+    /// What is mounted can not be removed with the directory.
+    fn drop(&mut self) {
+        let Ok(entries) = std::fs::read_dir(self.layout.netns_dir()) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
+        }
     }
 }
