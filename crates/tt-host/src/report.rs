@@ -124,14 +124,15 @@ impl Reporter {
     }
 }
 
-/// How far up (or, for removal, down) a phase is.
+/// How far on its way a phase is.
 fn rank(phase: Phase) -> u8 {
     match phase {
         Phase::Planned => 0,
-        Phase::Image | Phase::Stopping | Phase::Removing => 1,
+        Phase::Image => 1,
         Phase::Net => 2,
         Phase::Machine => 3,
-        Phase::Guest => 4,
+        // On the way down the layers that stay are only looked at.
+        Phase::Guest | Phase::Stopping | Phase::Removing => 4,
         Phase::Ready | Phase::Paused | Phase::Stopped => 5,
     }
 }

@@ -238,6 +238,14 @@ pub fn terminal_type() -> String {
     std::env::var("TERM").ok().filter(usable).unwrap_or_else(|| "xterm".into())
 }
 
+/// Where a program of that name lies, by `PATH` and the directories of an administrator's programs.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let administrator = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let mut candidates = std::env::split_paths(&path).chain(administrator);
+    candidates.find_map(|dir| Some(dir.join(name)).filter(|path| path.is_file()))
+}
+
 /// What a configuration depends on beside the file and the command line.
 #[derive(Clone, Debug)]
 struct Surroundings {

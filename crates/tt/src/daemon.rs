@@ -1,6 +1,7 @@
 //! Composition root: the only place that names concrete drivers.
 
 mod access;
+pub mod doctor;
 mod register;
 
 use crate::config::{Accelerator, Config, StorageChoice};
@@ -134,12 +135,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 /// The templates' files.
-pub fn catalogue(config: &Config) -> Catalogue {
+fn catalogue(config: &Config) -> Catalogue {
     Catalogue::new(&config.data_dir, &config.cache_dir, &config.guest_agent)
 }
 
 /// The engines, by preference. Touches nothing yet.
-pub fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
+fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
     let accelerator = match config.qemu.accelerator {
         Accelerator::Auto => AcceleratorChoice::Auto,
         Accelerator::Kvm => AcceleratorChoice::Kvm,
@@ -150,7 +151,7 @@ pub fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
 }
 
 /// The back end for new images, and why that one.
-pub fn choose_storage(config: &Config) -> Result<(StorageKind, String), DaemonError> {
+fn choose_storage(config: &Config) -> Result<(StorageKind, String), DaemonError> {
     let configured = |kind| Ok((kind, "it is configured".to_owned()));
     match config.storage {
         StorageChoice::File => configured(StorageKind::File),

@@ -171,6 +171,8 @@ impl<'a> Session<'a> {
 
     async fn set_up(&mut self) -> Result<(), Broken> {
         self.shared.set_state(GuestState::Waiting);
+        // The hello may have waited for as long as the guest took to boot.
+        self.send(&HostMessage::SetClock { time_unix_ns: now_unix_ns() }).await?;
         self.send(&HostMessage::Setup(self.shared.setup.clone())).await
     }
 
@@ -224,12 +226,11 @@ impl<'a> Session<'a> {
     }
 
     fn hello_message(&self) -> HostMessage {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let entropy = random::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
         HostMessage::Hello(Hello {
             version: PROTOCOL_VERSION,
             session: self.nonce,
-            time_unix_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
+            time_unix_ns: now_unix_ns(),
             entropy: Some(entropy),
         })
     }
@@ -262,6 +263,11 @@ fn not_ready() -> Refusal {
 fn bounded(text: &str) -> String {
     const CHARS_MAX: usize = 200;
     text.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect()
+}
+
+fn now_unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn random_u64() -> u64 {

@@ -7,7 +7,6 @@ use super::target::VmTarget;
 use super::terminal::{Caught, RawMode, Signals, read_stdin};
 use clap::Args;
 use tokio::task::block_in_place;
-use tt_api::ClientError;
 use tt_api::client::ConsoleReceiver;
 
 /// What Ctrl-] sends, as in telnet(1).
@@ -35,12 +34,14 @@ pub async fn run(context: &Context, args: ConsoleArgs) -> Result<Exit, CliError>
     let feeder = async {
         while let Some(bytes) = input.recv().await {
             let (keys, is_left) = until_detached(&bytes);
-            sender.send(keys).await?;
+            if sender.send(keys).await.is_err() {
+                // The console is gone; the receiver tells why.
+                std::future::pending::<()>().await;
+            }
             if is_left {
                 break;
             }
         }
-        Ok::<(), ClientError>(())
     };
     let ended = async {
         loop {
@@ -51,7 +52,7 @@ pub async fn run(context: &Context, args: ConsoleArgs) -> Result<Exit, CliError>
     };
     let end = tokio::select! {
         end = pump(receiver) => end.map(|()| Exit::DONE),
-        fed = feeder => fed.map(|()| Exit::DONE).map_err(CliError::from),
+        () = feeder => Ok(Exit::DONE),
         number = ended => Ok(Exit::of_signal(number)),
     };
     drop(raw);

@@ -15,15 +15,19 @@ use tt_model::{AtEnd, EnvSpec, VmSpec};
 /// Random bytes in the key of a request: no two requests share one.
 const KEY_BYTES: usize = 16;
 
+/// Help of `--vm`: its grammar is what rustdoc would take for links.
+const VM_HELP: &str = "A member, or several alike:\n\
+    [NAME=]TEMPLATE[,engine=NAME][,cpu=N][,mem=SIZE][,disk=SIZE]\n\
+    [,port=PORT[/udp]]..[,net=nat|flat][,count=N][,no-rand-uuid]";
+
 /// Arguments of `tt env create`.
 #[derive(Args, Debug)]
 pub struct CreateArgs {
     /// Its name: lower-case letters, digits and hyphens
     #[arg(value_parser = parse_env_name)]
     name: String,
-    /// A member, or several alike: [NAME=]TEMPLATE[,engine=NAME][,cpu=N][,mem=SIZE][,disk=SIZE][,port=PORT[/udp]]..
-    /// [,net=nat|flat][,count=N][,no-rand-uuid]
-    #[arg(long = "vm", required = true, value_name = "SPEC", value_parser = parse_vm_spec)]
+    /// A member, or several alike; what it may say stands in [`VM_HELP`].
+    #[arg(long = "vm", required = true, value_name = "SPEC", value_parser = parse_vm_spec, help = VM_HELP)]
     vms: Vec<VmSpec>,
     /// Its lifetime, e.g. 4h [default: the daemon's]
     #[arg(long, value_name = "DURATION", value_parser = parse_life_time)]

@@ -99,7 +99,8 @@ impl Member {
         mut signals: broadcast::Receiver<i32>,
     ) -> Result<Exit, CliError> {
         let mut stream = self.client.open(&self.env, &self.name, &Open::Exec(program)).await?;
-        stream.send(ToGuest::Eof).await?;
+        // A program may end before it hears anything; then, and after a loss, the receiver tells.
+        let _ = stream.send(ToGuest::Eof).await;
         let mut stdout = Lines::new(&self.prefix, print);
         let mut stderr = Lines::new(&self.prefix, print_error);
         let end = loop {
@@ -112,7 +113,7 @@ impl Member {
                     Some(FromGuest::Started { .. }) => {}
                     None => break Exit::NO_EXEC,
                 },
-                Ok(number) = signals.recv() => stream.send(ToGuest::Signal(number)).await?,
+                Ok(number) = signals.recv() => drop(stream.send(ToGuest::Signal(number)).await),
             }
         };
         stdout.end()?;

@@ -13,6 +13,7 @@ use tt_api::Client;
 mod console;
 mod cp;
 mod daemon;
+mod doctor;
 mod env;
 mod env_create;
 mod error;
@@ -66,6 +67,8 @@ struct Globals {
 enum Command {
     /// Serve this host
     Daemon(daemon::DaemonArgs),
+    /// Say what this host can do, and what to install for the rest
+    Doctor(doctor::DoctorArgs),
     /// Print a script that completes command lines in a shell
     Completions {
         /// Which shell
@@ -150,6 +153,7 @@ async fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
     let Globals { socket, .. } = cli.globals;
     match cli.command {
         Command::Daemon(args) => daemon::run(args, socket.as_deref(), output).await,
+        Command::Doctor(args) => doctor::run(&args, socket.as_deref(), output),
         Command::Completions { shell } => completions(shell),
         Command::Ask(command) => {
             let client = Client::new(crate::config::client_socket(socket));

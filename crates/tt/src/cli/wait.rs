@@ -13,7 +13,7 @@ use tt_model::{ErrorCode, VmId};
 /// What is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// Every member is where it should be.
+    /// Every member is where it should be, and a new Env is complete.
     Settled,
     /// One member is.
     MemberSettled(VmId),
@@ -117,7 +117,8 @@ fn verdict(until: Until, view: &EnvView) -> Option<Result<(), CliError>> {
     match until {
         Until::Gone => None,
         _ if env.is_ending => None,
-        Until::Settled if view.is_settled() => Some(Ok(())),
+        // That a new Env is complete is recorded after its last member has settled: until then it could be undone.
+        Until::Settled if view.is_settled() && env.is_created => Some(Ok(())),
         Until::Settled => view.vms.iter().find_map(|vm| hopeless(env.is_created, vm)),
         Until::MemberSettled(id) => match view.vms.iter().find(|vm| vm.vm.id == id) {
             Some(vm) if vm.is_settled => Some(Ok(())),

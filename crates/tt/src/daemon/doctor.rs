@@ -1,0 +1,189 @@
+//! What this host can do and what to install for the rest. Every driver is tried for real, in a
+//! scratch directory and a network namespace of its own; nothing is left behind.
+
+use super::{choose_storage, engines};
+use crate::config::Config;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tt_model::{Instance, Layout, feat};
+use tt_network::{NetnsNetwork, Network, NetworkConfig};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub is_ok: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do, if it is not as it should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+}
+
+/// Programs that build the template `micro`, with the Debian package of each.
+const BUILD_TOOLS: [(&str, &str); 4] = [
+    ("apt-get", "apt"),
+    ("dpkg-deb", "dpkg"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("debugfs", "e2fsprogs"),
+];
+
+/// Looks at everything that a daemon with this configuration needs.
+pub fn examine(config: &Config) -> Vec<Check> {
+    let mut checks = vec![privilege(), device("/dev/net/tun", "the tap devices of guests")];
+    checks.extend(engine_checks(config));
+    checks.push(network(config));
+    checks.push(storage(config));
+    checks.push(resolver(&config.upstream_dns));
+    checks.push(file("guest agent", &config.guest_agent));
+    checks.extend(BUILD_TOOLS.map(|(tool, package)| program(tool, package)));
+    checks
+}
+
+impl Check {
+    fn good(name: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { name: name.into(), is_ok: true, found: found.into(), remedy: None }
+    }
+
+    fn bad(name: impl Into<String>, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        let remedy = Some(remedy.into());
+        Self { name: name.into(), is_ok: false, found: found.into(), remedy }
+    }
+}
+
+fn privilege() -> Check {
+    if rustix::process::geteuid().is_root() {
+        return Check::good("privilege", "root");
+    }
+    Check::bad("privilege", "not root", "run as root, to see what the daemon would see")
+}
+
+fn device(path: &str, what: &str) -> Check {
+    match std::fs::OpenOptions::new().read(true).write(true).open(path) {
+        Ok(_) => Check::good(path, "can be opened"),
+        Err(error) => {
+            Check::bad(path, error.to_string(), format!("load its kernel module: {what} need it"))
+        }
+    }
+}
+
+fn engine_checks(config: &Config) -> Vec<Check> {
+    let scratch = match Scratch::new() {
+        Ok(scratch) => scratch,
+        Err(error) => {
+            return vec![Check::bad(
+                "engines",
+                error.to_string(),
+                "make room in the temporary directory",
+            )];
+        }
+    };
+    let examine = |engine: &Arc<dyn tt_engine::VmEngine>| {
+        let facts = engine.init(Arc::new(|_| {}));
+        engine.close();
+        let name = format!("engine {}", facts.name);
+        match facts.unusable {
+            None => Check::good(
+                name,
+                format!(
+                    "{}, {}; can: {}",
+                    facts.version,
+                    facts.detail,
+                    feat::names(facts.features).join(", ")
+                ),
+            ),
+            Some(why) => Check::bad(name, "unusable", why),
+        }
+    };
+    engines(config, &scratch.layout).iter().map(examine).collect()
+}
+
+/// Makes and removes the host's part of the network in a namespace of its own.
+fn network(config: &Config) -> Check {
+    let (range, upstream_dns) = (config.range, config.upstream_dns.clone());
+    let attempt = std::thread::spawn(move || -> Result<(), String> {
+        let scratch = Scratch::new().map_err(|error| error.to_string())?;
+        // SAFETY: the thread is our own, ends here, and shares nothing with others that a
+        // namespace of its own could break.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+            .map_err(|error| format!("no network namespace: {error}"))?;
+        let block = tt_network::choose_block(range, &[]).ok_or("the range has no block")?;
+        let layout = scratch.layout.clone();
+        let network = NetnsNetwork::new(NetworkConfig { layout, range, block, upstream_dns });
+        network.init().map_err(|error| super::chain(&error))?;
+        network.close().map_err(|error| super::chain(&error))
+    });
+    match attempt.join() {
+        Ok(Ok(())) => {
+            Check::good("network", format!("namespaces and nftables work; range {range}"))
+        }
+        Ok(Err(why)) => Check::bad("network", why, "install nftables, and run as root"),
+        Err(_) => Check::bad("network", "the attempt panicked", "report this defect"),
+    }
+}
+
+fn storage(config: &Config) -> Check {
+    let Some(existing) = config.data_dir.ancestors().find(|path| path.is_dir()) else {
+        return Check::bad("storage", "no directory above the data directory", "make one");
+    };
+    let config = Config { data_dir: existing.to_owned(), ..config.clone() };
+    match choose_storage(&config) {
+        Ok((kind, reason)) => Check::good("storage", format!("{}: {reason}", kind.name())),
+        Err(error) => Check::bad("storage", super::chain(&error), "choose another data directory"),
+    }
+}
+
+fn resolver(upstream: &[SocketAddr]) -> Check {
+    let servers: Vec<String> = upstream.iter().map(ToString::to_string).collect();
+    if servers.is_empty() {
+        let remedy = "name servers in the configuration (`upstream_dns`) or in /etc/resolv.conf";
+        return Check::bad("name servers", "none: guests resolve each other only", remedy);
+    }
+    Check::good("name servers", servers.join(", "))
+}
+
+fn file(name: &str, path: &Path) -> Check {
+    if path.is_file() {
+        return Check::good(name, path.display().to_string());
+    }
+    Check::bad(name, format!("{} is not there", path.display()), "install `tt-guest` beside `tt`")
+}
+
+fn program(name: &str, package: &str) -> Check {
+    match crate::config::find_program(name) {
+        Some(path) => Check::good(name, path.display().to_string()),
+        None => Check::bad(name, "not installed", format!("install {package}, to build templates")),
+    }
+}
+
+/// A directory for a driver that is only tried; removed when it is dropped.
+struct Scratch {
+    layout: Layout,
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new() -> std::io::Result<Self> {
+        let mut bytes = [0; 2];
+        getrandom::fill(&mut bytes)?;
+        let instance = Instance(u16::from_le_bytes(bytes));
+        let path =
+            std::env::temp_dir().join(format!("tt-doctor-{}-{instance}", std::process::id()));
+        let layout = Layout { data: path.join("data"), run: path.join("run"), instance };
+        std::fs::create_dir_all(&layout.data)?;
+        std::fs::create_dir_all(&layout.run)?;
+        Ok(Self { layout, path })
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "scratch directory not removed");
+        }
+    }
+}
