@@ -105,17 +105,20 @@ struct End {
 
 impl End {
     fn judge(&self) -> (bool, String) {
-        // QEMU prefixes what it can live with; everything else that it says on its way is why it ended.
-        let mut lines = self.messages.lines().rev().map(str::trim);
-        let error = lines.find(|l| !l.is_empty() && !l.contains(": warning: "));
-        let why = match (self.begun, error) {
+        // QEMU marks what it can live with; whatever else it says is why it ended, on one line or two.
+        let lines = self.messages.lines().map(str::trim);
+        let errors = lines.filter(|l| !l.is_empty() && !l.contains(": warning: "));
+        let errors: Vec<&str> = errors.collect();
+        let last = errors.iter().rposition(|l| l.starts_with("qemu"));
+        let error = errors.get(last.unwrap_or(0)..).unwrap_or_default().join(" ");
+        let why = match (self.begun, error.is_empty()) {
             (false, _) => "its start or its removal was cut short".to_owned(),
             (true, _) if self.out_of_memory => {
                 "the kernel killed it: it took more memory than its limit".to_owned()
             }
-            (true, Some(error)) => error.chars().filter(|c| !c.is_control()).collect(),
-            (true, None) if self.pid_file => "its process was killed".to_owned(),
-            (true, None) => return (true, "the guest switched itself off".to_owned()),
+            (true, false) => error.chars().filter(|c| !c.is_control()).collect(),
+            (true, true) if self.pid_file => "its process was killed".to_owned(),
+            (true, true) => return (true, "the guest switched itself off".to_owned()),
         };
         (false, why)
     }
@@ -199,6 +202,12 @@ mod tests {
                 "qemu: -fsdev: no",
             ),
             ((true, false, false, "qemu: terminating on signal 15\n"), false, "signal 15"),
+            (
+                (true, true, false, "qemu: no lock\nIs it in use?\n"),
+                false,
+                "qemu: no lock Is it in use?",
+            ),
+            ((true, true, false, "odd\n"), false, "odd"),
             ((false, false, false, ""), false, "cut short"),
         ];
         for ((begun, pid_file, out_of_memory, messages), clean, part) in cases {

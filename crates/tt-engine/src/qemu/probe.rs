@@ -13,7 +13,7 @@ pub(super) const DEVICE: &str = "/dev/kvm";
 /// 1 ms; a KVM that interprets the code of stock guests (as PVM does) takes 1 to 2 us for each instruction.
 const RUN_MAX: Duration = Duration::from_millis(10);
 /// When the test guest is given up.
-const BOUND: Duration = Duration::from_millis(500);
+const BOUND: Duration = Duration::from_millis(800);
 
 /// KVM can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +89,7 @@ mod tests {
             (Outcome::Ran(Duration::from_millis(105)), "took 105 ms"),
             (Outcome::Wrong { exit_reason: 17 }, "KVM exit 17"),
             (Outcome::Refused { errno: libc::EINVAL }, "Invalid argument"),
-            (Outcome::Hung, "within 500 ms"),
+            (Outcome::Hung, "within 800 ms"),
         ] {
             let why = judge(outcome).unwrap_err();
             assert!(why.contains(part), "{why}");
