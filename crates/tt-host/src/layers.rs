@@ -103,12 +103,12 @@ impl Layer for Machine<'_> {
             Seen::Running if vm.goal == Goal::Paused => stop(StopMode::Pause),
             Seen::Paused if vm.goal != Goal::Paused => start(),
             Seen::Running | Seen::Paused => Ok(()),
-            Seen::Exited { clean, why } => {
+            // The record comes first: what is left of the machine is all that tells that its guest
+            // wanted to end, and a daemon that died here would start it again.
+            Seen::Exited { clean: true, .. } => Err(Pause::PoweredOff),
+            Seen::Exited { clean: false, why } => {
                 self.guests.forget(vm.id);
                 stop(StopMode::Kill)?;
-                if clean {
-                    return Err(Pause::PoweredOff);
-                }
                 Err(Pause::Retry(Trouble { code: ErrorCode::Exited, why, retry: true }))
             }
         }

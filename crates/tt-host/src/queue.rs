@@ -97,14 +97,13 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
         self.changed.notify_one();
     }
 
-    /// The visit is over and failed: look again later, each time after a longer pause.
+    /// The visit is over and failed: look again later, each time after a longer pause, or at once
+    /// if an event named the key meanwhile.
     pub fn failed(&self, key: &K) {
         let mut state = self.lock();
         let failures = state.failures.entry(key.clone()).or_insert(0);
         *failures = failures.saturating_add(1);
         let delay = backoff::delay(*failures);
-        // A failure answers what came meanwhile too; going on at once would spin.
-        state.again.remove(key);
         state.finish(key, Some(delay));
         drop(state);
         self.changed.notify_one();
@@ -204,6 +203,20 @@ mod tests {
         queue.done(&1, Some(Duration::from_secs(3600)));
         queue.push(1);
         assert_eq!(queue.take(), Some(1));
+    }
+
+    #[test]
+    fn an_event_during_a_failing_visit_is_not_put_off() {
+        let queue = Queue::new();
+        queue.push(1);
+        assert_eq!(queue.take(), Some(1));
+        for _ in 0..20 {
+            queue.push(1);
+            queue.failed(&1);
+            let begin = Instant::now();
+            assert_eq!(queue.take(), Some(1));
+            assert!(begin.elapsed() < Duration::from_secs(1));
+        }
     }
 
     #[test]

@@ -55,6 +55,7 @@ pub struct EngineFacts {
     /// How it executes, e.g. `tcg` or `kvm`, and why.
     pub detail: String,
     /// Bits of [`feat`](crate::feat).
+    #[cfg_attr(feature = "schema", schema(value_type = u32))]
     pub features: VmEngineFeat,
     /// Why it can not be used here and what to install, if it can not.
     pub unusable: Option<String>,
