@@ -8,7 +8,7 @@ use crate::process::{Confined, Process};
 use crate::remains::{self, Remains, give};
 use crate::{EngineError, Machine};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use tt_model::{Layout, Vm, names, template};
@@ -20,8 +20,6 @@ const PROGRAM_MB: u32 = 192;
 const THREADS: u32 = 96;
 /// QEMU's bound of processors on both machine types without an interrupt remapper.
 const CPU_NUM_MAX: u16 = 255;
-/// How an ELF file begins.
-const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 
 /// Makes everything that the machine needs, then its process. To be called when there is nothing of it.
 pub(super) fn start(
@@ -147,15 +145,9 @@ fn kernel(layout: &Layout, usable: &Usable, vm: &Vm) -> Result<Option<Kernel>, E
     let dir = layout.template(vm);
     let kernel = dir.join("kernel");
     let initramfs = dir.join("initramfs");
-    let is_elf = is_elf(&kernel).map_err(|source| read(&kernel, source))?;
+    fs::metadata(&kernel).map_err(|source| read(&kernel, source))?;
     fs::metadata(&initramfs).map_err(|source| read(&initramfs, source))?;
     Ok(Some(Kernel { kernel, initramfs, firmware: usable.firmware.clone().filter(|_| is_elf) }))
-}
-
-fn is_elf(path: &Path) -> io::Result<bool> {
-    let mut magic = [0; ELF_MAGIC.len()];
-    File::open(path)?.read_exact(&mut magic)?;
-    Ok(magic == ELF_MAGIC)
 }
 
 fn limits(accelerator: Accelerator, vm: &Vm) -> Limits {
