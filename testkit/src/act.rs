@@ -1,0 +1,131 @@
+//! What tests do with a lab: commands, and what their answers say.
+
+use crate::run::run;
+use crate::{Lab, Must, Run};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Where the helper lies in guests.
+const HELPER: &str = "/usr/local/bin/helper";
+
+impl Lab {
+    /// The program, told where the daemon is; standard streams and arguments are the caller's.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs.tt);
+        command.arg("--socket").arg(self.socket()).args(args).env_remove("TT_SOCKET");
+        command
+    }
+
+    /// Runs the program to its end.
+    #[track_caller]
+    pub fn tt(&self, args: &[&str]) -> Run {
+        self.tt_with(args, b"")
+    }
+
+    /// Runs the program to its end with that input.
+    #[track_caller]
+    pub fn tt_with(&self, args: &[&str], input: &[u8]) -> Run {
+        let mut all = vec!["--quiet"];
+        all.extend(args);
+        run(&mut self.command(&all), input)
+    }
+
+    /// What the program says with `--json`; it must end well.
+    #[track_caller]
+    pub fn json(&self, args: &[&str]) -> Value {
+        let mut all = vec!["--json"];
+        all.extend(args);
+        let text = self.tt(&all).good();
+        serde_json::from_str(&text).must(&text)
+    }
+
+    /// Runs a program in a guest.
+    #[track_caller]
+    pub fn exec(&self, vm: &str, command: &[&str]) -> Run {
+        let mut all = vec!["exec", vm, "--"];
+        all.extend(command);
+        self.tt(&all)
+    }
+
+    /// What a shell in a guest says to a line that ends well, without white space at either end.
+    #[track_caller]
+    pub fn sh(&self, vm: &str, line: &str) -> String {
+        self.exec(vm, &["sh", "-c", line]).good().trim().to_owned()
+    }
+
+    /// The records of an Env; nothing if there is none.
+    pub fn env(&self, env: &str) -> Option<Value> {
+        let answer = self.get(&format!("/v1/envs/{env}"))?;
+        (answer.status == 200).then_some(answer.body)
+    }
+
+    /// The record of a member, which must be there.
+    #[track_caller]
+    pub fn vm(&self, env: &str, vm: &str) -> Value {
+        let view = self.env(env).must(env);
+        let members = view["vms"].as_array().cloned().unwrap_or_default();
+        members.into_iter().find(|member| member["name"] == vm).must(vm)
+    }
+
+    /// The inner address of a member.
+    #[track_caller]
+    pub fn addr(&self, env: &str, vm: &str) -> Ipv4Addr {
+        let vm = self.vm(env, vm);
+        vm["resource"]["ip_addr"].as_str().and_then(|text| text.parse().ok()).must("an address")
+    }
+
+    /// The public port of a member's port, written as in records: `80`, `53/udp`.
+    #[track_caller]
+    pub fn port(&self, env: &str, vm: &str, inner: &str) -> u16 {
+        let vm = self.vm(env, vm);
+        let port = vm["resource"]["port_map"][inner].as_u64();
+        port.and_then(|port| u16::try_from(port).ok()).must("a public port")
+    }
+
+    /// Waits until an Env is in `phase`.
+    #[track_caller]
+    pub fn reaches_phase(&self, env: &str, phase: &str, patience: Duration) {
+        crate::eventually(&format!("env {env} is {phase}"), patience, || {
+            let view = self.env(env);
+            let now = view.as_ref().map_or("gone", |view| view["phase"].as_str().unwrap_or("?"));
+            if now == phase { None } else { Some(view.map_or("gone".into(), |v| v.to_string())) }
+        });
+    }
+
+    /// Lets a guest echo what comes to a port by TCP and UDP.
+    #[track_caller]
+    pub fn serve_echo(&self, vm: &str, port: u16) {
+        self.bring_helper(vm);
+        let line = format!("setsid {HELPER} echo {port} </dev/null >/dev/null 2>&1 &");
+        self.sh(vm, &line);
+        let listens = format!("netstat -lntu | grep -c ':{port} '");
+        let settled = crate::within(Duration::from_secs(20), || {
+            self.exec(vm, &["sh", "-c", &listens]).out.trim() == "2"
+        });
+        assert!(settled, "{vm} does not listen on {port}");
+    }
+
+    /// Puts the helper into a guest.
+    #[track_caller]
+    pub fn bring_helper(&self, vm: &str) {
+        self.copy(&self.programs.helper, &format!("{vm}:{HELPER}"));
+    }
+
+    /// Copies from this machine.
+    #[track_caller]
+    pub fn copy(&self, from: &Path, to: &str) {
+        self.tt(&["cp", &from.display().to_string(), to]).good();
+    }
+
+    /// What `tt verify` finds.
+    #[track_caller]
+    pub fn findings(&self) -> Vec<String> {
+        let run = self.tt(&["--json", "verify"]);
+        let report: Value = serde_json::from_str(&run.out).must(&format!("{run:?}"));
+        let findings = report["findings"].as_array().cloned().unwrap_or_default();
+        findings.iter().map(ToString::to_string).collect()
+    }
+}

@@ -1,0 +1,297 @@
+//! The lab: a directory, a host and a client outside of it in network namespaces, and a daemon on the host.
+
+use crate::guard::Guard;
+use crate::programs::{Programs, programs};
+use crate::run::wait;
+use crate::space::Space;
+use crate::wait::within;
+use crate::{Must, remains, skip};
+use std::fs::{self, File, OpenOptions};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// The host's address on its link to the client.
+pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The client's address.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// How long a daemon may take to answer, or to end.
+const DAEMON: Duration = Duration::from_secs(60);
+/// How much of a daemon's log is shown when a test fails, in bytes.
+const LOG_TAIL: usize = 6000;
+/// How guests are executed: a probe at each start would only take time, and TCG is everywhere.
+const ACCELERATOR: &str = "tcg";
+
+/// How a lab is to be.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    name: &'static str,
+    top: String,
+    policy: String,
+    qemu: String,
+    data_size: Option<String>,
+}
+
+impl Setup {
+    /// A lab for the test `name`: no least time between management calls, short graces.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            top: "sweep_grace = \"5s\"\n".into(),
+            policy: "mgmt_interval = \"0s\"\nshutdown_grace = \"15s\"\n".into(),
+            qemu: String::new(),
+            data_size: None,
+        }
+    }
+
+    /// Lets management calls on one Env be so far apart.
+    pub fn mgmt_interval(mut self, interval: &str) -> Self {
+        self.policy = self.policy.replace("\"0s\"", &format!("{interval:?}"));
+        self
+    }
+
+    /// Adds a line to the table `policy` of the configuration.
+    pub fn policy(mut self, line: &str) -> Self {
+        self.policy += &format!("{line}\n");
+        self
+    }
+
+    /// Adds a line to the head of the configuration.
+    pub fn top(mut self, line: &str) -> Self {
+        self.top += &format!("{line}\n");
+        self
+    }
+
+    /// Puts a program in QEMU's place: the text of a script, in the lab's directory.
+    pub fn qemu_script(mut self, script: &str) -> Self {
+        self.qemu = script.into();
+        self
+    }
+
+    /// Puts the data directory on a file system of that size, as `mount -t tmpfs -o size=` takes it.
+    pub fn data_size(mut self, size: &str) -> Self {
+        self.data_size = Some(size.into());
+        self
+    }
+
+    /// Builds it and starts its daemon. `None`, after it has been said, if this machine lacks something.
+    pub fn start(self) -> Option<Lab> {
+        match programs() {
+            Ok(programs) => Some(Lab::build(self, programs)),
+            Err(reason) => {
+                skip(self.name, &reason);
+                None
+            }
+        }
+    }
+}
+
+/// A scratch host with a daemon. Dropping it takes everything down.
+#[derive(Debug)]
+pub struct Lab {
+    /// Where the daemon is.
+    pub host: Space,
+    /// Where the host is reached from outside.
+    pub client: Space,
+    pub(crate) programs: &'static Programs,
+    pub(crate) daemon: Option<Child>,
+    name: &'static str,
+    config: PathBuf,
+    // In the order in which they are to be dropped.
+    guard: Option<Guard>,
+    dir: TempDir,
+}
+
+impl Lab {
+    /// [`Setup::start`] with nothing special.
+    pub fn new(name: &'static str) -> Option<Self> {
+        Setup::new(name).start()
+    }
+
+    /// The lab's directory.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The daemon's data directory.
+    pub fn data(&self) -> PathBuf {
+        self.dir().join("d")
+    }
+
+    /// The daemon's run directory.
+    pub fn run_dir(&self) -> PathBuf {
+        self.dir().join("r")
+    }
+
+    /// The daemon's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir().join("api.sock")
+    }
+
+    /// The daemon's log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir().join("log")).unwrap_or_default()
+    }
+
+    /// Ends the daemon as `kill -9` does.
+    pub fn kill9(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.kill().must("kill the daemon");
+            daemon.wait().must("wait for the daemon");
+        }
+    }
+
+    /// Ends the daemon as `kill -9` does, if it lives, and starts the next one.
+    pub fn restart(&mut self) {
+        self.kill9();
+        self.spawn(None);
+        assert!(self.answers(), "the daemon does not come up: {}", self.tail());
+    }
+
+    /// The same, with a daemon that dies when it gets to `failpoint`, maybe before it answers anybody.
+    pub fn restart_with(&mut self, failpoint: &str) {
+        self.kill9();
+        self.spawn(Some(failpoint));
+        self.answers();
+    }
+
+    /// Whether the daemon dies within `patience`.
+    pub fn dies(&mut self, patience: Duration) -> bool {
+        let Some(daemon) = &mut self.daemon else { return true };
+        let is_dead = wait(daemon, patience).is_some();
+        if is_dead {
+            self.daemon = None;
+        }
+        is_dead
+    }
+
+    /// Asks the daemon to end, and waits until it has.
+    pub fn terminate(&mut self) {
+        let Some(mut daemon) = self.daemon.take() else { return };
+        let pid = rustix::process::Pid::from_child(&daemon);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).must("end the daemon");
+        if wait(&mut daemon, DAEMON).is_none() {
+            daemon.kill().must("kill the daemon");
+            daemon.wait().must("wait for the daemon");
+            panic!("the daemon does not end: {}", self.tail());
+        }
+    }
+
+    /// A command that starts a daemon on this lab's host, with its own standard streams.
+    pub fn daemon_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.programs.tt);
+        command.arg("daemon").args(args);
+        for variable in ["TT_LOG", "TT_SOCKET", "TT_FAILPOINT"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    /// The configuration file of the lab's daemon.
+    pub fn config(&self) -> String {
+        self.config.display().to_string()
+    }
+
+    fn build(setup: Setup, programs: &'static Programs) -> Self {
+        let prefix = format!("ttlab-{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().must("make a directory");
+        let guard = programs.guard.as_ref().map(|guard| Guard::start(guard, dir.path()));
+        let guard = guard.map(|guard| guard.must("start the guard"));
+        // Machines of other users pass through it.
+        let open = fs::Permissions::from_mode(0o711);
+        fs::set_permissions(dir.path(), open).must("open the directory");
+        let (host, client) = (Space::new().must("a space"), Space::new().must("a space"));
+        host.ip(&format!("link add up0 type veth peer name eth0 netns {}", client.path()));
+        host.ip(&format!("addr add {HOST}/24 dev up0"));
+        host.ip("link set up0 up");
+        client.ip(&format!("addr add {CLIENT}/24 dev eth0"));
+        client.ip("link set eth0 up");
+        host.ip(&format!("route add default via {CLIENT}"));
+        let config = dir.path().join("tt.toml");
+        let (name, daemon) = (setup.name, None);
+        let mut lab = Self { host, client, programs, daemon, name, config, guard, dir };
+        lab.configure(&setup);
+        lab.restart();
+        lab.tt(&["template", "build", "micro"]).good();
+        lab
+    }
+
+    fn configure(&self, setup: &Setup) {
+        let Programs { agent, cache, .. } = self.programs;
+        let Setup { top, policy, qemu, data_size, .. } = setup;
+        let (data, run) = (self.data(), self.run_dir());
+        fs::create_dir(&data).must("make the data directory");
+        if let Some(size) = data_size {
+            let size = format!("size={size},mode=711");
+            let mut mount = Command::new("mount");
+            let mount = mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&data);
+            crate::run::run(mount, b"").good();
+        }
+        let mut binary = String::new();
+        if !qemu.is_empty() {
+            let script = self.dir().join("qemu");
+            fs::write(&script, qemu).must("write a script");
+            let runs = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(&script, runs).must("let a script run");
+            binary = format!("binary = {script:?}\n");
+        }
+        let text = format!(
+            "data_dir = {data:?}\nrun_dir = {run:?}\ncache_dir = {cache:?}\nguest_agent = {agent:?}\n\
+             public_addr = \"{HOST}\"\nupstream_dns = []\nlog = \"info,tt_host=debug\"\n{top}\
+             [qemu]\naccelerator = \"{ACCELERATOR}\"\n{binary}[policy]\n{policy}"
+        );
+        fs::write(&self.config, text).must("write the configuration");
+    }
+
+    fn spawn(&mut self, failpoint: Option<&str>) {
+        let log = self.dir().join("log");
+        let open = || OpenOptions::new().create(true).append(true).open(&log).must("open the log");
+        let (out, err): (File, File) = (open(), open());
+        let mut command = self.daemon_command(&["--config", &self.config()]);
+        failpoint.map(|failpoint| command.env("TT_FAILPOINT", failpoint));
+        command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+        self.daemon = Some(self.host.run(|| command.spawn()).must("start the daemon"));
+    }
+
+    /// Waits until the daemon answers, or has died.
+    fn answers(&mut self) -> bool {
+        let mut is_up = false;
+        within(DAEMON, || {
+            is_up = self.get("/v1/version").is_some_and(|answer| answer.status == 200);
+            is_up || self.dies(Duration::ZERO)
+        });
+        is_up
+    }
+
+    fn tail(&self) -> String {
+        let log = self.log();
+        let from = log.len().saturating_sub(LOG_TAIL);
+        String::from_utf8_lossy(&log.as_bytes()[from..]).into_owned()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let tail = self.tail();
+            complain(&format!("{}: the daemon's log ends with\n{tail}", self.name));
+        }
+        remains::clear(self.dir.path());
+        if let Some(mut daemon) = self.daemon.take() {
+            // It was killed with the rest.
+            let _ = daemon.wait();
+        }
+        self.guard = None;
+    }
+}
+
+/// Prints beside a failing test's own words.
+fn complain(text: &str) {
+    use std::io::Write;
+    // Nothing can be done about a lost line.
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
