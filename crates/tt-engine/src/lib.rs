@@ -15,8 +15,6 @@ pub mod fake;
 mod process;
 pub mod qemu;
 mod remains;
-#[cfg(test)]
-mod sample;
 mod watch;
 
 pub use error::EngineError;

@@ -147,7 +147,7 @@ fn kernel(layout: &Layout, usable: &Usable, vm: &Vm) -> Result<Option<Kernel>, E
     let initramfs = dir.join("initramfs");
     fs::metadata(&kernel).map_err(|source| read(&kernel, source))?;
     fs::metadata(&initramfs).map_err(|source| read(&initramfs, source))?;
-    Ok(Some(Kernel { kernel, initramfs, firmware: usable.firmware.clone().filter(|_| is_elf) }))
+    Ok(Some(Kernel { kernel, initramfs, firmware: usable.firmware.clone() }))
 }
 
 fn limits(accelerator: Accelerator, vm: &Vm) -> Limits {

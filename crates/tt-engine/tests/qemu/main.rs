@@ -11,5 +11,5 @@ mod machine;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]
-#[path = "../../src/sample.rs"]
+#[path = "../common/sample.rs"]
 mod sample;

@@ -1,0 +1,120 @@
+//! The fake keeps the contract, and dies wherever it is told to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use tt_engine::conformance::{self, Fixture};
+use tt_engine::fake::{FakeEngine, FakeWorld, effect};
+use tt_engine::{EngineError, Machine, VmEngine};
+use tt_model::fault::{Fault, FaultHook, Moment, no_fault};
+use tt_model::{StopMode, Vm};
+
+#[cfg(test)]
+#[path = "common/sample.rs"]
+mod sample;
+
+struct World {
+    world: Arc<FakeWorld>,
+    next: AtomicU32,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { world: FakeWorld::new(), next: AtomicU32::new(1) }
+    }
+}
+
+impl Fixture for World {
+    fn vm(&self) -> Vm {
+        sample::vm(u64::from(self.next.fetch_add(1, Ordering::SeqCst)))
+    }
+
+    fn restarted(&self) -> Box<dyn VmEngine> {
+        Box::new(FakeEngine::new(self.world.clone(), no_fault()))
+    }
+
+    fn beats(&self, vm: &Vm) -> bool {
+        self.world.machine(vm.id) == Machine::Running
+    }
+
+    fn power_off(&self, vm: &Vm) {
+        self.world.exit(vm.id, true);
+    }
+
+    fn kill(&self, vm: &Vm) {
+        self.world.exit(vm.id, false);
+    }
+
+    fn leave_remains(&self, vm: &Vm) {
+        self.world.leave_remains(vm.id);
+    }
+}
+
+#[test]
+fn conforms() {
+    let fixture = World::new();
+    conformance::run(&*fixture.restarted(), &fixture);
+    assert!(fixture.world.is_empty());
+}
+
+#[test]
+fn dies_at_every_effect_and_the_next_daemon_carries_on() {
+    let vm = sample::vm(1);
+    for effect in effect::ALL {
+        for moment in [Moment::Before, Moment::After] {
+            let world = FakeWorld::new();
+            let hook: FaultHook = Arc::new(move |m, e| match (m, e) == (moment, effect) {
+                true => Fault::Die,
+                false => Fault::None,
+            });
+            let engine = FakeEngine::new(world.clone(), hook);
+            let life = || {
+                engine.start_vm(&vm)?;
+                engine.stop_vm(&vm, StopMode::Pause)?;
+                engine.start_vm(&vm)?;
+                world.set_deaf(vm.id, true);
+                engine.stop_vm(&vm, StopMode::Shutdown)?;
+                engine.stop_vm(&vm, StopMode::Kill)?;
+                engine.stop_vm(&vm, StopMode::Kill)
+            };
+            assert!(matches!(life(), Err(EngineError::Died)), "{effect} {moment:?}");
+            assert!(matches!(engine.look(&vm), Err(EngineError::Died)));
+            let next = FakeEngine::new(world.clone(), no_fault());
+            next.start_vm(&vm).unwrap();
+            assert_eq!(next.look(&vm).unwrap(), Machine::Running, "{effect} {moment:?}");
+            while next.look(&vm).unwrap() != Machine::Absent {
+                next.stop_vm(&vm, StopMode::Kill).unwrap();
+            }
+            engine.revive();
+            assert_eq!(engine.look(&vm).unwrap(), Machine::Absent);
+        }
+    }
+}
+
+#[test]
+fn a_failure_changes_nothing_before_and_everything_after() {
+    let vm = sample::vm(1);
+    for (moment, expected) in [(Moment::Before, 0), (Moment::After, 1)] {
+        let world = FakeWorld::new();
+        let hook: FaultHook =
+            Arc::new(move |m, e| match (m, e) == (moment, effect::MAKE_PROCESS) {
+                true => Fault::Fail,
+                false => Fault::None,
+            });
+        let engine = FakeEngine::new(world.clone(), hook);
+        let failed = engine.start_vm(&vm).unwrap_err();
+        assert!(failed.is_retryable(), "{failed}");
+        assert_eq!(world.starts(vm.id), expected);
+    }
+}
+
+#[test]
+fn an_unusable_engine_starts_nothing_and_still_stops() {
+    let vm = sample::vm(1);
+    let world = FakeWorld::new();
+    let engine = FakeEngine::new(world.clone(), no_fault()).with_unusable("install it");
+    world.leave_remains(vm.id);
+    assert_eq!(engine.init(Arc::new(|_| {})).unusable.as_deref(), Some("install it"));
+    assert!(!engine.start_vm(&vm).unwrap_err().is_retryable());
+    engine.stop_vm(&vm, StopMode::Kill).unwrap();
+    assert!(world.is_empty());
+}
