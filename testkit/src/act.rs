@@ -85,12 +85,16 @@ impl Lab {
         port.and_then(|port| u16::try_from(port).ok()).must("a public port")
     }
 
-    /// Waits until an Env is in `phase`.
+    /// Waits until an Env is in `phase`, which is `gone` for one that is not there.
     #[track_caller]
     pub fn reaches_phase(&self, env: &str, phase: &str, patience: Duration) {
         crate::eventually(&format!("env {env} is {phase}"), patience, || {
             let view = self.env(env);
-            let now = view.as_ref().map_or("gone", |view| view["phase"].as_str().unwrap_or("?"));
+            let now = match (&view, self.get("/v1/envs")) {
+                (Some(view), _) => view["phase"].as_str().unwrap_or("?"),
+                (None, Some(_)) => "gone",
+                (None, None) => "without a daemon",
+            };
             if now == phase { None } else { Some(view.map_or("gone".into(), |v| v.to_string())) }
         });
     }

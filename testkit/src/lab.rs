@@ -34,6 +34,7 @@ pub struct Setup {
     policy: String,
     qemu: String,
     data_size: Option<String>,
+    spaces: Option<(Space, Space)>,
 }
 
 impl Setup {
@@ -45,7 +46,14 @@ impl Setup {
             policy: "mgmt_interval = \"0s\"\nshutdown_grace = \"15s\"\n".into(),
             qemu: String::new(),
             data_size: None,
+            spaces: None,
         }
+    }
+
+    /// Puts it on the host of another lab, with ports and directories of its own.
+    pub fn beside(mut self, lab: &Lab) -> Self {
+        self.spaces = Some((lab.host.clone(), lab.client.clone()));
+        self.top("port_min = 30000").top("port_max = 30999")
     }
 
     /// Lets management calls on one Env be so far apart.
@@ -132,6 +140,17 @@ impl Lab {
         self.run_dir().join("api.sock")
     }
 
+    /// What tells this daemon's things from those of another one on the same host.
+    pub(crate) fn instance(&self) -> String {
+        let text = fs::read_to_string(self.data().join("instance")).must("read the instance");
+        text.trim().to_owned()
+    }
+
+    /// The running machines of this lab: pid and command line.
+    pub fn machines(&self) -> Vec<(i32, String)> {
+        remains::machines(self.dir())
+    }
+
     /// The daemon's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir().join("log")).unwrap_or_default()
@@ -204,13 +223,7 @@ impl Lab {
         // Machines of other users pass through it.
         let open = fs::Permissions::from_mode(0o711);
         fs::set_permissions(dir.path(), open).must("open the directory");
-        let (host, client) = (Space::new().must("a space"), Space::new().must("a space"));
-        host.ip(&format!("link add up0 type veth peer name eth0 netns {}", client.path()));
-        host.ip(&format!("addr add {HOST}/24 dev up0"));
-        host.ip("link set up0 up");
-        client.ip(&format!("addr add {CLIENT}/24 dev eth0"));
-        client.ip("link set eth0 up");
-        host.ip(&format!("route add default via {CLIENT}"));
+        let (host, client) = setup.spaces.clone().unwrap_or_else(spaces);
         let config = dir.path().join("tt.toml");
         let (name, daemon) = (setup.name, None);
         let mut lab = Self { host, client, programs, daemon, name, config, guard, dir };
@@ -241,7 +254,7 @@ impl Lab {
         }
         let text = format!(
             "data_dir = {data:?}\nrun_dir = {run:?}\ncache_dir = {cache:?}\nguest_agent = {agent:?}\n\
-             public_addr = \"{HOST}\"\nupstream_dns = []\nlog = \"info,tt_host=debug\"\n{top}\
+             public_addr = \"{HOST}\"\nupstream_dns = []\nlog = \"info\"\n{top}\
              [qemu]\naccelerator = \"{ACCELERATOR}\"\n{binary}[policy]\n{policy}"
         );
         fs::write(&self.config, text).must("write the configuration");
@@ -287,6 +300,18 @@ impl Drop for Lab {
         }
         self.guard = None;
     }
+}
+
+/// A host and a client outside of it, which is its way to everywhere else.
+fn spaces() -> (Space, Space) {
+    let (host, client) = (Space::new().must("a space"), Space::new().must("a space"));
+    host.ip(&format!("link add up0 type veth peer name eth0 netns {}", client.path()));
+    host.ip(&format!("addr add {HOST}/24 dev up0"));
+    host.ip("link set up0 up");
+    client.ip(&format!("addr add {CLIENT}/24 dev eth0"));
+    client.ip("link set eth0 up");
+    host.ip(&format!("route add default via {CLIENT}"));
+    (host, client)
 }
 
 /// Prints beside a failing test's own words.

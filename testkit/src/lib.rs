@@ -16,7 +16,7 @@ mod wait;
 pub use api::Answer;
 pub use guard::guard;
 pub use lab::{CLIENT, HOST, Lab, Setup};
-pub use run::{PATIENCE, Run};
+pub use run::{PATIENCE, Run, run};
 pub use space::{Echo, Space, is_alive};
 pub use wait::{eventually, within};
 

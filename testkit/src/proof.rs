@@ -54,7 +54,8 @@ impl Lab {
             left.extend(entries(&self.run_dir().join(name)).iter().filter(|p| is_vm(p)).map(shown));
         }
         let links = self.host.ip("-o link show");
-        let edges = links.lines().filter(|line| !line.contains(": lo:") && !line.contains("up0@"));
+        let edge = format!(": tt{}e", self.instance());
+        let edges = links.lines().filter(|line| line.contains(&edge));
         left.extend(edges.map(str::to_owned));
         left.extend(self.published());
         left
@@ -76,7 +77,9 @@ impl Lab {
     fn tables(&self) -> Vec<String> {
         let mut nft = std::process::Command::new("nft");
         let tables = self.host.run(|| crate::run::run(nft.args(["list", "tables"]), b"")).good();
-        tables.lines().filter_map(|line| line.strip_prefix("table ")).map(str::to_owned).collect()
+        let tables = tables.lines().filter_map(|line| line.strip_prefix("table "));
+        let name = format!("tt_{}", self.instance());
+        tables.filter(|table| table.ends_with(&name)).map(str::to_owned).collect()
     }
 }
 

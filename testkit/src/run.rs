@@ -42,7 +42,7 @@ impl Run {
 
 /// Runs `command` with `input`; kills it, and fails the test, when it takes longer than [`PATIENCE`].
 #[track_caller]
-pub(crate) fn run(command: &mut Command, input: &[u8]) -> Run {
+pub fn run(command: &mut Command, input: &[u8]) -> Run {
     let line = format!("{command:?}");
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().must(&line);

@@ -154,7 +154,7 @@ fn files_and_directories_go_both_ways(lab: &Lab) {
     std::os::unix::fs::symlink("deep/er/script", tree.join("link")).unwrap();
     lab.tt(&["cp", &path("tree"), "desk/b:/root"]).good();
     assert_eq!(lab.sh("desk/b", "/root/tree/link"), "ran");
-    assert_eq!(lab.sh("desk/b", "ls -A /root/tree | wc -l"), "5");
+    assert_eq!(lab.sh("desk/b", "ls -A /root/tree | wc -l"), "4");
     lab.tt(&["cp", "desk/b:/root/tree", &path("again")]).good();
     let mut diff = std::process::Command::new("diff");
     let diff = diff.args(["-r", "--no-dereference"]).arg(&tree).arg(here.join("again"));

@@ -1,0 +1,80 @@
+//! Machines that end without being asked, by whatever hand.
+
+use std::time::Duration;
+use testkit::Lab;
+
+const CONVERGES: Duration = Duration::from_secs(90);
+
+#[test]
+fn machines_that_end_by_themselves_are_noticed() {
+    let Some(mut lab) = Lab::new("machines_that_end_by_themselves_are_noticed") else { return };
+    lab.tt(&["env", "create", "x", "--vm", "a=micro"]).good();
+    a_killed_machine_is_started_again(&lab);
+    a_machine_that_was_killed_without_a_daemon_too(&mut lab);
+    a_reboot_is_a_reboot(&lab);
+    a_power_off_is_a_stop(&lab);
+    lab.tt(&["env", "destroy", "x"]).good();
+    lab.finish();
+}
+
+fn boot_id(lab: &Lab) -> String {
+    lab.sh("x/a", "cat /proc/sys/kernel/random/boot_id")
+}
+
+fn kill_machine(lab: &Lab) {
+    let machines = lab.machines();
+    assert_eq!(machines.len(), 1, "{machines:?}");
+    let pid = rustix::process::Pid::from_raw(machines[0].0).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn a_killed_machine_is_started_again(lab: &Lab) {
+    let before = boot_id(lab);
+    kill_machine(lab);
+    let told = || lab.vm("x", "a")["status"]["trouble"]["code"] == "ERR_TT_ENGINE_EXITED";
+    assert!(testkit::within(Duration::from_secs(10), told), "{}", lab.vm("x", "a"));
+    lab.reaches_phase("x", "ready", CONVERGES);
+    assert_ne!(boot_id(lab), before);
+    lab.assert_clean();
+}
+
+fn a_machine_that_was_killed_without_a_daemon_too(lab: &mut Lab) {
+    let before = boot_id(lab);
+    lab.kill9();
+    kill_machine(lab);
+    lab.restart();
+    let is_new = || {
+        let now = lab.exec("x/a", &["cat", "/proc/sys/kernel/random/boot_id"]);
+        now.code == Some(0) && now.out.trim() != before
+    };
+    assert!(testkit::within(CONVERGES, is_new), "{}", lab.vm("x", "a"));
+    lab.reaches_phase("x", "ready", CONVERGES);
+    lab.assert_clean();
+}
+
+fn a_reboot_is_a_reboot(lab: &Lab) {
+    let before = boot_id(lab);
+    lab.sh("x/a", "echo kept >/root/kept && sync");
+    // The guest may go before it says how the program ended.
+    lab.exec("x/a", &["reboot"]);
+    let is_new = || {
+        let now = lab.exec("x/a", &["cat", "/proc/sys/kernel/random/boot_id"]);
+        now.code == Some(0) && now.out.trim() != before
+    };
+    assert!(testkit::within(CONVERGES, is_new), "{}", lab.vm("x", "a"));
+    lab.reaches_phase("x", "ready", CONVERGES);
+    assert_eq!(lab.sh("x/a", "cat /root/kept; hostname"), "kept\na");
+    lab.assert_clean();
+}
+
+fn a_power_off_is_a_stop(lab: &Lab) {
+    lab.exec("x/a", &["poweroff"]);
+    let is_stopped = || lab.vm("x", "a")["status"]["phase"] == "stopped";
+    assert!(testkit::within(CONVERGES, is_stopped), "{}", lab.vm("x", "a"));
+    assert_eq!(lab.vm("x", "a")["goal"], "stopped");
+    lab.reaches_phase("x", "stopped", CONVERGES);
+    assert_eq!(lab.machines(), []);
+    lab.assert_clean();
+    lab.tt(&["env", "start", "x"]).good();
+    assert_eq!(lab.sh("x/a", "cat /root/kept"), "kept");
+}
