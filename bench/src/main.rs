@@ -1,0 +1,40 @@
+//! Ratios of TT's times to those of the bare primitive, measured in one run: absolute times belong
+//! to one machine, a ratio carries over. `cargo xtask bench [NAME..]` builds and runs it.
+
+mod by_hand;
+mod create;
+mod list;
+mod ports;
+mod table;
+
+use std::process::ExitCode;
+use table::Row;
+
+/// A bench, by name.
+type Bench = (&'static str, fn() -> Vec<Row>);
+
+/// All benches, in the order in which they run: those that need a quiet machine first.
+const BENCHES: [Bench; 4] = [
+    ("create", create::one_guest),
+    ("ten", create::ten_guests),
+    ("ports", ports::one_among_many),
+    ("list", list::ten_thousand_vms),
+];
+
+fn main() -> ExitCode {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(name) = wanted.iter().find(|name| !BENCHES.iter().any(|(known, _)| known == name)) {
+        let known = BENCHES.map(|(name, _)| name).join(", ");
+        table::say(&format!("there is no bench {name:?}; there are: {known}"));
+        return ExitCode::from(2);
+    }
+    let mut rows = Vec::new();
+    for (name, bench) in BENCHES {
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted == name) {
+            table::say(&format!("bench {name} …"));
+            rows.extend(bench());
+        }
+    }
+    table::print(&rows);
+    if rows.iter().all(Row::is_within) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
