@@ -1,0 +1,196 @@
+//! `cargo xtask test`: every check and every test, on a machine that it first gives what it needs. One failure does not hide
+//! the next: all are run. It leaves packages and build caches, and nothing else.
+
+mod kernel;
+mod outcome;
+
+use crate::command::{Argv, has_program, is_root};
+use crate::compile::{self, Built, cargo, target_dir};
+use crate::failure::{Failure, Outcome};
+use crate::footprint::Footprint;
+use crate::say::{self, Steps};
+use crate::{interrupt, packages, tidy};
+use outcome::Tests;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Guests are emulated: more at a time than this, and their boots run into limits.
+const THREADS_WITHOUT_GROUPS: &str = "--test-threads=2";
+
+/// Runs all of it; `args` go to the test runner, to choose tests.
+///
+/// # Errors
+/// If anything failed; all failures were printed before.
+pub fn run(args: &[String]) -> Outcome {
+    interrupt::remember_interrupts();
+    let start = Instant::now();
+    let mut steps = Steps::default();
+    let wanted: Vec<&str> = [packages::TO_RUN.as_slice(), &packages::TO_TEST].concat();
+    let installed = steps.run("install what is missing", || packages::install(&wanted));
+    lints(&mut steps);
+    let mut tests = Tests::default();
+    if let Some(built) = steps.run("build the program and the agent", compile::build) {
+        test(&mut steps, &built, args, &mut tests);
+    }
+    say::title("what was run");
+    say::line(steps.table().trim_end());
+    say::line(match installed.unwrap_or_default().as_slice() {
+        [] => "installed: nothing".to_owned(),
+        names => format!("installed, and kept: {}", names.join(" ")),
+    });
+    say::title("what was skipped inside of tests");
+    match tests.skipped.as_slice() {
+        [] => say::line("nothing"),
+        skipped => skipped.iter().for_each(say::line),
+    }
+    say::line(format_args!("\nin {:.0} s", start.elapsed().as_secs_f64()));
+    if let Some(summary) = tests.summary() {
+        say::line(summary);
+    }
+    if !steps.are_good() {
+        return Err(Failure::new("not all is good; see above"));
+    }
+    Ok(())
+}
+
+fn lints(steps: &mut Steps) {
+    steps.run("tidy", tidy::run);
+    for (name, component, words) in [
+        ("format", "cargo-fmt", ["fmt", "--all", "--check"].as_slice()),
+        (
+            "clippy",
+            "cargo-clippy",
+            &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
+        ),
+        ("licences, advisories, sources", "cargo-deny", &["deny", "check"]),
+        ("unused dependencies", "cargo-machete", &["machete"]),
+    ] {
+        match interrupt::came() || has_program(component) {
+            _ if interrupt::came() => steps.skip(name, "interrupted"),
+            true => drop(steps.run(name, || cargo(words.iter().copied())?.run())),
+            false => steps.skip(name, &format!("{component} is not installed")),
+        }
+    }
+    steps.run("documents", || {
+        cargo(["doc", "--workspace", "--no-deps", "--locked"])?
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .run()
+    });
+}
+
+fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
+    let cache = target_dir().join("tt-test-cache");
+    let kernel = steps.run("fetch a guest's kernel", || kernel::fetch(&cache));
+    let compiled = steps.run("build the tests", || build_tests(args));
+    if compiled.is_none() {
+        return;
+    }
+    let before = steps.run("look at the machine", Footprint::take);
+    let scratch = steps.run("make a scratch directory", Scratch::new);
+    let (Some(before), Some(scratch)) = (before, scratch) else { return };
+    let mut environment = vec![
+        ("TT_BIN", built.tt.clone()),
+        ("TT_GUEST_AGENT", built.agent.clone()),
+        ("TT_TEST_CACHE", cache),
+        ("TMPDIR", scratch.0.clone()),
+    ];
+    if let Some(kernel) = kernel {
+        environment.push(("TT_BOOT_AGENT", built.agent.clone()));
+        environment.push(("TT_BOOT_KERNEL", kernel.image));
+        environment.push(("TT_BOOT_MODULES", kernel.modules));
+    }
+    steps.run("tests", || run_tests(&environment, args, tests));
+    if args.is_empty() {
+        steps.run("examples in documents", || {
+            with(cargo(["test", "--workspace", "--doc", "--quiet", "--locked"])?, &environment)
+                .run()
+        });
+    }
+    steps.run("nothing was left in the scratch directory", || scratch.expect_empty());
+    drop(scratch);
+    steps.run("the machine is as it was", || before.expect_again());
+}
+
+fn build_tests(args: &[String]) -> Outcome {
+    let argv = match has_nextest() {
+        true => cargo(["nextest", "run", "--workspace", "--locked", "--no-run"])?.args(args),
+        false => {
+            cargo(["test", "--workspace", "--locked", "--no-run", "--lib", "--bins", "--tests"])?
+        }
+    };
+    argv.run()
+}
+
+fn run_tests(environment: &[(&str, PathBuf)], args: &[String], tests: &mut Tests) -> Outcome {
+    if !has_nextest() {
+        say::line(
+            "cargo-nextest is not installed: `cargo test` runs instead, without limits on time",
+        );
+        let words =
+            ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
+        let argv = cargo(words)?.args(args).args(["--", THREADS_WITHOUT_GROUPS, "--show-output"]);
+        return with(argv, environment).watch(|line| tests.line_of_cargo_test(line));
+    }
+    let argv = cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])?.args(args);
+    let ran = with(argv, environment).watch(|line| tests.line_of_nextest(line));
+    let report = target_dir().join("nextest/default/junit.xml");
+    let text = fs::read_to_string(&report).map_err(Failure::to("read", report.display()))?;
+    tests.read_report(&text);
+    ran
+}
+
+fn has_nextest() -> bool {
+    has_program("cargo-nextest")
+}
+
+/// With the variables that tests read; where this is not root, tests run as root through `sudo`.
+fn with(argv: Argv, environment: &[(&str, PathBuf)]) -> Argv {
+    let argv = environment.iter().fold(argv, |argv, (name, value)| argv.env(*name, value));
+    if is_root() {
+        return argv;
+    }
+    let triple = compile::triple().to_uppercase().replace('-', "_");
+    let is_temporary = |(name, _): &&(&str, PathBuf)| *name == "TMPDIR";
+    // `sudo` itself loses this one: the C library drops it for programs that change their user.
+    let kept = environment.iter().find(is_temporary).map(|(_, dir)| dir.display().to_string());
+    let runner = format!("sudo -n -E env TMPDIR={}", kept.unwrap_or_else(|| "/tmp".into()));
+    argv.env(format!("CARGO_TARGET_{triple}_RUNNER"), runner)
+}
+
+/// Where tests put their files, so that what they leave is seen.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Outcome<Self> {
+        // A short path: sockets lie below it, and their paths have 107 bytes.
+        let path = Path::new("/var").join("tmp").join(format!("tt-t{}", std::process::id()));
+        fs::create_dir(&path).map_err(Failure::to("make", path.display()))?;
+        let scratch = Self(path);
+        // Machines' own users pass through it.
+        fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o1777))
+            .map_err(Failure::to("open", scratch.0.display()))?;
+        Ok(scratch)
+    }
+
+    fn expect_empty(&self) -> Outcome {
+        let entries = fs::read_dir(&self.0).map_err(Failure::to("list", self.0.display()))?;
+        let names: Vec<_> = entries
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::new(format!("tests left {}", names.join(", ")))),
+        }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let removed = Argv::new("rm").args(["-r", "--one-file-system"]).arg(&self.0).root().run();
+        if let Err(failure) = removed {
+            say::line(format_args!("while cleaning up: {failure}"));
+        }
+    }
+}
