@@ -12,7 +12,7 @@ const FLAG_END: &str = "\u{1f}";
 /// What was built.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The program `tt`, with its failpoints.
+    /// The program `tt`.
     pub tt: PathBuf,
     /// The guest's agent: one static file.
     pub agent: PathBuf,
@@ -49,12 +49,25 @@ pub fn triple() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// Builds both.
+/// Builds both, for tests and people.
 ///
 /// # Errors
 /// If a build fails, or the agent came out other than it must be.
 pub fn build() -> Outcome<Built> {
-    cargo(["build", "--package", "tt"])?.run()?;
+    cargo(["build", "--package", "tt", "--locked"])?.run()?;
+    Ok(Built { tt: target_dir().join("debug/tt"), agent: build_agent()? })
+}
+
+/// Builds both as they are installed, for measuring: without failpoints.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_release() -> Outcome<Built> {
+    cargo(["build", "--package", "tt", "--release", "--locked"])?.run()?;
+    Ok(Built { tt: target_dir().join("release/tt"), agent: build_agent()? })
+}
+
+fn build_agent() -> Outcome<PathBuf> {
     let triple = triple();
     let root = root()?;
     // No path of the machine that built it goes into every guest.
@@ -65,14 +78,12 @@ pub fn build() -> Outcome<Built> {
     flags.push(format!("--remap-path-prefix={}=/tt", root.display()));
     flags.extend(home.map(|home| format!("--remap-path-prefix={home}=/cargo")));
     cargo(["build", "--package", "tt-guest", "--bin", "tt-guest", "--profile", "guest"])?
-        .args(["--target", &triple])
+        .args(["--locked", "--target", &triple])
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join(FLAG_END))
         .run()?;
-    let target = target_dir();
-    let built =
-        Built { tt: target.join("debug/tt"), agent: target.join(triple).join("guest/tt-guest") };
-    check_agent(&built.agent, &root)?;
-    Ok(built)
+    let agent = target_dir().join(triple).join("guest/tt-guest");
+    check_agent(&agent, &root)?;
+    Ok(agent)
 }
 
 /// A guest has no libraries, and is nobody's to learn of this machine.

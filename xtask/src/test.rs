@@ -104,7 +104,7 @@ fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
     steps.run("tests", || run_tests(&environment, args, tests));
     if args.is_empty() {
         steps.run("examples in documents", || {
-            with(cargo(["test", "--workspace", "--doc", "--quiet", "--locked"])?, &environment)
+            as_root(cargo(["test", "--workspace", "--doc", "--quiet", "--locked"])?, &environment)
                 .run()
         });
     }
@@ -131,10 +131,10 @@ fn run_tests(environment: &[(&str, PathBuf)], args: &[String], tests: &mut Tests
         let words =
             ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
         let argv = cargo(words)?.args(args).args(["--", THREADS_WITHOUT_GROUPS, "--show-output"]);
-        return with(argv, environment).watch(|line| tests.line_of_cargo_test(line));
+        return as_root(argv, environment).watch(|line| tests.line_of_cargo_test(line));
     }
     let argv = cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])?.args(args);
-    let ran = with(argv, environment).watch(|line| tests.line_of_nextest(line));
+    let ran = as_root(argv, environment).watch(|line| tests.line_of_nextest(line));
     let report = target_dir().join("nextest/default/junit.xml");
     let text = fs::read_to_string(&report).map_err(Failure::to("read", report.display()))?;
     tests.read_report(&text);
@@ -145,8 +145,8 @@ fn has_nextest() -> bool {
     has_program("cargo-nextest")
 }
 
-/// With the variables that tests read; where this is not root, tests run as root through `sudo`.
-fn with(argv: Argv, environment: &[(&str, PathBuf)]) -> Argv {
+/// With the variables that tests read, and so that what Cargo runs is run as root, through `sudo` where this is not root.
+pub fn as_root(argv: Argv, environment: &[(&str, PathBuf)]) -> Argv {
     let argv = environment.iter().fold(argv, |argv, (name, value)| argv.env(*name, value));
     if is_root() {
         return argv;
