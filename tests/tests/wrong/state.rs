@@ -30,14 +30,14 @@ fn what_does_not_fit_the_state_changes_nothing() {
         ("extend", r#"{"life_time": 0}"#, 400, "ERR_TT_LIFE_TIME"),
         ("extend", r#"{"life_time": -1}"#, 400, "ERR_TT_INVALID"),
         ("extend", r#"{"life_time": 18446744073709551615}"#, 400, "ERR_TT_LIFE_TIME"),
-        ("vms/a/stop", r#"{"mode": null}"#, 400, "ERR_TT_INVALID"),
+        ("vms/a/stop", r#"{"mode": null}"#, 400, "ERR_TT_REQUEST"),
         ("vms/nosuch/start", "", 404, "ERR_TT_NOT_FOUND"),
     ] {
         let answer = lab.ask("POST", &format!("/v1/envs/there/{path}"), "", body);
         assert_eq!((answer.status, answer.code()), (status, code), "{path} {body}: {}", answer.text);
     }
     let log = lab.get("/v1/envs/there/vms/a/log?tail=some").unwrap();
-    assert_eq!((log.status, log.code()), (400, "ERR_TT_REQUEST"), "{}", log.text);
+    assert_eq!((log.status, log.code()), (400, "ERR_TT_INVALID"), "{}", log.text);
     assert_unchanged(&lab, &before);
     lab.tt(&["env", "destroy", "there"]).good();
     lab.finish();
