@@ -115,10 +115,10 @@ fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
 
 fn build_tests(args: &[String]) -> Outcome {
     let argv = match has_nextest() {
-        true => cargo(["nextest", "run", "--workspace", "--locked", "--no-run"])?.args(args),
-        false => {
-            cargo(["test", "--workspace", "--locked", "--no-run", "--lib", "--bins", "--tests"])?
-        }
+        true => cargo(["nextest", "run", "--locked", "--no-run"])?.args(scope(args)).args(args),
+        false => cargo(["test", "--locked", "--no-run", "--lib", "--bins", "--tests"])?
+            .args(scope(args))
+            .args(args),
     };
     argv.run()
 }
@@ -128,17 +128,27 @@ fn run_tests(environment: &[(&str, PathBuf)], args: &[String], tests: &mut Tests
         say::line(
             "cargo-nextest is not installed: `cargo test` runs instead, without limits on time",
         );
-        let words =
-            ["test", "--workspace", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
-        let argv = cargo(words)?.args(args).args(["--", THREADS_WITHOUT_GROUPS, "--show-output"]);
+        let words = ["test", "--locked", "--no-fail-fast", "--lib", "--bins", "--tests"];
+        let argv = cargo(words)?.args(scope(args)).args(args).args([
+            "--",
+            THREADS_WITHOUT_GROUPS,
+            "--show-output",
+        ]);
         return as_root(argv, environment).watch(|line| tests.line_of_cargo_test(line));
     }
-    let argv = cargo(["nextest", "run", "--workspace", "--locked", "--no-fail-fast"])?.args(args);
+    let argv =
+        cargo(["nextest", "run", "--locked", "--no-fail-fast"])?.args(scope(args)).args(args);
     let ran = as_root(argv, environment).watch(|line| tests.line_of_nextest(line));
     let report = target_dir().join("nextest/default/junit.xml");
     let text = fs::read_to_string(&report).map_err(Failure::to("read", report.display()))?;
     tests.read_report(&text);
     ran
+}
+
+/// All packages, unless some are named.
+fn scope(args: &[String]) -> Option<&'static str> {
+    let names_some = args.iter().any(|arg| arg == "-p" || arg.starts_with("--package"));
+    (!names_some).then_some("--workspace")
 }
 
 fn has_nextest() -> bool {
