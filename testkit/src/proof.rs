@@ -2,6 +2,7 @@
 
 use crate::remains::{cgroups, entries, machines, mounts, processes};
 use crate::{Lab, eventually};
+use std::path::Path;
 use std::time::Duration;
 
 /// How long the last of an Env may take to go.
@@ -84,12 +85,12 @@ impl Lab {
 }
 
 /// Whether a path is named after an id, alone or with an ending.
-fn is_vm(path: &std::path::Path) -> bool {
+fn is_vm(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     name.starts_with(|c: char| c.is_ascii_digit())
         && !path.parent().is_some_and(|parent| parent.ends_with("tt"))
 }
 
-fn shown(path: &std::path::PathBuf) -> String {
-    path.display().to_string()
+fn shown(path: impl AsRef<Path>) -> String {
+    path.as_ref().display().to_string()
 }

@@ -35,7 +35,14 @@ impl Run {
     /// Fails the test unless it ended with that code and said that on standard error.
     #[track_caller]
     pub fn fails(&self, code: i32, said: &str) {
-        assert_eq!(self.code, Some(code), "{}\nstdout: {}\nstderr: {}", self.line, self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "{}\nstdout: {}\nstderr: {}",
+            self.line,
+            self.out,
+            self.err
+        );
         assert!(self.err.contains(said), "{}: {said:?} is not in: {}", self.line, self.err);
     }
 }

@@ -15,13 +15,16 @@ mod isolation {
 
     #[test]
     fn an_env_reaches_nothing_of_another_one_or_of_the_host() {
-        let Some(lab) = Lab::new("an_env_reaches_nothing_of_another_one_or_of_the_host") else { return };
+        let Some(lab) = Lab::new("an_env_reaches_nothing_of_another_one_or_of_the_host") else {
+            return;
+        };
         lab.tt(&["env", "create", "good", "--vm", "v=micro,port=7,port=7/udp"]).good();
         lab.tt(&["env", "create", "evil", "--vm", "e=micro"]).good();
         lab.serve_echo("good/v", INNER);
         lab.bring_helper("evil/e");
         let (service, outside) = (Echo::new(&lab.host, SERVICE), Echo::new(&lab.client, OUTSIDE));
-        let attack = Attack { lab: &lab, victim: lab.addr("good", "v"), own: lab.addr("evil", "e") };
+        let attack =
+            Attack { lab: &lab, victim: lab.addr("good", "v"), own: lab.addr("evil", "e") };
         attack.what_may_be_reached_is();
         attack.the_victim_is_out_of_reach();
         attack.the_host_is_out_of_reach();
@@ -136,7 +139,8 @@ mod isolation {
 
         fn forged_hardware_addresses_do_not_help(&self) {
             let own = self.sh("cat /sys/class/net/eth0/address");
-            let victim = self.lab.vm("good", "v")["resource"]["mac_addr"].as_str().unwrap().to_owned();
+            let victim =
+                self.lab.vm("good", "v")["resource"]["mac_addr"].as_str().unwrap().to_owned();
             for mac in [victim.as_str(), "02:00:00:00:00:01"] {
                 self.takes(mac);
                 assert!(!self.pings(self.gateway()), "{mac}: its gateway");
@@ -148,12 +152,19 @@ mod isolation {
 
         fn the_victims_identity_does_not_help(&self) {
             let own = self.sh("cat /sys/class/net/eth0/address");
-            let victim = self.lab.vm("good", "v")["resource"]["mac_addr"].as_str().unwrap().to_owned();
+            let victim =
+                self.lab.vm("good", "v")["resource"]["mac_addr"].as_str().unwrap().to_owned();
             let prefix = self.sh("ip -4 addr show eth0 | awk '/inet/ {print $2}'");
             let (_, length) = prefix.split_once('/').unwrap();
             self.takes(&victim);
-            self.sh(&format!("ip addr flush dev eth0; ip addr add {}/{length} dev eth0", self.victim));
-            self.sh(&format!("ip route replace default via {} dev eth0 onlink", self.gateway_of(self.own)));
+            self.sh(&format!(
+                "ip addr flush dev eth0; ip addr add {}/{length} dev eth0",
+                self.victim
+            ));
+            self.sh(&format!(
+                "ip route replace default via {} dev eth0 onlink",
+                self.gateway_of(self.own)
+            ));
             assert!(!self.reaches_tcp(CLIENT, OUTSIDE), "the outside, as the victim");
             assert!(!self.reaches_tcp(HOST, SERVICE), "the host, as the victim");
             assert!(self.lab.client.reaches_tcp((HOST, self.lab.port("good", "v", "7"))));

@@ -21,7 +21,8 @@ exec qemu-system-x86_64 "$@"
     fn a_machine_that_can_not_run_undoes_its_env() {
         let setup = Setup::new("a_machine_that_can_not_run_undoes_its_env");
         let Some(lab) = setup.qemu_script(FAILS_FOR_ONE).start() else { return };
-        let create = ["env", "create", "pair", "--vm", "good=micro", "--vm", "bad=micro,mem=96M,port=80"];
+        let create =
+            ["env", "create", "pair", "--vm", "good=micro", "--vm", "bad=micro,mem=96M,port=80"];
         let run = lab.tt(&create);
         run.fails(1, "env pair could not be created: bad: ");
         run.fails(1, "[ERR_TT_ENGINE_");

@@ -37,7 +37,11 @@ impl Bystander {
         lab.reaches_phase("by", "ready", Duration::from_secs(30));
         assert_eq!(boot_id(lab), self.boot_id, "the bystander was booted again");
         let uptime = lab.sh("by/w", "cut -d ' ' -f 1 /proc/uptime").parse().unwrap();
-        assert!(uptime > self.uptime, "the bystander's uptime went from {} to {uptime}", self.uptime);
+        assert!(
+            uptime > self.uptime,
+            "the bystander's uptime went from {} to {uptime}",
+            self.uptime
+        );
         self.uptime = uptime;
     }
 }

@@ -19,8 +19,12 @@ const ENSURED: [&str; 8] = [
     "ready.ensure.after",
 ];
 /// What a stop removes.
-const STOPPED: [&str; 4] =
-    ["ready.remove.before", "ready.remove.after", "machine.remove.before", "machine.remove.after#2"];
+const STOPPED: [&str; 4] = [
+    "ready.remove.before",
+    "ready.remove.after",
+    "machine.remove.before",
+    "machine.remove.after#2",
+];
 const REMOVED: [&str; 8] = [
     "ready.remove.before#2",
     "ready.remove.after",

@@ -24,7 +24,9 @@ impl Ask {
         let answer = match self {
             Self::Create(count) => {
                 let ports = if count == 2 { r#"["80", "53/udp"]"# } else { "[]" };
-                let vm = format!(r#"{{"template": "micro", "name": "m", "count": {count}, "ports": {ports}}}"#);
+                let vm = format!(
+                    r#"{{"template": "micro", "name": "m", "count": {count}, "ports": {ports}}}"#
+                );
                 lab.ask("PUT", "/v1/envs/x", &header, &format!(r#"{{"vms": [{vm}]}}"#))
             }
             Self::Stop => lab.ask("POST", "/v1/envs/x/stop", "", r#"{"mode": "kill"}"#),

@@ -40,7 +40,8 @@ fn codes_and_streams_are_passed_on(lab: &Lab) {
     assert_eq!(back.good(), lines);
     let alone = lab.tt_with(&["exec", "desk/a", "--", "cat"], b"not sent");
     assert_eq!(alone.good(), "");
-    let told = ["exec", "--env", "A=1 2", "--cwd", "/tmp", "desk/a", "--", "sh", "-c", "echo \"$A\" $PWD"];
+    let told =
+        ["exec", "--env", "A=1 2", "--cwd", "/tmp", "desk/a", "--", "sh", "-c", "echo \"$A\" $PWD"];
     assert_eq!(lab.tt(&told).good(), "1 2 /tmp\n");
     let user = lab.tt(&["exec", "--user", "nobody", "--cwd", "/", "desk/a", "--", "id", "-u"]);
     assert_eq!(user.good(), "65534\n");
@@ -70,9 +71,11 @@ impl Session {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&ours).unwrap();
         unlockpt(&ours).unwrap();
-        tcsetwinsize(&ours, Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
+        tcsetwinsize(&ours, Winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 })
+            .unwrap();
         let path = ptsname(&ours, Vec::new()).unwrap();
-        let theirs = || File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+        let theirs =
+            || File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
         let mut command = lab.command(args);
         let command = command.stdin(Stdio::from(theirs())).stdout(theirs()).stderr(theirs());
         let child = command.env("TERM", "vt100").spawn().unwrap();

@@ -8,7 +8,10 @@ const CLOCK_ERROR: Duration = Duration::from_secs(10);
 
 #[test]
 fn guests_are_who_was_planned_and_reach_each_other_and_the_world() {
-    let Some(lab) = Lab::new("guests_are_who_was_planned_and_reach_each_other_and_the_world") else { return };
+    let Some(lab) = Lab::new("guests_are_who_was_planned_and_reach_each_other_and_the_world")
+    else {
+        return;
+    };
     let web = "web=micro,port=80,port=53/udp,disk=128M";
     lab.tt(&["env", "create", "shop", "--vm", web, "--vm", "db=micro,no-rand-uuid"]).good();
     lab.reaches_phase("shop", "ready", Duration::ZERO);
@@ -66,15 +69,16 @@ fn machine_ids_are_as_asked(lab: &Lab) {
 
 fn disks_have_their_size(lab: &Lab) {
     // MB of the file system and of the device, as the guest has them.
-    let fs = |vm: &str| -> u32 {
-        lab.sh(vm, "df -m / | tail -n 1 | awk '{print $2}'").parse().unwrap()
+    let fs =
+        |vm: &str| -> u32 { lab.sh(vm, "df -m / | tail -n 1 | awk '{print $2}'").parse().unwrap() };
+    let device = |vm: &str| -> u32 {
+        lab.sh(vm, "echo $(($(cat /sys/block/vda/size) / 2048))").parse().unwrap()
     };
-    let device =
-        |vm: &str| -> u32 { lab.sh(vm, "echo $(($(cat /sys/block/vda/size) / 2048))").parse().unwrap() };
     assert_eq!(device("shop/web"), 128);
     // A file system keeps some of its device for itself.
     assert!((100..=128).contains(&fs("shop/web")), "{}", fs("shop/web"));
-    let small: u32 = lab.vm("shop", "db")["resource"]["disk_size"].as_u64().unwrap().try_into().unwrap();
+    let small: u32 =
+        lab.vm("shop", "db")["resource"]["disk_size"].as_u64().unwrap().try_into().unwrap();
     assert_eq!(device("shop/db"), small);
     assert!(fs("shop/db") < fs("shop/web"));
     // What df says can be used.

@@ -34,11 +34,17 @@ fn a_pause_is_not_noticed(lab: &Lab) {
     lab.reaches_phase("inn", "ready", Duration::ZERO);
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     // The answer to what was sent meanwhile comes first.
-    assert!(testkit::within(Duration::from_secs(20), || is_alive(&mut stream)), "the connection is lost");
+    assert!(
+        testkit::within(Duration::from_secs(20), || is_alive(&mut stream)),
+        "the connection is lost"
+    );
     assert_eq!(lab.sh("inn/a", "cat /proc/sys/kernel/random/boot_id"), boot);
     let beats = || lab.sh("inn/a", "wc -l </run/beats").parse::<u32>().unwrap();
     let before = beats();
-    assert!(testkit::within(Duration::from_secs(20), || beats() > before), "the process stands still");
+    assert!(
+        testkit::within(Duration::from_secs(20), || beats() > before),
+        "the process stands still"
+    );
 }
 
 fn disks_survive(lab: &Lab, mode: &str) {

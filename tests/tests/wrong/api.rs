@@ -58,7 +58,12 @@ const CREATIONS: [Wrong; 39] = [
     create(KEY, r#"{"vms": [[]]}"#, 400, INVALID),
     create(KEY, r#"{"vms": [{}]}"#, 400, INVALID),
     create(KEY, r#"{"vms": [{"template": "micro"}]} {}"#, 400, REQUEST),
-    create(KEY, r#"{"vms": [{"template": "micro"}], "vms": [{"template": "micro"}]}"#, 400, INVALID),
+    create(
+        KEY,
+        r#"{"vms": [{"template": "micro"}], "vms": [{"template": "micro"}]}"#,
+        400,
+        INVALID,
+    ),
     create(KEY, r#"{"vms": [{"template": "micro", "root": true}]}"#, 400, INVALID),
     create(KEY, r#"{"vms": [{"template": 1}]}"#, 400, INVALID),
     create(KEY, r#"{"vms": [{"template": "../../etc/shadow"}]}"#, 400, INVALID),
@@ -73,18 +78,48 @@ const CREATIONS: [Wrong; 39] = [
     create(KEY, r#"{"vms": [{"template": "micro", "ports": ["70000"]}]}"#, 400, INVALID),
     create(KEY, r#"{"vms": [{"template": "micro", "ports": ["80", "80/tcp"]}]}"#, 400, INVALID),
     create(KEY, r#"{"vms": [{"template": "micro", "count": 4294967295}]}"#, 400, INVALID),
-    create(KEY, r#"{"vms": [{"template": "micro", "net_kind": "flatten"}]}"#, 422, "ERR_TT_UNSUPPORTED"),
-    create(KEY, r#"{"vms": [{"template": "micro", "engine": "docker"}]}"#, 422, "ERR_TT_UNSUPPORTED"),
+    create(
+        KEY,
+        r#"{"vms": [{"template": "micro", "net_kind": "flatten"}]}"#,
+        422,
+        "ERR_TT_UNSUPPORTED",
+    ),
+    create(
+        KEY,
+        r#"{"vms": [{"template": "micro", "engine": "docker"}]}"#,
+        422,
+        "ERR_TT_UNSUPPORTED",
+    ),
     create(KEY, r#"{"vms": [{"template": "micro"}], "life_time": 0}"#, 400, INVALID),
-    create(KEY, r#"{"vms": [{"template": "micro"}], "life_time": 18446744073709551616}"#, 400, INVALID),
-    create(KEY, r#"{"vms": [{"template": "micro"}], "life_time": 18446744073709551615}"#, 400, "ERR_TT_LIFE_TIME"),
+    create(
+        KEY,
+        r#"{"vms": [{"template": "micro"}], "life_time": 18446744073709551616}"#,
+        400,
+        INVALID,
+    ),
+    create(
+        KEY,
+        r#"{"vms": [{"template": "micro"}], "life_time": 18446744073709551615}"#,
+        400,
+        "ERR_TT_LIFE_TIME",
+    ),
     create(KEY, r#"{"vms": [{"template": "micro"}], "at_end": "explode"}"#, 400, INVALID),
-    create(KEY, r#"{"vms": [{"template": "micro"}], "net_blacklist": ["10.0.0.0/8"]}"#, 400, INVALID),
+    create(
+        KEY,
+        r#"{"vms": [{"template": "micro"}], "net_blacklist": ["10.0.0.0/8"]}"#,
+        400,
+        INVALID,
+    ),
 ];
 
 const GOOD: &str = r#"{"vms": [{"template": "micro"}]}"#;
 
-const fn create(headers: &'static str, body: &'static str, status: u16, code: &'static str) -> Wrong {
+const fn create(
+    headers: &'static str,
+    body: &'static str,
+    status: u16,
+    code: &'static str,
+) -> Wrong {
     ("PUT", "/v1/envs/x", headers, body, status, code)
 }
 

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use testkit::Lab;
 
-const HEAD: &str = "PUT /v1/envs/x HTTP/1.1\r\nHost: tt\r\nIdempotency-Key: k\r\nConnection: close\r\n";
+const HEAD: &str =
+    "PUT /v1/envs/x HTTP/1.1\r\nHost: tt\r\nIdempotency-Key: k\r\nConnection: close\r\n";
 
 #[test]
 fn strange_bytes_change_nothing() {
@@ -72,8 +73,10 @@ fn silent_clients_are_nobodys_trouble(lab: &Lab) {
 fn a_stream_without_an_upgrade_is_refused(lab: &Lab) {
     let document = lab.get("/v1/openapi.json").unwrap().body;
     let paths = document["paths"].as_object().unwrap();
-    let streams: Vec<&String> =
-        paths.keys().filter(|path| path.ends_with("/console") || path.ends_with("/streams")).collect();
+    let streams: Vec<&String> = paths
+        .keys()
+        .filter(|path| path.ends_with("/console") || path.ends_with("/streams"))
+        .collect();
     assert!(!streams.is_empty(), "{:?}", paths.keys());
     for path in streams {
         let path = path.replace("{env}", "x").replace("{vm}", "a");

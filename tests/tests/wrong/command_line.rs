@@ -43,7 +43,19 @@ const UNREADABLE: [(&str, &str); 34] = [
 
 /// Names of Envs that are refused: exit code 2.
 const BAD_NAMES: [&str; 13] = [
-    "", ".", "..", "../x", "a/b", "A", "a b", "a_b", "a-", "7", "localhost", "\u{430}dmin", "line\nbreak",
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "A",
+    "a b",
+    "a_b",
+    "a-",
+    "7",
+    "localhost",
+    "\u{430}dmin",
+    "line\nbreak",
 ];
 
 #[test]

@@ -34,7 +34,12 @@ fn what_does_not_fit_the_state_changes_nothing() {
         ("vms/nosuch/start", "", 404, "ERR_TT_NOT_FOUND"),
     ] {
         let answer = lab.ask("POST", &format!("/v1/envs/there/{path}"), "", body);
-        assert_eq!((answer.status, answer.code()), (status, code), "{path} {body}: {}", answer.text);
+        assert_eq!(
+            (answer.status, answer.code()),
+            (status, code),
+            "{path} {body}: {}",
+            answer.text
+        );
     }
     let log = lab.get("/v1/envs/there/vms/a/log?tail=some").unwrap();
     assert_eq!((log.status, log.code()), (400, "ERR_TT_INVALID"), "{}", log.text);
