@@ -73,7 +73,7 @@ fn member(last: u8, public: &[u16]) -> Vm {
     vm.id = VmId(u64::from(last));
     vm.resource.ip_addr = [10, 0, 0, last].into();
     vm.resource.mac_addr = MacAddr::of_ip(vm.resource.ip_addr);
-    vm.resource.port_map =
-        public.map(|port| (InnerPort { port, protocol: Protocol::Tcp }, port)).collect();
+    let inner = |port| InnerPort { port, protocol: Protocol::Tcp };
+    vm.resource.port_map = public.iter().map(|port| (inner(*port), *port)).collect();
     vm
 }

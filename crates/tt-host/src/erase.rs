@@ -12,7 +12,10 @@ pub(crate) fn erase(tables: &Tables, id: VmId) -> Result<bool, HostError> {
         let Some(vm) = tables.vm(id)? else { return Ok(false) };
         let env = tables.env(vm.value.env_id)?;
         let usage = tables.usage(vm.value.host)?;
-        let (Some(mut env), Some(mut usage)) = (env, usage) else { continue };
+        let (Some(mut env), Some(mut usage)) = (env, usage) else {
+            // All three are committed together, so this is a damaged store.
+            return Err(HostError::Incomplete { id });
+        };
         env.value.vm_set.remove(&id);
         usage.value.vm_num = usage.value.vm_num.saturating_sub(1);
         let mem_size = u64::from(vm.value.resource.mem_size);

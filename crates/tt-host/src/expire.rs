@@ -49,21 +49,21 @@ impl Expirer {
 
     /// Ends every Env whose time has come.
     pub(crate) fn tick(&self) {
-        for id in self.due() {
-            if let Err(error) = self.end(id) {
+        for (end, id) in self.due() {
+            if let Err(error) = self.end(id, end) {
                 // It stays due: the next tick tries again.
                 tracing::error!(env = %id, error = layers::chain(&error), "could not end");
             }
         }
     }
 
-    fn due(&self) -> Vec<EnvId> {
+    fn due(&self) -> Vec<(u64, EnvId)> {
         let now = self.clock.now();
         let ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-        ends.by_time.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| *id).collect()
+        ends.by_time.iter().take_while(|(end, _)| *end <= now).copied().collect()
     }
 
-    fn end(&self, id: EnvId) -> Result<(), HostError> {
+    fn end(&self, id: EnvId, end: u64) -> Result<(), HostError> {
         for _ in 0..COMMIT_TRIES {
             let Some(mut env) = self.tables.env(id)? else { break };
             let mut rows = self.tables.vms_of(&env.value)?;
@@ -78,22 +78,17 @@ impl Expirer {
                 break;
             }
         }
-        self.forget_unless_changed(id)
+        self.forget(id, end);
+        Ok(())
     }
 
-    /// An Env that has had its end is not looked at again before its record changes.
-    fn forget_unless_changed(&self, id: EnvId) -> Result<(), HostError> {
-        let env = self.tables.env(id)?;
-        let over = env.is_none_or(|row| {
-            row.value.is_ending
-                || (row.value.state.is_stopped && row.value.is_expired(self.clock.now()))
-        });
-        if over {
-            let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(end) = ends.by_env.remove(&id) {
-                ends.by_time.remove(&(end, id));
-            }
+    /// An Env that has had its end is not looked at again before its record changes; a newer end
+    /// that came meanwhile stays.
+    fn forget(&self, id: EnvId, end: u64) {
+        let mut ends = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if ends.by_env.get(&id) == Some(&end) {
+            ends.by_env.remove(&id);
         }
-        Ok(())
+        ends.by_time.remove(&(end, id));
     }
 }

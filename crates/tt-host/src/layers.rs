@@ -105,7 +105,15 @@ impl Layer for Machine<'_> {
             Seen::Running | Seen::Paused => Ok(()),
             // The record comes first: what is left of the machine is all that tells that its guest
             // wanted to end, and a daemon that died here would start it again.
-            Seen::Exited { clean: true, .. } => Err(Pause::PoweredOff),
+            Seen::Exited { clean: true, .. } if self.clock.now() > vm.kill_timestamp => {
+                Err(Pause::PoweredOff)
+            }
+            // It obeyed an order to shut down that was taken back meanwhile.
+            Seen::Exited { clean: true, .. } => {
+                self.guests.forget(vm.id);
+                stop(StopMode::Kill)?;
+                start()
+            }
             Seen::Exited { clean: false, why } => {
                 self.guests.forget(vm.id);
                 stop(StopMode::Kill)?;

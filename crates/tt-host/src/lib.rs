@@ -51,6 +51,12 @@ pub enum HostError {
         /// Why.
         source: std::io::Error,
     },
+    /// A Vm's Env or its host's usage has no record.
+    #[error("vm {id} has a record, but its Env or its host's usage has none; the store is damaged")]
+    Incomplete {
+        /// The Vm.
+        id: tt_model::VmId,
+    },
     /// Others changed the same records again and again.
     #[error("the records of {what} changed under every one of {tries} tries")]
     Contended {

@@ -97,6 +97,13 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
         self.changed.notify_one();
     }
 
+    /// The visit is over and neither succeeded nor failed: look again after `delay`. Failures before
+    /// it still count.
+    pub fn wait(&self, key: &K, delay: Duration) {
+        self.lock().finish(key, Some(delay));
+        self.changed.notify_one();
+    }
+
     /// The visit is over and failed: look again later, each time after a longer pause, or at once
     /// if an event named the key meanwhile.
     pub fn failed(&self, key: &K) {
@@ -216,6 +223,19 @@ mod tests {
             let begin = Instant::now();
             assert_eq!(queue.take(), Some(1));
             assert!(begin.elapsed() < Duration::from_secs(1));
+        }
+    }
+
+    #[test]
+    fn waiting_forgives_no_failure() {
+        let queue = Queue::new();
+        queue.push(1);
+        for failures in 1..4 {
+            assert_eq!(queue.take(), Some(1));
+            queue.failed(&1);
+            assert_eq!(queue.take(), Some(1));
+            queue.wait(&1, Duration::ZERO);
+            assert_eq!(queue.failures(&1), failures);
         }
     }
 

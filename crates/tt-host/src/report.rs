@@ -116,7 +116,10 @@ impl Reporter {
 
     fn blank(&self, vm: &Vm, phase: Phase) -> VmStatus {
         let (generation, since_ms) = (vm.generation, self.clock.now_ms());
-        VmStatus { phase, generation, since_ms, ready_ms: None, trouble: None }
+        let known = self.known().get(&vm.id).map(|known| known.status.clone());
+        let ready_ms =
+            known.filter(|known| known.generation == generation).and_then(|k| k.ready_ms);
+        VmStatus { phase, generation, since_ms, ready_ms, trouble: None }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<VmId, Known>> {

@@ -124,7 +124,8 @@ impl HostService {
                 while let Some(id) = vms.take() {
                     match visitor.visit(id, vms.failures(&id)) {
                         Next::Never => vms.done(&id, None),
-                        Next::After(delay) => vms.done(&id, Some(delay)),
+                        Next::Settled(delay) => vms.done(&id, Some(delay)),
+                        Next::Wait(delay) => vms.wait(&id, delay),
                         Next::BackOff => vms.failed(&id),
                     }
                 }

@@ -4,11 +4,11 @@
 use crate::guest::Guests;
 use crate::settle::phase_at;
 use crate::{Clock, Drivers, GuestControl, HostError, layers};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use tt_model::{EnvId, Goal, HostId, Vm, VmId};
 use tt_network::Found;
-use tt_store::tables::Tables;
+use tt_store::tables::{Key, Table, Tables};
 
 /// Something about which host and records disagree.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +84,13 @@ struct Seen {
     networks: Found,
 }
 
+/// What has a record.
+#[derive(Debug, Default)]
+struct Known {
+    envs: BTreeSet<EnvId>,
+    vms: BTreeSet<VmId>,
+}
+
 impl Sweeper {
     pub(crate) fn new(
         tables: Tables,
@@ -98,18 +105,22 @@ impl Sweeper {
 
     /// Compares host and records.
     pub(crate) fn verify(&self) -> Result<Report, HostError> {
-        let seen = self.look()?;
-        let vms = self.vms()?;
-        let envs: BTreeSet<EnvId> = self.tables.envs()?.iter().map(|env| env.value.id).collect();
-        let mut findings = strays(&seen, &vms, &envs);
+        let (mut findings, known) = self.compare()?;
         if !findings.is_empty() {
-            // What went between the look at the host and the look at the records is no stray.
-            let again = strays(&self.look()?, &self.vms()?, &envs);
+            // What was changed between the looks at host and records is nothing to report.
+            let (again, _) = self.compare()?;
             findings.retain(|finding| again.contains(finding));
         }
-        findings.extend(self.missing(&seen, &vms)?);
         findings.sort();
-        Ok(Report { findings, env_num: envs.len(), vm_num: vms.len() })
+        Ok(Report { findings, env_num: known.envs.len(), vm_num: known.vms.len() })
+    }
+
+    fn compare(&self) -> Result<(Vec<Finding>, Known), HostError> {
+        let seen = self.look()?;
+        let known = self.known()?;
+        let mut findings = strays(&seen, &known);
+        findings.extend(self.missing(&seen)?);
+        Ok((findings, known))
     }
 
     /// Clears the strays whose grace time is over.
@@ -187,16 +198,25 @@ impl Sweeper {
         Ok(Seen { machines, images, logs: logs.into_iter().collect(), networks })
     }
 
-    fn vms(&self) -> Result<BTreeMap<VmId, Vm>, HostError> {
-        let vms = self.tables.vms()?.into_iter().map(|row| row.value);
-        Ok(vms.filter(|vm| vm.host == self.host).map(|vm| (vm.id, vm)).collect())
+    /// Ids by their keys: what a record that can not be read is about is known all the same.
+    fn known(&self) -> Result<Known, HostError> {
+        let mut known = Known::default();
+        for key in self.tables.keys(Table::Vms)?.into_iter().chain(self.tables.keys(Table::Envs)?) {
+            match key {
+                Key::Vm(id) => known.vms.insert(id),
+                Key::Env(id) => known.envs.insert(id),
+                _ => false,
+            };
+        }
+        Ok(known)
     }
 
     /// What settled Vms should have and do not, and those that can not settle.
-    fn missing(&self, seen: &Seen, vms: &BTreeMap<VmId, Vm>) -> Result<Vec<Finding>, HostError> {
+    fn missing(&self, seen: &Seen) -> Result<Vec<Finding>, HostError> {
         let mut findings = Vec::new();
         let statuses: HashMap<_, _> = self.tables.statuses()?.into_iter().collect();
-        for vm in vms.values() {
+        let vms = self.tables.vms()?.into_iter().map(|row| row.value);
+        for vm in vms.filter(|vm| vm.host == self.host) {
             let Some(status) = statuses.get(&vm.id) else { continue };
             if let Some(trouble) = &status.trouble {
                 findings.push(Finding {
@@ -207,7 +227,7 @@ impl Sweeper {
                 });
             }
             if status.generation == vm.generation && status.phase == phase_at(vm.goal) {
-                findings.extend(difference(vm, seen));
+                findings.extend(difference(&vm, seen));
             }
         }
         Ok(findings)
@@ -245,7 +265,7 @@ fn difference(vm: &Vm, seen: &Seen) -> Vec<Finding> {
         .collect()
 }
 
-fn strays(seen: &Seen, vms: &BTreeMap<VmId, Vm>, envs: &BTreeSet<EnvId>) -> Vec<Finding> {
+fn strays(seen: &Seen, known: &Known) -> Vec<Finding> {
     let stray = |kind: FindingKind, id: u64| Finding {
         kind,
         id,
@@ -253,11 +273,11 @@ fn strays(seen: &Seen, vms: &BTreeMap<VmId, Vm>, envs: &BTreeSet<EnvId>) -> Vec<
         what: format!("a {} that no record knows", kind.name()),
     };
     let unknown = |ids: &BTreeSet<VmId>, kind| -> Vec<Finding> {
-        ids.iter().filter(|id| !vms.contains_key(id)).map(|id| stray(kind, id.0)).collect()
+        ids.iter().filter(|id| !known.vms.contains(id)).map(|id| stray(kind, id.0)).collect()
     };
     let mut all = unknown(&seen.machines, FindingKind::Machine);
     let networks = seen.networks.envs.keys().chain(&seen.networks.leftovers);
-    let networks = networks.filter(|env| !envs.contains(env));
+    let networks = networks.filter(|env| !known.envs.contains(env));
     all.extend(networks.map(|env| stray(FindingKind::Network, env.0)));
     all.extend(unknown(&seen.images, FindingKind::Image));
     all.extend(unknown(&seen.logs, FindingKind::Log));

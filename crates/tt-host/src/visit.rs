@@ -31,8 +31,10 @@ pub(crate) const COMMIT_TRIES: u32 = 64;
 pub enum Next {
     /// Not before an event names it.
     Never,
-    /// After that time, or when an event names it.
-    After(Duration),
+    /// It has settled: after that time, or when an event names it.
+    Settled(Duration),
+    /// It is on its way: after that time, or when an event names it.
+    Wait(Duration),
     /// It failed: after a pause that grows.
     BackOff,
 }
@@ -118,6 +120,7 @@ impl Visitor {
             failpoint::reached("erase", "", "before");
             if erase::erase(&self.tables, vm.id)? {
                 self.named().remove(&env.id);
+                self.guests.forget_names(env.id);
                 // Only memory is freed: a name that is left over answers nobody.
                 let _ = self.drivers.network.set_names(env.id, &EnvNames::default());
             }
@@ -129,7 +132,7 @@ impl Visitor {
         if !env.is_created {
             self.mark_created(env.id)?;
         }
-        Ok(Next::After(SAFETY_LOOK))
+        Ok(Next::Settled(SAFETY_LOOK))
     }
 
     fn paused(
@@ -144,11 +147,15 @@ impl Visitor {
             Pause::Died => return Ok(Next::Never),
             Pause::Wait(delay) => {
                 self.reporter.waiting(&vm.value, phase)?;
-                return Ok(Next::After(delay));
+                return Ok(Next::Wait(delay));
+            }
+            Pause::PoweredOff if !env.is_created && vm.value.goal == Goal::Running => {
+                let why = "its guest switched itself off before it was ready".to_owned();
+                (Trouble { code: ErrorCode::Exited, why, retry: false }, true)
             }
             Pause::PoweredOff => {
                 self.stop_powered_off(vm)?;
-                return Ok(Next::After(Duration::ZERO));
+                return Ok(Next::Wait(Duration::ZERO));
             }
             Pause::Retry(trouble) => (trouble, failures + 1 >= CREATE_TRIES),
             Pause::GiveUp(trouble) => (trouble, true),

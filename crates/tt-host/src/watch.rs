@@ -6,7 +6,7 @@ use crate::{HostError, Queue, layers};
 use std::sync::Arc;
 use std::time::Duration;
 use tt_model::VmId;
-use tt_store::tables::{Key, Tables};
+use tt_store::tables::{Key, Table, Tables};
 
 /// Pause before the store is followed again after it could not be.
 const RETRY: Duration = Duration::from_secs(1);
@@ -26,8 +26,10 @@ impl Follower {
         while goes_on() {
             if let Err(error) = self.follow(&goes_on) {
                 tracing::error!(error = layers::chain(&error), "store not followed");
-                std::thread::sleep(RETRY);
             }
+            // A watch ends by itself too, when a commit failed: looking at everything again and
+            // again would not help a full disk.
+            std::thread::sleep(RETRY);
         }
     }
 
@@ -41,14 +43,22 @@ impl Follower {
             }
             for change in &batch.changes {
                 if let Some(key) = Key::parse(&change.key) {
-                    self.tell(key)?;
+                    self.tell(key);
                 }
             }
         }
         Ok(())
     }
 
-    fn tell(&self, key: Key) -> Result<(), HostError> {
+    /// One record that can not be read stops no other.
+    fn tell(&self, key: Key) {
+        let place = key.path();
+        if let Err(error) = self.try_tell(key) {
+            tracing::error!(key = place, error = layers::chain(&error), "record left out");
+        }
+    }
+
+    fn try_tell(&self, key: Key) -> Result<(), HostError> {
         match key {
             Key::Vm(id) => self.vms.push(id),
             Key::Env(id) => {
@@ -66,14 +76,8 @@ impl Follower {
     }
 
     fn tell_all(&self) -> Result<(), HostError> {
-        for vm in self.tables.vms()? {
-            self.vms.push(vm.value.id);
-        }
-        for env in self.tables.envs()? {
-            self.expirer.changed(env.value.id)?;
-        }
-        for template in self.tables.templates()? {
-            self.templates.push(template.value.name);
+        for table in [Table::Vms, Table::Envs, Table::Templates] {
+            self.tables.keys(table)?.into_iter().for_each(|key| self.tell(key));
         }
         Ok(())
     }

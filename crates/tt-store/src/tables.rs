@@ -6,9 +6,9 @@ mod free;
 mod key;
 
 pub use change::{Change, Committed};
-pub use key::Key;
+pub use key::{Key, Table};
 
-use crate::{Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
+use crate::{Entry, Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tt_model::status::Trouble;
@@ -146,8 +146,10 @@ impl Tables {
     pub fn statuses(&self) -> Result<Vec<(VmId, VmStatus)>, TablesError> {
         let mut all = Vec::new();
         self.each("status/", |key, value| {
-            if let Some(Key::Status(id)) = Key::parse(key) {
-                all.push((id, decode(key, value)?));
+            match (Key::parse(key), decode(key, value)) {
+                (Some(Key::Status(id)), Ok(status)) => all.push((id, status)),
+                (_, Err(error)) => tracing::error!(key, %error, "record left out"),
+                _ => {}
             }
             Ok(())
         })?;
@@ -184,6 +186,16 @@ impl Tables {
         self.read_all("template/")
     }
 
+    /// The places of all records of a table, whether or not they can be read.
+    pub fn keys(&self, table: Table) -> Result<Vec<Key>, TablesError> {
+        let mut keys = Vec::new();
+        self.each(table.prefix(), |key, _| {
+            keys.extend(Key::parse(key));
+            Ok(())
+        })?;
+        Ok(keys)
+    }
+
     /// The revision of the newest commit.
     pub fn revision(&self) -> Result<Revision, TablesError> {
         Ok(self.kv.range(&Key::NextId.path(), None, 1)?.revision)
@@ -203,20 +215,17 @@ impl Tables {
             .transpose()
     }
 
+    /// A record that can not be read is named in the log and left out: it hides no other.
     fn read_all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<Row<T>>, TablesError> {
         let mut rows = Vec::new();
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.kv.range(prefix, after.as_deref(), PAGE_ENTRIES_MAX)?;
-            for entry in &page.entries {
-                let value = decode(&entry.key, &entry.value)?;
-                rows.push(Row { value, revision: entry.mod_revision });
+        self.each_entry(prefix, |entry| {
+            match decode(&entry.key, &entry.value) {
+                Ok(value) => rows.push(Row { value, revision: entry.mod_revision }),
+                Err(error) => tracing::error!(key = entry.key, %error, "record left out"),
             }
-            match page.entries.last() {
-                Some(last) if page.more => after = Some(last.key.clone()),
-                _ => return Ok(rows),
-            }
-        }
+            Ok(())
+        })?;
+        Ok(rows)
     }
 
     fn each(
@@ -224,11 +233,19 @@ impl Tables {
         prefix: &str,
         mut visit: impl FnMut(&str, &[u8]) -> Result<(), TablesError>,
     ) -> Result<(), TablesError> {
+        self.each_entry(prefix, |entry| visit(&entry.key, &entry.value))
+    }
+
+    fn each_entry(
+        &self,
+        prefix: &str,
+        mut visit: impl FnMut(&Entry) -> Result<(), TablesError>,
+    ) -> Result<(), TablesError> {
         let mut after: Option<String> = None;
         loop {
             let page = self.kv.range(prefix, after.as_deref(), PAGE_ENTRIES_MAX)?;
             for entry in &page.entries {
-                visit(&entry.key, &entry.value)?;
+                visit(entry)?;
             }
             match page.entries.last() {
                 Some(last) if page.more => after = Some(last.key.clone()),

@@ -54,6 +54,24 @@ pub enum DaemonError {
     /// The host's threads could not be started.
     #[error("could not start to work")]
     Host(#[from] tt_host::HostError),
+    /// There are disks, but the store has no host: it was lost, and every disk would be a stray.
+    #[error(
+        "{} has disks, but its store is empty; put the store back, or move the disks away",
+        dir.display()
+    )]
+    LostStore {
+        /// Where the disks are.
+        dir: PathBuf,
+    },
+    /// Another daemon uses the run directory.
+    #[error(
+        "run directory {} belongs to another daemon; give each its own --run (and --data)",
+        dir.display()
+    )]
+    ClaimRun {
+        /// The run directory.
+        dir: PathBuf,
+    },
     /// Another range or block is configured while Vms have addresses of the old one.
     #[error(
         "there are Vms with addresses of block {block} in range {range}; destroy them before \
@@ -100,9 +118,11 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let kv = SqliteKv::open(&config.data_dir.join("store"))?;
     let tables = Tables::new(Arc::new(kv));
     let instance = register::instance(&config.data_dir)?;
+    let _claim = register::claim_run(&config.run_dir, instance)?;
     let (data, run) = (config.data_dir.clone(), config.run_dir.clone());
     let layout = Layout { data, run, instance };
     let known = register::known_host(&tables)?.map(|row: Row<Host>| row.value);
+    register::check_store_is_ours(&config.data_dir, known.as_ref())?;
     let block = register::block(&config, known.as_ref(), &tables)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let vms: Arc<Queue<VmId>> = Arc::new(Queue::new());

@@ -47,12 +47,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the state and, if it is another one, names the Vm.
+    /// Changes the state and, if it is of another kind, names the Vm.
     pub(super) fn set_state(&self, state: GuestState) {
         let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current != state {
-            *current = state;
-            drop(current);
+        let is_other = std::mem::discriminant(&*current) != std::mem::discriminant(&state);
+        *current = state;
+        drop(current);
+        if is_other {
             (self.wake)(self.id);
         }
     }
@@ -93,6 +94,8 @@ async fn serve(stream: UnixStream, shared: &Shared, commands: &mut mpsc::Receive
                             return;
                         }
                     }
+                    // Others come first: a guest that talks without end costs its own channel.
+                    tokio::task::yield_now().await;
                 }
             },
             command = commands.recv() => {

@@ -69,7 +69,12 @@ impl Console {
         let (sender, from) = mpsc::channel(MESSAGES_MAX);
         self.runtime.spawn(async move {
             loop {
-                let chunk = match shown.recv().await {
+                let received = tokio::select! {
+                    // A silent guest must not keep the place of a client that has left.
+                    () = sender.closed() => return,
+                    received = shown.recv() => received,
+                };
+                let chunk = match received {
                     Ok(chunk) => chunk,
                     Err(broadcast::error::RecvError::Lagged(_)) => {
                         b"\r\n[tt: output was skipped]\r\n".to_vec()
@@ -155,9 +160,10 @@ async fn serve(
 ) {
     let (mut reader, mut writer) = stream.into_split();
     let mut buffer = [0; 4096];
+    let mut pending: Vec<u8> = Vec::new();
     loop {
         tokio::select! {
-            // Cancel-safe: `read` has taken nothing when the other branch wins.
+            // Cancel-safe: `read`, `write` and `recv` have done nothing when another branch wins.
             read = reader.read(&mut buffer) => match read {
                 Ok(0) | Err(_) => return,
                 Ok(length) => {
@@ -167,11 +173,12 @@ async fn serve(
                     tokio::time::sleep(READ_PAUSE).await;
                 }
             },
-            Some(bytes) = typed.recv() => {
-                if writer.write_all(&bytes).await.is_err() {
-                    return;
-                }
-            }
+            // Beside the reading: a guest that echoes stops taking input until its output is read.
+            written = writer.write(&pending), if !pending.is_empty() => match written {
+                Ok(length) => drop(pending.drain(..length)),
+                Err(_) => return,
+            },
+            Some(bytes) = typed.recv(), if pending.is_empty() => pending = bytes,
         }
     }
 }

@@ -49,6 +49,9 @@ pub trait GuestControl: Send + Sync + Debug {
     /// Asks the guest to shut down. `false` if there is no agent to ask.
     fn shut_down(&self, id: VmId) -> bool;
 
+    /// The Env is gone: forgets who was who in it.
+    fn forget_names(&self, env: EnvId);
+
     /// The machine is gone: closes the channel.
     fn forget(&self, id: VmId);
 
@@ -56,6 +59,8 @@ pub trait GuestControl: Send + Sync + Debug {
     fn erase(&self, id: VmId);
 }
 
+/// How long a guest may take to open a stream.
+const OPEN_MAX: std::time::Duration = std::time::Duration::from_secs(15);
 /// Commands under way to one guest's channel.
 const COMMANDS_MAX: usize = 64;
 
@@ -81,7 +86,6 @@ struct Guest {
     commands: mpsc::Sender<Command>,
     console: Console,
     channel: Option<AbortHandle>,
-    env_id: EnvId,
 }
 
 impl Drop for Guest {
@@ -129,7 +133,8 @@ impl Guests {
         let (reply, answer) = oneshot::channel();
         let command = Command::Open { open, reply };
         commands.try_send(command).map_err(|_| no_agent(id))?;
-        answer.await.map_err(|_| no_agent(id))?
+        let answer = tokio::time::timeout(OPEN_MAX, answer).await;
+        answer.map_err(|_| no_agent(id))?.map_err(|_| no_agent(id))?
     }
 
     /// Attaches to the serial console of a running machine.
@@ -188,7 +193,7 @@ impl Guests {
         let socket = self.layout.console_socket(vm.id);
         let log = self.layout.console_log(vm.id);
         let console = Console::start(&self.runtime, socket, log);
-        Guest { shared, commands, console, channel, env_id: vm.env_id }
+        Guest { shared, commands, console, channel }
     }
 
     fn guests(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
@@ -205,6 +210,10 @@ impl GuestControl for Guests {
         self.names().insert(env, members.to_vec());
     }
 
+    fn forget_names(&self, env: EnvId) {
+        self.names().remove(&env);
+    }
+
     fn ensure(&self, vm: &Vm) -> GuestState {
         let mut guests = self.guests();
         let guest = guests.entry(vm.id).or_insert_with(|| self.start(vm));
@@ -213,8 +222,8 @@ impl GuestControl for Guests {
             return GuestState::Ready;
         }
         let state = guest.shared.state();
-        if matches!(state, GuestState::Refused(_)) {
-            // A full queue holds such a command already.
+        if state != GuestState::Ready && guest.commands.capacity() == COMMANDS_MAX {
+            // One that waits is enough; a session that has none to wait for leaves it alone.
             let _ = guest.commands.try_send(Command::SetUp);
         }
         state
@@ -230,14 +239,7 @@ impl GuestControl for Guests {
     }
 
     fn forget(&self, id: VmId) {
-        let guest = self.guests().remove(&id);
-        if let Some(guest) = guest {
-            let env = guest.env_id;
-            let is_last = !self.guests().values().any(|other| other.env_id == env);
-            if is_last {
-                self.names().remove(&env);
-            }
-        }
+        self.guests().remove(&id);
     }
 
     fn erase(&self, id: VmId) {

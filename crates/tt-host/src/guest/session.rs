@@ -5,7 +5,7 @@ use super::channel::{Command, Shared};
 use super::stream::{GuestStream, StreamEnd};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::mpsc;
@@ -18,6 +18,11 @@ use tt_model::{ErrorCode, Refusal};
 /// Frames that wait to be written to a guest.
 const FRAMES_MAX: usize = 64;
 
+/// How long a guest may leave its channel unread.
+const SEND_MAX: Duration = Duration::from_secs(10);
+/// Least time between two boots of a guest that are believed.
+const REBOOT_MIN: Duration = Duration::from_millis(200);
+
 /// The connection is of no use any more.
 #[derive(Debug)]
 pub(super) struct Broken;
@@ -28,6 +33,8 @@ pub(super) struct Session<'a> {
     nonce: u64,
     is_open: bool,
     is_set_up: bool,
+    /// Whether a set-up was sent that the guest has not answered.
+    awaits_setup: bool,
     next_stream: u32,
     streams: HashMap<u32, Arc<StreamEnd>>,
 }
@@ -42,6 +49,7 @@ impl<'a> Session<'a> {
             nonce: random_u64(),
             is_open: false,
             is_set_up: false,
+            awaits_setup: false,
             next_stream: 1,
             streams: HashMap::new(),
         };
@@ -65,9 +73,18 @@ impl<'a> Session<'a> {
 
     pub(super) async fn command(&mut self, command: Command) -> Result<(), Broken> {
         match command {
-            Command::SetUp if self.is_open && !self.is_set_up => self.set_up().await,
+            Command::SetUp if self.is_open && !self.is_set_up && !self.awaits_setup => {
+                self.set_up().await
+            }
             Command::SetUp => Ok(()),
-            Command::ShutDown => self.send(&HostMessage::Shutdown { reboot: false }).await,
+            Command::ShutDown => {
+                // It is going: neither ready nor to be asked a second time.
+                self.is_set_up = false;
+                self.shared.set_state(GuestState::Waiting);
+                self.send(&HostMessage::Shutdown { reboot: false }).await
+            }
+            // Who asked has given up: nothing may be started for nobody.
+            Command::Open { reply, .. } if reply.is_closed() => Ok(()),
             Command::Open { open, reply } => {
                 let opened = if self.is_set_up { self.open(open).await? } else { Err(not_ready()) };
                 // Who asked may have left; the stream ends with the dropped answer.
@@ -110,6 +127,8 @@ impl<'a> Session<'a> {
         match message {
             GuestMessage::Ready { .. } => {
                 if self.is_open {
+                    // No guest boots faster; one that only says so must not keep the host busy.
+                    tokio::time::sleep(REBOOT_MIN).await;
                     // The guest has rebooted: its streams are gone with it.
                     self.end_streams();
                     self.nonce = random_u64();
@@ -135,6 +154,12 @@ impl<'a> Session<'a> {
             }
             // Whatever comes before the acknowledgement belongs to an older session.
             _ if !self.is_open => Ok(()),
+            // Unasked for, it is no news: a guest must not be able to keep the host writing.
+            GuestMessage::SetupDone { .. } | GuestMessage::SetupFailed { .. }
+                if !std::mem::take(&mut self.awaits_setup) =>
+            {
+                Ok(())
+            }
             GuestMessage::SetupDone { .. } => {
                 self.is_set_up = true;
                 self.shared.set_state(GuestState::Ready);
@@ -170,7 +195,7 @@ impl<'a> Session<'a> {
     }
 
     async fn set_up(&mut self) -> Result<(), Broken> {
-        self.shared.set_state(GuestState::Waiting);
+        self.awaits_setup = true;
         // The hello may have waited for as long as the guest took to boot.
         self.send(&HostMessage::SetClock { time_unix_ns: now_unix_ns() }).await?;
         self.send(&HostMessage::Setup(self.shared.setup.clone())).await
@@ -210,7 +235,7 @@ impl<'a> Session<'a> {
         };
         let (stream, end) = super::stream::pair(id, self.frames.clone());
         self.streams.insert(id, end);
-        self.frames.send(frame).await.map_err(|_| Broken)?;
+        self.send_frame(frame).await?;
         Ok(Ok(stream))
     }
 
@@ -221,8 +246,13 @@ impl<'a> Session<'a> {
     }
 
     async fn send(&self, message: &HostMessage) -> Result<(), Broken> {
-        let frame = message.encode().map_err(|_| Broken)?;
-        self.frames.send(frame).await.map_err(|_| Broken)
+        self.send_frame(message.encode().map_err(|_| Broken)?).await
+    }
+
+    /// A guest that reads nothing for so long loses its connection, and with it its streams.
+    async fn send_frame(&self, frame: Vec<u8>) -> Result<(), Broken> {
+        let sent = tokio::time::timeout(SEND_MAX, self.frames.send(frame)).await;
+        sent.map_err(|_| Broken)?.map_err(|_| Broken)
     }
 
     fn hello_message(&self) -> HostMessage {

@@ -144,8 +144,7 @@ impl World {
                     if self.script.lock().unwrap().is_dead {
                         return true;
                     }
-                    is_settled &= matches!(next, Next::Never)
-                        || matches!(next, Next::After(delay) if delay.as_secs() >= 30);
+                    is_settled &= matches!(next, Next::Never) || matches!(next, Next::Settled(_));
                 }
             }
             if is_settled && self.further_visit_does_nothing(&daemon) {
@@ -266,6 +265,8 @@ struct FakeGuests {
 
 impl GuestControl for FakeGuests {
     fn set_names(&self, _env: EnvId, _members: &[(String, Ipv4Addr)]) {}
+
+    fn forget_names(&self, _env: EnvId) {}
 
     fn ensure(&self, vm: &Vm) -> GuestState {
         match self.machines.machine(vm.id) {

@@ -64,7 +64,8 @@ pub fn plan_start(env: &mut Env, vms: &mut [Vm], now: u64, policy: &Policy) -> R
         ));
     }
     for vm in vms.iter_mut().filter(|vm| vm.goal != Goal::Running) {
-        vm.set_goal(Goal::Running, 0);
+        // The time of an order to shut down is kept: a guest that still obeys it is started again.
+        vm.set_goal(Goal::Running, vm.kill_timestamp);
     }
     env.state.last_mgmt_timestamp = now;
     env.state.is_stopped = false;
@@ -98,7 +99,9 @@ pub fn plan_end(env: &mut Env, vms: &mut [Vm], now: u64, policy: &Policy) -> boo
     }
     match env.at_end {
         AtEnd::Destroy => plan_destroy(env, vms),
-        AtEnd::Stop if env.state.is_stopped => return false,
+        AtEnd::Stop if vms.iter().all(|vm| vm.goal.height() <= Goal::Stopped.height()) => {
+            return false;
+        }
         AtEnd::Stop => {
             for vm in vms.iter_mut().filter(|vm| vm.goal.height() > Goal::Stopped.height()) {
                 vm.set_goal(Goal::Stopped, now + policy.shutdown_grace);

@@ -4,6 +4,28 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use tt_model::{EnvId, HostId, VmId};
 
+/// A table whose records can be listed without being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Envs.
+    Envs,
+    /// Vms.
+    Vms,
+    /// Templates.
+    Templates,
+}
+
+impl Table {
+    /// How the keys of its records begin.
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Self::Envs => "env/",
+            Self::Vms => "vm/",
+            Self::Templates => "template/",
+        }
+    }
+}
+
 /// The place of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {

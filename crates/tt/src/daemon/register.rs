@@ -3,7 +3,7 @@
 use super::DaemonError;
 use crate::config::Config;
 use ipnet::Ipv4Net;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::Path;
 use tt_host::Clock;
 use tt_model::{EngineFacts, Host, HostId, Instance, StorageKind};
@@ -41,6 +41,50 @@ pub(super) fn instance(data: &Path) -> Result<Instance, DaemonError> {
         }
         Err(error) => Err(failed(error)),
     }
+}
+
+/// Takes the run directory for this daemon. Namespaces, sockets and memory below it are named by
+/// ids that every store begins to count at 1, so no other instance may have things of its own here.
+/// The claim ends with the value.
+pub(super) fn claim_run(run: &Path, instance: Instance) -> Result<std::fs::File, DaemonError> {
+    let path = run.join("instance");
+    let failed = |source| DaemonError::Prepare { path: path.clone(), source };
+    let mut file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
+    let refused = || DaemonError::ClaimRun { dir: run.to_owned() };
+    match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => return Err(refused()),
+        locked => locked.map_err(|error| failed(error.into()))?,
+    }
+    let mut owner = String::new();
+    file.read_to_string(&mut owner).map_err(failed)?;
+    let is_ours = owner.trim() == instance.to_string();
+    if !is_ours && ["vm", "ram", "netns"].iter().any(|part| holds_any(&run.join(part))) {
+        return Err(refused());
+    }
+    file.set_len(0).map_err(failed)?;
+    file.rewind().map_err(failed)?;
+    writeln!(file, "{instance}").map_err(failed)?;
+    Ok(file)
+}
+
+/// Refuses to begin anew beside disks of a store that was lost: they would be cleared as strays, or
+/// given to other Vms of the same ids.
+pub(super) fn check_store_is_ours(data: &Path, known: Option<&Host>) -> Result<(), DaemonError> {
+    let dir = data.join("images");
+    if known.is_none() && holds_any(&dir) {
+        return Err(DaemonError::LostStore { dir });
+    }
+    Ok(())
+}
+
+fn holds_any(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
 }
 
 /// The record of this host as the last daemon left it.
