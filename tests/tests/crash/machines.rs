@@ -11,8 +11,8 @@ fn machines_that_end_by_themselves_are_noticed() {
     lab.tt(&["env", "create", "x", "--vm", "a=micro"]).good();
     a_killed_machine_is_started_again(&lab);
     a_machine_that_was_killed_without_a_daemon_too(&mut lab);
-    a_reboot_is_a_reboot(&lab);
     a_power_off_is_a_stop(&lab);
+    a_reboot_is_a_reboot(&lab);
     lab.tt(&["env", "destroy", "x"]).good();
     lab.finish();
 }
@@ -54,7 +54,6 @@ fn a_machine_that_was_killed_without_a_daemon_too(lab: &mut Lab) {
 
 fn a_reboot_is_a_reboot(lab: &Lab) {
     let before = boot_id(lab);
-    lab.sh("x/a", "echo kept >/root/kept && sync");
     // The guest may go before it says how the program ended.
     lab.exec("x/a", &["reboot"]);
     let is_new = || {
@@ -68,6 +67,7 @@ fn a_reboot_is_a_reboot(lab: &Lab) {
 }
 
 fn a_power_off_is_a_stop(lab: &Lab) {
+    lab.sh("x/a", "echo kept >/root/kept && sync");
     lab.exec("x/a", &["poweroff"]);
     let is_stopped = || lab.vm("x", "a")["status"]["phase"] == "stopped";
     assert!(testkit::within(CONVERGES, is_stopped), "{}", lab.vm("x", "a"));
