@@ -101,7 +101,11 @@ impl Layer for Machine<'_> {
                 if vm.goal == Goal::Paused { stop(StopMode::Pause) } else { Ok(()) }
             }
             Seen::Running if vm.goal == Goal::Paused => stop(StopMode::Pause),
-            Seen::Paused if vm.goal != Goal::Paused => start(),
+            Seen::Paused if vm.goal != Goal::Paused => {
+                start()?;
+                self.guests.resumed(vm.id);
+                Ok(())
+            }
             Seen::Running | Seen::Paused => Ok(()),
             // The record comes first: what is left of the machine is all that tells that its guest
             // wanted to end, and a daemon that died here would start it again.

@@ -31,7 +31,7 @@ pub struct Config {
     pub socket: PathBuf,
     /// The range that all inner addresses come from; 8 to 16 bits long.
     pub range: Ipv4Net,
-    /// The part of it that this host hands out; all of it if nothing is said.
+    /// The part of it that this host hands out; the first one that the host does not use if nothing is said.
     pub block: Option<Ipv4Net>,
     /// First public port that is handed out.
     pub port_min: u16,
@@ -117,7 +117,7 @@ pub struct ConfigArgs {
     /// The range that inner addresses come from [default: 10.0.0.0/8]
     #[arg(long, value_name = "NET")]
     pub range: Option<Ipv4Net>,
-    /// The part of the range that this host hands out [default: all of it]
+    /// The part of the range that this host hands out [default: the first that the host does not use]
     #[arg(long, value_name = "NET")]
     pub block: Option<Ipv4Net>,
     /// First public port that is handed out [default: 20000]

@@ -26,6 +26,8 @@ pub(super) enum Command {
     Open { open: Open, reply: oneshot::Sender<Result<GuestStream, Refusal>> },
     /// Sends the set-up again.
     SetUp,
+    /// Sets the guest's clock.
+    SetClock,
     /// Asks the guest to shut down.
     ShutDown,
 }

@@ -46,6 +46,10 @@ pub trait GuestControl: Send + Sync + Debug {
     /// Opens the channel to a running machine's guest, if it is not open, and says how far it is.
     fn ensure(&self, vm: &Vm) -> GuestState;
 
+    /// The machine stood still and goes on: the guest's clock is set before anything else is asked
+    /// of it.
+    fn resumed(&self, id: VmId);
+
     /// Asks the guest to shut down. `false` if there is no agent to ask.
     fn shut_down(&self, id: VmId) -> bool;
 
@@ -227,6 +231,13 @@ impl GuestControl for Guests {
             let _ = guest.commands.try_send(Command::SetUp);
         }
         state
+    }
+
+    fn resumed(&self, id: VmId) {
+        if let Some(guest) = self.guests().get(&id) {
+            // A channel that is full or closed opens a session anew, and that sets the clock.
+            let _ = guest.commands.try_send(Command::SetClock);
+        }
     }
 
     fn shut_down(&self, id: VmId) -> bool {

@@ -83,6 +83,7 @@ impl<'a> Session<'a> {
                 self.shared.set_state(GuestState::Waiting);
                 self.send(&HostMessage::Shutdown { reboot: false }).await
             }
+            Command::SetClock => self.set_clock().await,
             // Who asked has given up: nothing may be started for nobody.
             Command::Open { reply, .. } if reply.is_closed() => Ok(()),
             Command::Open { open, reply } => {
@@ -197,8 +198,12 @@ impl<'a> Session<'a> {
     async fn set_up(&mut self) -> Result<(), Broken> {
         self.awaits_setup = true;
         // The hello may have waited for as long as the guest took to boot.
-        self.send(&HostMessage::SetClock { time_unix_ns: now_unix_ns() }).await?;
+        self.set_clock().await?;
         self.send(&HostMessage::Setup(self.shared.setup.clone())).await
+    }
+
+    async fn set_clock(&self) -> Result<(), Broken> {
+        self.send(&HostMessage::SetClock { time_unix_ns: now_unix_ns() }).await
     }
 
     async fn open(&mut self, open: Open) -> Result<Result<GuestStream, Refusal>, Broken> {
@@ -292,7 +297,7 @@ fn not_ready() -> Refusal {
 /// A guest's sentence as it may be logged and shown.
 fn bounded(text: &str) -> String {
     const CHARS_MAX: usize = 200;
-    text.chars().take(CHARS_MAX).flat_map(char::escape_debug).collect()
+    text.chars().take(CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn now_unix_ns() -> u64 {

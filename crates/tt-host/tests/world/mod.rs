@@ -275,6 +275,8 @@ impl GuestControl for FakeGuests {
         }
     }
 
+    fn resumed(&self, _id: VmId) {}
+
     fn shut_down(&self, _id: VmId) -> bool {
         false
     }

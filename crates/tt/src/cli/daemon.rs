@@ -4,6 +4,7 @@ use super::error::{CliError, Exit};
 use super::output::Output;
 use crate::config::{Config, ConfigArgs};
 use clap::Args;
+use std::io::IsTerminal;
 use std::path::Path;
 use tracing_subscriber::EnvFilter;
 
@@ -30,7 +31,9 @@ pub async fn run(
     let config = Config::load(&args, socket)?;
     // The configuration has been checked: the filter can be read.
     let filter = EnvFilter::new(&config.log);
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let is_terminal = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(is_terminal);
+    log.with_writer(std::io::stderr).init();
     crate::daemon::run(config).await?;
     Ok(Exit::DONE)
 }
