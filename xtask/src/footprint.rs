@@ -71,13 +71,27 @@ impl Footprint {
 
     /// What came, and what went that only a change of ours would take away.
     fn differences(&self, later: &Self) -> Vec<String> {
-        let came = later.0.difference(&self.0).map(|line| format!("came: {line}"));
-        let went = self.0.difference(&later.0).filter(|line| {
+        let is_telling = |line: &&String| {
+            // Values of a link come and go with it; the link itself is told.
+            link_of_sysctl(line).is_none_or(|link| self.has_link(link) && later.has_link(link))
+        };
+        let came = later.0.difference(&self.0).filter(is_telling);
+        let went = self.0.difference(&later.0).filter(is_telling).filter(|line| {
             // Whoever had these before may have ended them by itself meanwhile.
             !MORTAL.iter().any(|kind| line.starts_with(kind))
         });
+        let came = came.map(|line| format!("came: {line}"));
         came.chain(went.map(|line| format!("went: {line}"))).map(shortened).collect()
     }
+
+    fn has_link(&self, name: &str) -> bool {
+        ["all", "default"].contains(&name) || self.0.contains(&format!("link {name}"))
+    }
+}
+
+/// `NAME` of `sysctl /proc/sys/net/ipv4/conf/NAME/..`
+fn link_of_sysctl(line: &str) -> Option<&str> {
+    line.strip_prefix("sysctl ")?.split_once("/conf/")?.1.split('/').next()
 }
 
 fn shortened(mut line: String) -> String {
@@ -242,6 +256,10 @@ mod tests {
         let of = |lines: &[&str]| Footprint(lines.iter().map(ToString::to_string).collect());
         let differences = of(&["a", "b"]).differences(&of(&["b", "c"]));
         assert_eq!(differences, ["came: c", "went: a"]);
+        let values = of(&["b", "sysctl /proc/sys/net/ipv4/conf/x/f = 1", "link x"]);
+        assert_eq!(of(&["b"]).differences(&values), ["came: link x"]);
+        let changed = of(&["b", "sysctl /proc/sys/net/ipv4/conf/x/f = 0", "link x"]);
+        assert_eq!(values.differences(&changed).len(), 2);
         assert!(of(&["process 1 qemu"]).differences(&of(&[])).is_empty());
         assert!(of(&["a"]).differences(&of(&["a"])).is_empty());
     }

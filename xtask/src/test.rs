@@ -138,8 +138,11 @@ fn run_tests(environment: &[(&str, PathBuf)], args: &[String], tests: &mut Tests
     }
     let argv =
         cargo(["nextest", "run", "--locked", "--no-fail-fast"])?.args(scope(args)).args(args);
+    // Nextest writes its report below the clone's own `target`, wherever builds go.
+    let report = compile::root()?.join("target/nextest/default/junit.xml");
+    // An older run's report would tell of other tests; usually there is none.
+    let _ = fs::remove_file(&report);
     let ran = as_root(argv, environment).watch(|line| tests.line_of_nextest(line));
-    let report = target_dir().join("nextest/default/junit.xml");
     let text = fs::read_to_string(&report).map_err(Failure::to("read", report.display()))?;
     tests.read_report(&text);
     ran
