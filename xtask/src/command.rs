@@ -92,7 +92,9 @@ impl Argv {
             }
         }
         if let Some(limit) = self.limit {
-            full.extend(["timeout".into(), KILL_AFTER.into(), limit.as_secs().to_string().into()]);
+            // In the foreground Ctrl-C reaches the program, too.
+            full.extend(["timeout", "--foreground", KILL_AFTER].map(OsString::from));
+            full.push(limit.as_secs().to_string().into());
         }
         full.extend(self.words.iter().cloned());
         full
@@ -239,7 +241,10 @@ mod tests {
     #[test]
     fn a_limit_stands_before_the_program() {
         let argv = Argv::new("tt").arg("verify").limit(Duration::from_secs(60));
-        assert_eq!(argv.full(), ["timeout", "--kill-after=10", "60", "tt", "verify"]);
+        assert_eq!(
+            argv.full(),
+            ["timeout", "--foreground", "--kill-after=10", "60", "tt", "verify"]
+        );
     }
 
     #[test]
