@@ -14,8 +14,10 @@ use outcome::Tests;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// The database is small; where nothing answers, a run is not held up.
+const ADVISORIES_LIMIT: Duration = Duration::from_secs(60);
 /// Guests are emulated: more at a time than this, and their boots run into limits.
 const THREADS_WITHOUT_GROUPS: &str = "--test-threads=2";
 
@@ -64,7 +66,11 @@ fn lints(steps: &mut Steps) {
             "cargo-clippy",
             &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"],
         ),
-        ("licences, advisories, sources", "cargo-deny", &["deny", "check"]),
+        (
+            "licences, bans, sources",
+            "cargo-deny",
+            &["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
+        ),
         ("unused dependencies", "cargo-machete", &["machete"]),
     ] {
         match interrupt::came() || has_program(component) {
@@ -73,11 +79,29 @@ fn lints(steps: &mut Steps) {
             false => steps.skip(name, &format!("{component} is not installed")),
         }
     }
+    advisories(steps);
     steps.run("documents", || {
         cargo(["doc", "--workspace", "--no-deps", "--locked"])?
             .env("RUSTDOCFLAGS", "-D warnings")
             .run()
     });
+}
+
+/// The database of advisories lies on the network, which not every machine reaches.
+fn advisories(steps: &mut Steps) {
+    let name = "advisories";
+    let deny = |words: &[&str]| {
+        let argv = cargo(["deny"])?.args(words);
+        Ok(argv.limit(ADVISORIES_LIMIT))
+    };
+    let fetch = || Ok::<bool, Failure>(deny(&["fetch", "db"])?.look()?.status.success());
+    if !has_program("cargo-deny") {
+        steps.skip(name, "cargo-deny is not installed");
+    } else if !fetch().unwrap_or(false) {
+        steps.skip(name, "their database can not be fetched here");
+    } else {
+        steps.run(name, || deny(&["check", "--hide-inclusion-graph", "advisories"])?.run());
+    }
 }
 
 fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
