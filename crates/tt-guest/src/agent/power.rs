@@ -55,10 +55,16 @@ pub fn wait_for_signals(agent: &Arc<Agent>) -> ExitCode {
         if !agent.pid1 {
             return ExitCode::SUCCESS;
         }
-        if let Err(Refusal { why, .. }) = shut_down(agent, false) {
+        if let Err(Refusal { why, .. }) = shut_down(agent, means_reboot(signal)) {
             say(why);
         }
     }
+}
+
+/// What a signal asks the first process for, as BusyBox's programs send them: `reboot` sends `SIGTERM`, ctrl-alt-del
+/// `SIGINT`, `halt` and `poweroff` the two others.
+fn means_reboot(signal: i32) -> bool {
+    matches!(signal, libc::SIGTERM | libc::SIGINT)
 }
 
 /// Ends the guest. Returns when this is refused, or under way.
@@ -141,7 +147,7 @@ fn signals() -> libc::sigset_t {
     unsafe {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
-        for signal in [libc::SIGTERM, libc::SIGINT] {
+        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGUSR1, libc::SIGUSR2] {
             libc::sigaddset(&raw mut set, signal);
         }
         set
