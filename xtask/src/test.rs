@@ -71,7 +71,6 @@ fn lints(steps: &mut Steps) {
             "cargo-deny",
             &["deny", "check", "--hide-inclusion-graph", "bans", "licenses", "sources"],
         ),
-        ("unused dependencies", "cargo-machete", &["machete"]),
     ] {
         match interrupt::came() || has_program(component) {
             _ if interrupt::came() => steps.skip(name, "interrupted"),
@@ -80,11 +79,21 @@ fn lints(steps: &mut Steps) {
         }
     }
     advisories(steps);
+    unused(steps);
     steps.run("documents", || {
         cargo(["doc", "--workspace", "--no-deps", "--locked"])?
             .env("RUSTDOCFLAGS", "-D warnings")
             .run()
     });
+}
+
+/// Started by itself: below `cargo run` it does not see that Cargo started it, and takes its own name for a path.
+fn unused(steps: &mut Steps) {
+    let (name, program) = ("unused dependencies", "cargo-machete");
+    match has_program(program) {
+        true => drop(steps.run(name, || Argv::new(program).dir(compile::root()?).run())),
+        false => steps.skip(name, "cargo-machete is not installed"),
+    }
 }
 
 /// The database of advisories lies on the network, which not every machine reaches.
