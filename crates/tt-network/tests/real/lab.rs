@@ -392,9 +392,7 @@ impl Lab {
 impl Drop for Lab {
     /// What is mounted can not be removed with the directory.
     fn drop(&mut self) {
-        let Ok(entries) = std::fs::read_dir(self.layout.netns_dir()) else {
-            return;
-        };
+        let entries = std::fs::read_dir(self.layout.netns_dir()).into_iter().flatten();
         for entry in entries.flatten() {
             let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
         }
