@@ -106,6 +106,8 @@ fn start(options: Options, pid1: bool, later: Vec<stage1::Module>) -> io::Result
     thread("writer", move || write(&writer))?;
     let reader = Arc::clone(&agent);
     thread("reader", move || session::serve(&reader))?;
+    let reminder = Arc::clone(&agent);
+    thread("reminder", move || session::remind(&reminder))?;
     if pid1 {
         init::begin(&agent, later)?;
     }

@@ -27,6 +27,9 @@ const MAX_SETUPS: usize = 4;
 /// opened, and the host need not be asked for it.
 const HELLO_WAIT: Duration = Duration::from_millis(50);
 
+/// When a host that has said nothing is told again.
+const REMINDER_SECS: [u64; 8] = [1, 2, 2, 5, 5, 10, 10, 20];
+
 type Streams = Arc<Mutex<HashMap<u32, Arc<Stream>>>>;
 
 /// The session of the host that is connected now.
@@ -71,6 +74,19 @@ pub fn serve(agent: &Arc<Agent>) {
                 std::thread::sleep(Duration::from_secs(1));
             }
         }
+    }
+}
+
+/// Says again and again, for a bounded time, that no session was ever opened: what was said once may be lost with a
+/// frame that the guest's former life left unfinished.
+pub fn remind(agent: &Arc<Agent>) {
+    for pause in REMINDER_SECS {
+        std::thread::sleep(Duration::from_secs(pause));
+        if agent.boot_ms.get().is_some() {
+            return;
+        }
+        let agent_version = AGENT_VERSION.to_owned();
+        agent.outbox.tell_now(&GuestMessage::Ready { version: PROTOCOL_VERSION, agent_version });
     }
 }
 
