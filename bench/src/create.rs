@@ -49,7 +49,7 @@ pub fn ten_guests() -> Vec<Row> {
 }
 
 fn lab() -> Option<Lab> {
-    Setup::new("bench").top("log = \"info,tt_host=debug\"").start()
+    Setup::new("bench").log("info,tt_host=debug").start()
 }
 
 fn create(lab: &Lab, count: u32) -> Duration {

@@ -31,6 +31,7 @@ const ACCELERATOR: &str = "tcg";
 pub struct Setup {
     name: &'static str,
     top: String,
+    log: &'static str,
     policy: String,
     qemu: String,
     data_size: Option<String>,
@@ -42,6 +43,7 @@ impl Setup {
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
+            log: "info",
             top: "sweep_grace = \"5s\"\n".into(),
             policy: "mgmt_interval = \"0s\"\nshutdown_grace = \"15s\"\n".into(),
             qemu: String::new(),
@@ -54,6 +56,12 @@ impl Setup {
     pub fn beside(mut self, lab: &Lab) -> Self {
         self.spaces = Some((lab.host.clone(), lab.client.clone()));
         self.top("port_min = 30000").top("port_max = 30999")
+    }
+
+    /// What the daemon logs, as `TT_LOG` takes it.
+    pub fn log(mut self, filter: &'static str) -> Self {
+        self.log = filter;
+        self
     }
 
     /// Lets management calls on one Env be so far apart.
@@ -235,7 +243,7 @@ impl Lab {
 
     fn configure(&self, setup: &Setup) {
         let Programs { agent, cache, .. } = self.programs;
-        let Setup { top, policy, qemu, data_size, .. } = setup;
+        let Setup { top, log, policy, qemu, data_size, .. } = setup;
         let (data, run) = (self.data(), self.run_dir());
         fs::create_dir(&data).must("make the data directory");
         if let Some(size) = data_size {
@@ -254,7 +262,7 @@ impl Lab {
         }
         let text = format!(
             "data_dir = {data:?}\nrun_dir = {run:?}\ncache_dir = {cache:?}\nguest_agent = {agent:?}\n\
-             public_addr = \"{HOST}\"\nupstream_dns = []\nlog = \"info\"\n{top}\
+             public_addr = \"{HOST}\"\nupstream_dns = []\nlog = {log:?}\n{top}\
              [qemu]\naccelerator = \"{ACCELERATOR}\"\n{binary}[policy]\n{policy}"
         );
         fs::write(&self.config, text).must("write the configuration");

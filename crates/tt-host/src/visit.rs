@@ -272,7 +272,14 @@ impl<L: Layer> Traced<L> {
         act: impl FnOnce(&L) -> Result<(), Pause>,
     ) -> Result<(), Pause> {
         let layer = failpoint::layer_name(self.0.phase());
-        let span = tracing::debug_span!("layer", layer, verb, env = vm.env_name, vm = vm.name);
+        let span = tracing::debug_span!(
+            "layer",
+            layer,
+            verb,
+            env = vm.env_name,
+            vm = vm.name,
+            id = vm.id.0
+        );
         let _entered = span.enter();
         failpoint::reached(layer, verb, "before");
         let begin = std::time::Instant::now();
