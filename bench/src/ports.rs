@@ -29,6 +29,9 @@ pub fn one_among_many() -> Vec<Row> {
     })
 }
 
+/// As many as a request may ask for.
+const PORTS_PER_VM: usize = tt_model::check::PORTS_PER_VM_MAX;
+
 /// Medians of a change of one port, and of a pass that finds nothing to change.
 fn measure(others: u16) -> (Duration, Duration) {
     let dir = tempfile::tempdir().must("a directory");
@@ -45,10 +48,12 @@ fn measure(others: u16) -> (Duration, Duration) {
         upstream_dns: Vec::new(),
     });
     network.init().must("init");
-    let crowd = member(2, &(1..=others).collect::<Vec<_>>());
-    network.set_net(&crowd).must("set the crowd");
-    let with = member(3, &[60_001]);
-    let without = member(3, &[]);
+    let ports: Vec<u16> = (1..=others).collect();
+    for (crowd, ports) in (2..).zip(ports.chunks(PORTS_PER_VM)) {
+        network.set_net(&member(crowd, ports)).must("set one of the crowd");
+    }
+    let with = member(1000, &[60_001]);
+    let without = member(1000, &[]);
     network.set_net(&without).must("set the member");
     let timed = |vm: &Vm| {
         let begin = Instant::now();
@@ -62,16 +67,21 @@ fn measure(others: u16) -> (Duration, Duration) {
             looks.push(timed(vm));
         }
     }
-    network.unset_net(&crowd).must("unset the crowd");
+    for (crowd, ports) in (2..).zip(ports.chunks(PORTS_PER_VM)) {
+        network.unset_net(&member(crowd, ports)).must("unset one of the crowd");
+    }
     network.unset_net(&without).must("unset the member");
     network.close().must("close");
     (median(changes), median(looks))
 }
 
-fn member(last: u8, public: &[u16]) -> Vm {
+fn member(number: u16, public: &[u16]) -> Vm {
     let mut vm = sample_vm(EnvId(1), 0);
-    vm.id = VmId(u64::from(last));
-    vm.resource.ip_addr = [10, 0, 0, last].into();
+    let [high, low] = number.to_be_bytes();
+    vm.id = VmId(u64::from(number));
+    // Each in an Env of its own: a look at an Env reads its links, and is not what is measured.
+    vm.env_id = EnvId(u64::from(number));
+    vm.resource.ip_addr = [10, 0, high, low].into();
     vm.resource.mac_addr = MacAddr::of_ip(vm.resource.ip_addr);
     let inner = |port| InnerPort { port, protocol: Protocol::Tcp };
     vm.resource.port_map = public.iter().map(|port| (inner(*port), *port)).collect();
