@@ -26,6 +26,7 @@ use crate::{
 };
 use database::{Database, During};
 use lock::DirLock;
+pub use lock::lock_exclusive;
 use log::Log;
 use readers::{READERS, Readers};
 

@@ -6,10 +6,14 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::{Result, StoreError};
 
 const FILE: &str = "lock";
+/// How long [`lock_exclusive`] waits for what a dead holder left, and how often it looks.
+const REMNANT: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(5);
 /// No process id is longer; whatever else stands in the file is not read.
 const PID_BYTES_MAX: u64 = 20;
 
@@ -20,7 +24,7 @@ pub(super) struct DirLock {
 }
 
 impl DirLock {
-    /// Takes the lock of `dir`, or says at once who has it.
+    /// Takes the lock of `dir`, or says who has it.
     pub(super) fn take(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
         let failed = |source| StoreError::Prepare { path: path.clone(), source };
@@ -34,7 +38,7 @@ impl DirLock {
             .mode(0o600)
             .open(&path)
             .map_err(failed)?;
-        match file.try_lock() {
+        match lock_exclusive(&file) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(StoreError::Lock { dir: dir.to_owned(), pid: holder(&mut file) });
@@ -43,6 +47,23 @@ impl DirLock {
         }
         sign(&mut file).map_err(failed)?;
         Ok(Self { _file: file })
+    }
+}
+
+/// Locks a file for this process alone.
+///
+/// A process that is killed may leave a child behind that is not yet the program it was started
+/// for, and shares all its files until then. So a lock that is held is tried again for 5 s.
+///
+/// # Errors
+/// As [`File::try_lock`].
+pub fn lock_exclusive(file: &File) -> std::result::Result<(), TryLockError> {
+    let begin = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if begin.elapsed() < REMNANT => std::thread::sleep(LOOK),
+            locked => return locked,
+        }
     }
 }
 

@@ -86,6 +86,20 @@ fn the_log_stays_bounded_after_a_reopen() {
 }
 
 #[test]
+fn what_a_dead_holder_left_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("lock");
+    let remnant = std::fs::File::create(&path).unwrap();
+    remnant.try_lock().unwrap();
+    let freed = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(remnant);
+    });
+    SqliteKv::open(dir.path()).unwrap();
+    freed.join().unwrap();
+}
+
+#[test]
 fn a_second_store_on_a_directory_is_refused() {
     let dir = TempDir::new().unwrap();
     let kv = SqliteKv::open(dir.path()).unwrap();

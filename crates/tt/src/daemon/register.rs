@@ -57,7 +57,7 @@ pub(super) fn claim_run(run: &Path, instance: Instance) -> Result<std::fs::File,
         .open(&path)
         .map_err(failed)?;
     let refused = || DaemonError::ClaimRun { dir: run.to_owned() };
-    match file.try_lock() {
+    match tt_store::sqlite::lock_exclusive(&file) {
         Err(std::fs::TryLockError::WouldBlock) => return Err(refused()),
         locked => locked.map_err(|error| failed(error.into()))?,
     }
