@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tt_guest::message::{NetworkSetup, Setup};
 use tt_guest::session::Open;
@@ -63,7 +63,7 @@ pub trait GuestControl: Send + Sync + Debug {
     fn erase(&self, id: VmId);
 }
 
-/// How long a guest may take to open a stream.
+/// How long a guest may take to be there, as after a daemon's start, and to open a stream.
 const OPEN_MAX: std::time::Duration = std::time::Duration::from_secs(15);
 /// Commands under way to one guest's channel.
 const COMMANDS_MAX: usize = 64;
@@ -75,6 +75,8 @@ pub struct Guests {
     gateway: Ipv4Addr,
     prefix_len: u8,
     wake: WakeGuest,
+    /// Told when a guest's state has changed.
+    changed: Arc<Notify>,
     guests: Mutex<HashMap<VmId, Guest>>,
     names: Mutex<HashMap<EnvId, Vec<(String, Ipv4Addr)>>>,
 }
@@ -108,37 +110,56 @@ impl Guests {
         host: &Host,
         wake: impl Fn(VmId) + Send + Sync + 'static,
     ) -> Self {
+        let changed = Arc::new(Notify::new());
+        let told = changed.clone();
+        let wake = move |id| {
+            told.notify_waiters();
+            wake(id);
+        };
         Self {
             runtime,
             layout,
             gateway: host.gateway(),
             prefix_len: host.range.prefix_len(),
             wake: Arc::new(wake),
+            changed,
             guests: Mutex::default(),
             names: Mutex::default(),
         }
     }
 
-    /// Opens a stream in a guest that is ready.
+    /// Opens a stream in a guest; one that is not ready yet is waited for.
     pub async fn open(&self, id: VmId, open: Open) -> Result<GuestStream, Refusal> {
-        let commands = {
-            let guests = self.guests();
-            let guest = guests.get(&id).ok_or_else(|| no_agent(id))?;
-            if guest.channel.is_none() {
-                return Err(Refusal::new(
-                    ErrorCode::Unsupported,
-                    format!("vm {id}"),
-                    "its guest has no TT agent",
-                    "use its ports, or a template with the agent",
-                ));
-            }
-            guest.commands.clone()
-        };
+        let ready = tokio::time::timeout(OPEN_MAX, self.ready(id)).await;
+        let commands = ready.map_err(|_| no_agent(id))??;
         let (reply, answer) = oneshot::channel();
         let command = Command::Open { open, reply };
         commands.try_send(command).map_err(|_| no_agent(id))?;
         let answer = tokio::time::timeout(OPEN_MAX, answer).await;
         answer.map_err(|_| no_agent(id))?.map_err(|_| no_agent(id))?
+    }
+
+    async fn ready(&self, id: VmId) -> Result<mpsc::Sender<Command>, Refusal> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if let Some(guest) = self.guests().get(&id) {
+                if guest.channel.is_none() {
+                    return Err(Refusal::new(
+                        ErrorCode::Unsupported,
+                        format!("vm {id}"),
+                        "its guest has no TT agent",
+                        "use its ports, or a template with the agent",
+                    ));
+                }
+                if guest.shared.state() == GuestState::Ready {
+                    return Ok(guest.commands.clone());
+                }
+            }
+            changed.await;
+        }
     }
 
     /// Attaches to the serial console of a running machine.

@@ -89,7 +89,7 @@ fn the_log_stays_bounded_after_a_reopen() {
 fn what_a_dead_holder_left_is_waited_for() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("lock");
-    let remnant = std::fs::File::create(&path).unwrap();
+    let remnant = fs::File::create(&path).unwrap();
     remnant.try_lock().unwrap();
     let freed = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(50));
