@@ -1,6 +1,6 @@
 //! Whether a request makes sense by itself, before anything is looked up.
 
-use crate::{EnvSpec, ErrorCode, Refusal, VmSpec};
+use crate::{EnvSpec, ErrorCode, InnerPort, Refusal, VmSpec, VmUpdate};
 use std::collections::BTreeSet;
 
 /// Longest name of an Env or a Vm: a DNS label has at most 63 bytes (RFC 1035), and `-NNN` must
@@ -18,6 +18,8 @@ pub const PORTS_PER_ENV_MAX: u64 = 1000;
 pub const BLACKLIST_MAX: usize = 1024;
 /// Least memory of a Vm in MB.
 pub const MEM_SIZE_MIN: u32 = 32;
+/// Most snapshots of a Vm.
+pub const SNAPSHOTS_PER_VM_MAX: usize = 128;
 /// Longest key of an idempotent request.
 pub const REQUEST_KEY_BYTES_MAX: usize = 64;
 
@@ -128,27 +130,48 @@ pub fn check_vm(spec: &VmSpec) -> Result<(), Refusal> {
             return Err(invalid(format!("{what} 0"), "there must be some", "give at least 1"));
         }
     }
-    if let Some(mem) = spec.mem_size.filter(|mem| *mem < MEM_SIZE_MIN) {
-        return Err(invalid(
+    check_memory_size(spec.mem_size)?;
+    check_blacklist(spec.net_blacklist.len())?;
+    check_ports(&spec.ports)
+}
+
+/// Checks all that can be said of an update without knowing the Vm.
+pub fn check_update(update: &VmUpdate) -> Result<(), Refusal> {
+    if *update == VmUpdate::default() {
+        return Err(invalid("update", "it changes nothing", "name what is to change"));
+    }
+    if let Some(name) = &update.name {
+        check_name("vm", name)?;
+    }
+    if update.cpu_num == Some(0) {
+        return Err(invalid("cpu_num 0", "there must be some", "give at least 1"));
+    }
+    check_memory_size(update.mem_size)?;
+    check_blacklist(update.net_blacklist.as_ref().map_or(0, Vec::len))?;
+    check_ports(update.ports.as_deref().unwrap_or_default())
+}
+
+fn check_memory_size(mem_size: Option<u32>) -> Result<(), Refusal> {
+    match mem_size {
+        Some(mem) if mem < MEM_SIZE_MIN => Err(invalid(
             format!("mem_size {mem}"),
             "no guest boots in so little memory",
             format!("give at least {MEM_SIZE_MIN} (MB)"),
-        ));
+        )),
+        _ => Ok(()),
     }
-    check_blacklist(spec.net_blacklist.len())?;
-    check_ports(spec)
 }
 
-fn check_ports(spec: &VmSpec) -> Result<(), Refusal> {
-    if spec.ports.len() > PORTS_PER_VM_MAX {
+fn check_ports(ports: &[InnerPort]) -> Result<(), Refusal> {
+    if ports.len() > PORTS_PER_VM_MAX {
         return Err(invalid(
-            format!("{} ports", spec.ports.len()),
+            format!("{} ports", ports.len()),
             "they are too many for one Vm",
             format!("publish at most {PORTS_PER_VM_MAX}"),
         ));
     }
     let mut seen = BTreeSet::new();
-    for port in &spec.ports {
+    for port in ports {
         if !seen.insert(port) {
             return Err(invalid(format!("port {port}"), "it is given twice", "give it once"));
         }

@@ -81,6 +81,20 @@ codes! {
     Guest = 28, "ERR_TT_GUEST", true;
     /// The template could not be made or read.
     Template = 29, "ERR_TT_TEMPLATE", true;
+    /// The snapshot could not be taken.
+    SnapshotCreate = 32, "ERR_TT_SNAPSHOT_CREATE", true;
+    /// The snapshot could not be removed.
+    SnapshotDestroy = 33, "ERR_TT_SNAPSHOT_DESTROY", true;
+    /// The snapshot could not be applied.
+    SnapshotApply = 34, "ERR_TT_SNAPSHOT_APPLY", true;
+    /// The machine could not be updated.
+    UpdateVm = 35, "ERR_TT_UPDATE_VM", true;
+    /// A meta could not be written.
+    MetaCreate = 36, "ERR_TT_META_CREATE_CACHE", true;
+    /// A meta could not be removed.
+    MetaRemove = 37, "ERR_TT_META_REMOVE_CACHE", true;
+    /// A meta could not be read, or is not what was written.
+    MetaRestore = 38, "ERR_TT_META_RESTORE_CACHE", false;
     /// The host lacks something.
     Host = 30, "ERR_TT_HOST", false;
     /// A defect of TT.

@@ -1,5 +1,6 @@
 //! How much of a Vm should exist.
 
+use crate::{VmEngineFeat, feat};
 use serde::{Deserialize, Serialize};
 
 /// How much of a Vm should exist now: a height in its stack of layers (image, net, machine, ready).
@@ -51,6 +52,16 @@ pub enum StopMode {
 }
 
 impl StopMode {
+    /// What an engine must be able to do for it: bits of [`feat`].
+    pub fn feature(self) -> VmEngineFeat {
+        match self {
+            Self::Pause => feat::PAUSE,
+            Self::Suspend => feat::SUSPEND,
+            Self::Shutdown => feat::SHUTDOWN,
+            Self::Kill => 0,
+        }
+    }
+
     /// The goal that the mode leads to.
     pub fn goal(self) -> Goal {
         match self {

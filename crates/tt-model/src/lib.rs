@@ -10,8 +10,10 @@ pub mod fault;
 pub mod goal;
 pub mod host;
 pub mod id;
+pub mod image;
 pub mod names;
 pub mod plan;
+pub mod sample;
 pub mod snapshot;
 pub mod spec;
 pub mod status;
@@ -24,12 +26,13 @@ pub use error::{ErrorCode, Refusal};
 pub use goal::{Goal, StopMode};
 pub use host::{EngineFacts, Host, Usage};
 pub use id::{EnvId, HostId, VmId};
+pub use image::KeptImage;
 pub use names::{Instance, Layout};
-pub use snapshot::Snapshot;
-pub use spec::{EnvSpec, VmSpec};
+pub use snapshot::{Snapshot, SnapshotState};
+pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
 pub use template::VmTemplate;
 pub use vm::{
-    InnerPort, MacAddr, NetKind, PortMap, Protocol, StorageKind, Vm, VmEngineFeat, VmResource,
-    VmState, feat,
+    Disk, InnerPort, MacAddr, MachineSize, NetKind, PortMap, Protocol, StorageKind, Vm,
+    VmEngineFeat, VmResource, VmState, feat,
 };

@@ -36,6 +36,26 @@ pub fn runtime_image(storage: StorageKind, id: VmId, epoch: u32) -> String {
     format!("images/{id}/{epoch}.{}", storage.extension())
 }
 
+/// Relative path of the memory of `id` with that number: a directory.
+pub fn memory(id: VmId, number: u32) -> String {
+    format!("memory/{id}/{number}")
+}
+
+/// Relative path of the memory that a suspended machine of that incarnation left: a directory.
+pub fn suspended(id: VmId, incarnation: u32) -> String {
+    format!("memory/{id}/suspended-{incarnation}")
+}
+
+/// Relative path of the meta of `id` with that number.
+pub fn meta(id: VmId, number: u32) -> PathBuf {
+    PathBuf::from(format!("meta/{id}/{number}.json"))
+}
+
+/// Relative path of the meta that follows every change of `id`.
+pub fn latest_meta(id: VmId) -> PathBuf {
+    PathBuf::from(format!("meta/{id}/latest.json"))
+}
+
 impl Layout {
     /// The runtime image of `vm`.
     pub fn disk(&self, vm: &Vm) -> PathBuf {
@@ -45,6 +65,16 @@ impl Layout {
     /// The directory of all runtime images of a Vm.
     pub fn images_of(&self, id: VmId) -> PathBuf {
         self.data.join("images").join(id.to_string())
+    }
+
+    /// The directory of all memory of a Vm that lies on disk.
+    pub fn memory_of(&self, id: VmId) -> PathBuf {
+        self.data.join("memory").join(id.to_string())
+    }
+
+    /// The directory of all metas of a Vm.
+    pub fn meta_of(&self, id: VmId) -> PathBuf {
+        self.data.join("meta").join(id.to_string())
     }
 
     /// The directory of a template's files (`kernel`, `initramfs`, `disk.raw`).

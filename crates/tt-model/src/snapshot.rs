@@ -1,5 +1,6 @@
 //! The snapshot: a frozen Vm.
 
+use crate::Trouble;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -9,13 +10,42 @@ use std::path::PathBuf;
 pub struct Snapshot {
     /// Unique among the snapshots of its Vm.
     pub name: String,
-    /// Where the storage keeps it; not necessarily a file.
+    /// Its disk, relative to the host's data directory; empty until it is being taken.
     pub path: String,
-    /// The meta that was cached with it.
+    /// The meta that was cached with it, relative to the host's data directory.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub meta_path: PathBuf,
     /// Seconds after which it is removed; `None` keeps it as long as its Vm.
     pub life_time: Option<u64>,
+    /// Which of the Vm's disks it is, once it is being taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u32>,
+    /// Whether memory is to be kept, where there is a machine.
+    pub with_memory: bool,
+    /// Its memory, relative to the host's data directory. In a `Wanted` one: where it is to lie.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// The engine and its version that wrote the memory, e.g. `qemu 10.0.2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_version: Option<String>,
+    /// When it was taken, or wanted if it is not taken yet; seconds since the epoch.
+    pub start_timestamp: u64,
+    /// How far it is.
+    pub state: SnapshotState,
+}
+
+/// How far a snapshot is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Its host is to take it.
+    #[default]
+    Wanted,
+    /// It can be applied.
+    Ready,
+    /// It could not be taken, and nothing of it is left but this.
+    Failed(Trouble),
 }
 
 impl Snapshot {
@@ -26,6 +56,12 @@ impl Snapshot {
 
     /// A snapshot that is removed `life_time` seconds after it was taken.
     pub fn newx(name: String, life_time: Option<u64>, meta_path: PathBuf) -> Self {
-        Self { name, path: String::new(), meta_path, life_time }
+        Self { name, meta_path, life_time, ..Self::default() }
+    }
+
+    /// Whether its life is over at `now` (seconds since the epoch).
+    pub fn is_expired(&self, now: u64) -> bool {
+        let end = self.life_time.map(|life| self.start_timestamp.saturating_add(life));
+        self.state != SnapshotState::Wanted && end.is_some_and(|end| now >= end)
     }
 }

@@ -1,6 +1,6 @@
 //! What a client asks for. Missing values get their defaults in [`plan`](crate::plan).
 
-use crate::{AtEnd, InnerPort, NetKind};
+use crate::{AtEnd, InnerPort, NetKind, VmId};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -61,6 +61,12 @@ pub struct VmSpec {
     /// Whether it gets a random machine-id.
     #[serde(default = "yes")]
     pub rand_uuid: bool,
+    /// Whether its disk outlives it.
+    #[serde(default)]
+    pub keep_image: bool,
+    /// Id of a kept image that its disk is cloned from, in place of the template's.
+    #[serde(default)]
+    pub image: Option<VmId>,
     /// Addresses that it can not connect to, beside the Env's.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
@@ -85,7 +91,57 @@ impl VmSpec {
             net_kind: NetKind::default(),
             count: None,
             rand_uuid: true,
+            keep_image: false,
+            image: None,
             net_blacklist: Vec::new(),
         }
     }
+}
+
+/// A snapshot as asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotSpec {
+    /// Unique among the snapshots of each Vm that it is of.
+    pub name: String,
+    /// Seconds after which it is removed; kept as long as its Vm if missing.
+    #[serde(default)]
+    pub life_time: Option<u64>,
+    /// Whether memory is kept, too.
+    #[serde(default = "yes")]
+    pub with_memory: bool,
+}
+
+/// What is to change of a Vm; what is missing stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct VmUpdate {
+    /// Another name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Virtual CPUs, from the next start on.
+    #[serde(default)]
+    pub cpu_num: Option<u16>,
+    /// Memory in MB (2^20 bytes), from the next start on.
+    #[serde(default)]
+    pub mem_size: Option<u32>,
+    /// Disk in MB (2^20 bytes); it only grows.
+    #[serde(default)]
+    pub disk_size: Option<u32>,
+    /// The inner ports to publish, all of them.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
+    pub ports: Option<Vec<InnerPort>>,
+    /// The addresses that it can not connect to, all of them.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
+    pub net_blacklist: Option<Vec<Ipv4Addr>>,
+    /// Whether it may not open connections to the outside.
+    #[serde(default)]
+    pub deny_outgoing: Option<bool>,
+    /// Whether its disk outlives it.
+    #[serde(default)]
+    pub keep_image: Option<bool>,
 }

@@ -1,8 +1,10 @@
 //! The Vm: one machine of an Env, as planned. Drivers take it whole and choose nothing.
 
+use crate::names::runtime_image;
+use crate::snapshot::SnapshotState;
 use crate::{EnvId, Goal, HostId, Snapshot, VmId, VmTemplate};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -28,10 +30,29 @@ pub struct Vm {
     pub template: VmTemplate,
     /// Which back end holds its runtime image.
     pub storage: StorageKind,
-    /// Counts the disks it has had: `create_image` makes 0, every applied snapshot the next.
+    /// Which of its `disks` is the runtime image.
     pub epoch: u32,
     /// Its disk: a path relative to the host's data directory, or a data set.
     pub runtime_image: String,
+    /// The disks that it has or is to have, by epoch: the runtime image, those of snapshots, and
+    /// what these are layered on. Every other one is removed.
+    #[cfg_attr(feature = "schema", schema(value_type = BTreeMap<String, Disk>))]
+    pub disks: BTreeMap<u32, Disk>,
+    /// The next epoch; none is ever used twice. It also numbers metas and memory.
+    pub next_epoch: u32,
+    /// A kept image that epoch 0 is a clone of, in place of the template's disk: a path as in
+    /// `runtime_image`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Counts the machines that took the place of another one: a machine of an earlier
+    /// incarnation ends, whatever it does.
+    pub incarnation: u32,
+    /// Where the memory lies that the machine of this incarnation begins from once, in place of
+    /// booting: a path relative to the host's data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
+    /// What the machine of this incarnation is made with; `resource` says what is wanted.
+    pub machine: MachineSize,
     /// How it is reached.
     pub net_kind: NetKind,
     /// By name.
@@ -56,6 +77,26 @@ pub struct Vm {
     pub kill_timestamp: u64,
     /// Raised by every change of the record, so that a status tells which one it answers.
     pub generation: u64,
+}
+
+/// One disk of a Vm.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Disk {
+    /// The epoch that it is a clone of or a layer over; none for the first one, which comes from
+    /// the Vm's `base` or template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<u32>,
+}
+
+/// What only a new machine can change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct MachineSize {
+    /// Virtual CPUs.
+    pub cpu_num: u16,
+    /// Memory in MB (2^20 bytes).
+    pub mem_size: u32,
 }
 
 /// Switches of a Vm.
@@ -126,6 +167,14 @@ impl StorageKind {
         match self {
             Self::File => "file",
             Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// Whether a disk of it goes on needing the one that it was made from.
+    pub fn is_layered(self) -> bool {
+        match self {
+            Self::File => false,
+            Self::Qcow2 => true,
         }
     }
 
@@ -326,13 +375,62 @@ pub mod feat {
     }
 }
 
+impl VmResource {
+    /// What a machine is made with.
+    pub fn machine(&self) -> MachineSize {
+        MachineSize { cpu_num: self.cpu_num, mem_size: self.mem_size }
+    }
+}
+
 impl Vm {
     /// Gives it another goal. `kill_timestamp`: see the field.
     pub fn set_goal(&mut self, goal: Goal, kill_timestamp: u64) {
+        if matches!(goal, Goal::Gone | Goal::Stopped) {
+            // What was not suspended begins by booting.
+            self.memory = None;
+        }
         self.goal = goal;
         self.kill_timestamp = kill_timestamp;
         self.state.during_stop = goal != Goal::Running;
         self.generation += 1;
+    }
+
+    /// Whether a wanted size waits for the next start.
+    pub fn needs_restart(&self) -> bool {
+        let has_machine = !matches!(self.goal, Goal::Gone | Goal::Stopped);
+        has_machine && self.machine != self.resource.machine()
+    }
+
+    /// The snapshots that are still to be taken, by name.
+    pub fn wanted_snapshots(&self) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.values().filter(|s| s.state == SnapshotState::Wanted)
+    }
+
+    /// Makes `epoch` of `parent` and lets it be the runtime image.
+    pub(crate) fn turn_to_disk(&mut self, epoch: u32, parent: Option<u32>) {
+        self.disks.insert(epoch, Disk { parent });
+        self.epoch = epoch;
+        self.runtime_image = runtime_image(self.storage, self.id, epoch);
+    }
+
+    /// A number that it has never used for a disk, a meta or memory.
+    pub(crate) fn take_epoch(&mut self) -> u32 {
+        let epoch = self.next_epoch;
+        self.next_epoch += 1;
+        epoch
+    }
+
+    /// Strikes the disks off the list that neither runtime image nor snapshots need.
+    pub(crate) fn drop_disks(&mut self) {
+        let mut needed = BTreeSet::new();
+        let roots = self.snapshots.values().filter_map(|s| s.epoch).chain([self.epoch]);
+        for root in roots {
+            let mut next = Some(root);
+            while let Some(epoch) = next.filter(|epoch| needed.insert(*epoch)) {
+                next = self.disks.get(&epoch).and_then(|disk| disk.parent);
+            }
+        }
+        self.disks.retain(|epoch, _| needed.contains(epoch));
     }
 
     /// `ENV/VM`, as people write it.

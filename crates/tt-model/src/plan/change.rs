@@ -5,27 +5,23 @@ use crate::check::quoted;
 use crate::env::Failure;
 use crate::{AtEnd, Env, ErrorCode, Goal, Host, Refusal, StopMode, Vm, feat};
 
-/// Stops members of an Env: all of it, or those in `vms`.
+/// Stops members of an Env: all of it, or those in `vms`. Without a mode they are suspended where
+/// their engine can, else shut down.
 ///
 /// `vms` are the members that the request means; `whole` says that they are all of the Env.
 pub fn plan_stop(
     env: &mut Env,
     vms: &mut [Vm],
     whole: bool,
-    mode: StopMode,
+    mode: Option<StopMode>,
     host: &Host,
     now: u64,
     policy: &Policy,
 ) -> Result<(), Refusal> {
     check_manageable(env, now, policy)?;
-    let wanted = match mode {
-        StopMode::Pause => feat::PAUSE,
-        StopMode::Suspend => feat::SUSPEND,
-        StopMode::Shutdown => feat::SHUTDOWN,
-        StopMode::Kill => 0,
-    };
     for vm in vms.iter() {
         let features = host.engine(&vm.engine).map_or(0, |engine| engine.features);
+        let wanted = mode.map_or(0, StopMode::feature);
         if wanted & !features != 0 {
             return Err(Refusal::new(
                 ErrorCode::Unsupported,
@@ -34,7 +30,7 @@ pub fn plan_stop(
                 "choose another mode",
             ));
         }
-        if mode == StopMode::Pause && vm.goal.height() < Goal::Paused.height() {
+        if mode == Some(StopMode::Pause) && vm.goal.height() < Goal::Paused.height() {
             return Err(Refusal::new(
                 ErrorCode::State,
                 format!("pause of {}", vm.full_name()),
@@ -43,13 +39,29 @@ pub fn plan_stop(
             ));
         }
     }
-    let kill_timestamp = if mode == StopMode::Shutdown { now + policy.shutdown_grace } else { 0 };
-    vms.iter_mut().for_each(|vm| vm.set_goal(mode.goal(), kill_timestamp));
+    vms.iter_mut().for_each(|vm| stop(vm, mode, host, now, policy));
     env.state.last_mgmt_timestamp = now;
     if whole {
         env.state.is_stopped = true;
     }
     Ok(())
+}
+
+/// Gives a Vm the goal of a mode, or of the best one that its engine has.
+fn stop(vm: &mut Vm, mode: Option<StopMode>, host: &Host, now: u64, policy: &Policy) {
+    let features = host.engine(&vm.engine).map_or(0, |engine| engine.features);
+    let mode = match mode {
+        Some(mode) => mode,
+        // It is at rest already, and nothing of it is lost.
+        None if vm.goal.height() <= Goal::Stopped.height() => return,
+        None if features & feat::SUSPEND != 0 => StopMode::Suspend,
+        None => StopMode::Shutdown,
+    };
+    if mode == StopMode::Suspend && vm.goal == Goal::Stopped {
+        return;
+    }
+    let kill_timestamp = if mode == StopMode::Shutdown { now + policy.shutdown_grace } else { 0 };
+    vm.set_goal(mode.goal(), kill_timestamp);
 }
 
 /// Starts members of an Env: all of it, or those in `vms`.
@@ -64,6 +76,11 @@ pub fn plan_start(env: &mut Env, vms: &mut [Vm], now: u64, policy: &Policy) -> R
         ));
     }
     for vm in vms.iter_mut().filter(|vm| vm.goal != Goal::Running) {
+        if vm.goal == Goal::Stopped && vm.machine != vm.resource.machine() {
+            // A machine that is still on its way down has the old sizes, so it must not go on.
+            vm.machine = vm.resource.machine();
+            vm.incarnation += 1;
+        }
         // The time of an order to shut down is kept: a guest that still obeys it is started again.
         vm.set_goal(Goal::Running, vm.kill_timestamp);
     }
@@ -93,7 +110,7 @@ pub fn plan_destroy(env: &mut Env, vms: &mut [Vm]) {
 }
 
 /// Gives an Env whose lifetime is over its chosen end. Returns whether anything changed.
-pub fn plan_end(env: &mut Env, vms: &mut [Vm], now: u64, policy: &Policy) -> bool {
+pub fn plan_end(env: &mut Env, vms: &mut [Vm], host: &Host, now: u64, policy: &Policy) -> bool {
     if !env.is_expired(now) || env.is_ending {
         return false;
     }
@@ -104,7 +121,7 @@ pub fn plan_end(env: &mut Env, vms: &mut [Vm], now: u64, policy: &Policy) -> boo
         }
         AtEnd::Stop => {
             for vm in vms.iter_mut().filter(|vm| vm.goal.height() > Goal::Stopped.height()) {
-                vm.set_goal(Goal::Stopped, now + policy.shutdown_grace);
+                stop(vm, None, host, now, policy);
             }
             env.state.is_stopped = true;
         }
@@ -118,7 +135,7 @@ pub fn plan_undo(env: &mut Env, vms: &mut [Vm], failure: Failure) {
     plan_destroy(env, vms);
 }
 
-fn check_living(env: &Env) -> Result<(), Refusal> {
+pub(super) fn check_living(env: &Env) -> Result<(), Refusal> {
     if !env.is_ending {
         return Ok(());
     }
@@ -130,7 +147,7 @@ fn check_living(env: &Env) -> Result<(), Refusal> {
     ))
 }
 
-fn check_manageable(env: &Env, now: u64, policy: &Policy) -> Result<(), Refusal> {
+pub(super) fn check_manageable(env: &Env, now: u64, policy: &Policy) -> Result<(), Refusal> {
     check_living(env)?;
     let last = env.state.last_mgmt_timestamp;
     let next = last.saturating_add(policy.mgmt_interval);

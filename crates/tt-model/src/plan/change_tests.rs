@@ -14,7 +14,7 @@ fn shop() -> (Env, Vec<Vm>) {
 fn stop_and_start_change_goal_state_and_generation() {
     let (mut env, mut vms) = shop();
     let policy = Policy::default();
-    plan_stop(&mut env, &mut vms, true, StopMode::Shutdown, &host(), NOW, &policy).unwrap();
+    plan_stop(&mut env, &mut vms, true, Some(StopMode::Shutdown), &host(), NOW, &policy).unwrap();
     assert!(env.state.is_stopped);
     assert_eq!(env.state.last_mgmt_timestamp, NOW);
     for vm in &vms {
@@ -40,12 +40,14 @@ fn what_an_engine_can_not_do_is_refused_and_changes_nothing() {
     let before = (env.clone(), vms.clone());
     let policy = Policy::default();
     let refusal =
-        plan_stop(&mut env, &mut vms, true, StopMode::Suspend, &host(), NOW, &policy).unwrap_err();
+        plan_stop(&mut env, &mut vms, true, Some(StopMode::Suspend), &host(), NOW, &policy)
+            .unwrap_err();
     assert_eq!(refusal.code, ErrorCode::Unsupported);
     assert_eq!((env.clone(), vms.clone()), before);
-    plan_stop(&mut env, &mut vms, true, StopMode::Kill, &host(), NOW, &policy).unwrap();
-    let refusal = plan_stop(&mut env, &mut vms, true, StopMode::Pause, &host(), NOW + 9, &policy)
-        .unwrap_err();
+    plan_stop(&mut env, &mut vms, true, Some(StopMode::Kill), &host(), NOW, &policy).unwrap();
+    let refusal =
+        plan_stop(&mut env, &mut vms, true, Some(StopMode::Pause), &host(), NOW + 9, &policy)
+            .unwrap_err();
     assert_eq!(refusal.code, ErrorCode::State);
 }
 
@@ -68,16 +70,16 @@ fn the_end_comes_once_and_as_chosen() {
     let policy = Policy::default();
     let (mut env, mut vms) = shop();
     let end = env.end_timestamp;
-    assert!(!plan_end(&mut env, &mut vms, end - 1, &policy));
-    assert!(plan_end(&mut env, &mut vms, end, &policy));
+    assert!(!plan_end(&mut env, &mut vms, &host(), end - 1, &policy));
+    assert!(plan_end(&mut env, &mut vms, &host(), end, &policy));
     assert!(env.is_ending && vms.iter().all(|vm| vm.goal == Goal::Gone));
-    assert!(!plan_end(&mut env, &mut vms, end, &policy));
+    assert!(!plan_end(&mut env, &mut vms, &host(), end, &policy));
 
     let (mut env, mut vms) = shop();
     env.at_end = AtEnd::Stop;
-    assert!(plan_end(&mut env, &mut vms, end, &policy));
+    assert!(plan_end(&mut env, &mut vms, &host(), end, &policy));
     assert!(!env.is_ending && vms.iter().all(|vm| vm.goal == Goal::Stopped));
-    assert!(!plan_end(&mut env, &mut vms, end + 1, &policy));
+    assert!(!plan_end(&mut env, &mut vms, &host(), end + 1, &policy));
     let refusal = plan_start(&mut env, &mut vms, end + 9, &policy).unwrap_err();
     assert_eq!(refusal.code, ErrorCode::State);
     plan_extend(&mut env, 60, end + 9, &policy).unwrap();

@@ -2,10 +2,11 @@
 
 use super::{Policy, check_life_time};
 use crate::check::{check_env, check_name, check_request_key, quoted};
-use crate::names::runtime_image;
+use crate::names::{latest_meta, runtime_image};
+use crate::vm::{Disk, MachineSize};
 use crate::{
-    Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, MacAddr, NetKind, PortMap, Refusal,
-    Usage, Vm, VmEngineFeat, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
+    Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, KeptImage, MacAddr, NetKind, PortMap,
+    Refusal, Usage, Vm, VmEngineFeat, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -25,6 +26,8 @@ pub struct World<'a> {
     pub next_id: u64,
     /// By name, at least those that the request names and that exist.
     pub templates: &'a BTreeMap<String, VmTemplate>,
+    /// By id, at least those that the request names and that exist.
+    pub images: &'a BTreeMap<VmId, KeptImage>,
     /// Free addresses, at least [`Needs::addresses`] of them if there are so many.
     pub free_addresses: &'a [Ipv4Addr],
     /// Ports free for both protocols, at least [`Needs::ports`] of them if there are so many.
@@ -60,11 +63,12 @@ pub struct EnvPlan {
 /// Bytes of a machine-id (machine-id(5)).
 const MACHINE_ID_BYTES: usize = 16;
 
-/// What [`plan_env`] needs for a request that [`check_env`] has passed.
-pub fn needs(spec: &EnvSpec) -> Needs {
+/// What [`plan_env`] and [`plan_add`](super::plan_add) need for Vms that
+/// [`check_vm`](crate::check::check_vm) has passed.
+pub fn needs(specs: &[VmSpec]) -> Needs {
     let of = |vm: &VmSpec| vm.count.unwrap_or(1) as usize;
-    let vms = spec.vms.iter().map(of).sum();
-    let ports = spec.vms.iter().map(|vm| of(vm) * vm.ports.len()).sum();
+    let vms = specs.iter().map(of).sum();
+    let ports = specs.iter().map(|vm| of(vm) * vm.ports.len()).sum();
     Needs { addresses: vms, ports, random_bytes: vms * MACHINE_ID_BYTES }
 }
 
@@ -81,19 +85,15 @@ pub fn plan_env(
     let life_time = spec.life_time.unwrap_or(world.policy.life_time_default);
     check_life_time(life_time, world.policy)?;
     let env_id = EnvId(world.next_id);
-    let mut builder = Builder {
-        world,
-        spec,
+    let family = Family {
         env_id,
         env_name: name,
-        next_id: world.next_id + 1,
-        addresses: world.free_addresses.iter(),
-        ports: world.free_ports.iter(),
-        random: world.random.chunks_exact(MACHINE_ID_BYTES),
-        usage: world.usage.clone(),
+        deny_outgoing: spec.deny_outgoing,
+        net_blacklist: &spec.net_blacklist,
     };
+    let mut builder = Builder::new(world, family, world.next_id + 1);
     let mut vms = Vec::new();
-    for (name, vm) in member_names(spec)? {
+    for (name, vm) in member_names(&spec.vms, BTreeSet::new())? {
         vms.push(builder.vm(name, vm)?);
     }
     let env = Env {
@@ -113,11 +113,13 @@ pub fn plan_env(
 }
 
 /// The name of every member with what it is to be, in the order of the request.
-fn member_names(spec: &EnvSpec) -> Result<Vec<(String, &VmSpec)>, Refusal> {
-    let mut taken: BTreeSet<String> = BTreeSet::new();
+pub(super) fn member_names(
+    specs: &[VmSpec],
+    mut taken: BTreeSet<String>,
+) -> Result<Vec<(String, &VmSpec)>, Refusal> {
     let mut members = Vec::new();
-    let explicit: BTreeSet<&str> = spec.vms.iter().filter_map(|vm| vm.name.as_deref()).collect();
-    for vm in &spec.vms {
+    let explicit: BTreeSet<&str> = specs.iter().filter_map(|vm| vm.name.as_deref()).collect();
+    for vm in specs {
         let count = vm.count.unwrap_or(1);
         let stem = vm.name.clone().unwrap_or_else(|| template_stem(&vm.template));
         for index in 1..=count {
@@ -153,23 +155,45 @@ fn template_stem(template: &str) -> String {
     if stem.bytes().any(|b| b.is_ascii_alphabetic()) { stem.into() } else { format!("vm-{stem}") }
 }
 
-struct Builder<'a> {
+/// What a new member has from its Env.
+#[derive(Clone, Copy)]
+pub(super) struct Family<'a> {
+    pub(super) env_id: EnvId,
+    pub(super) env_name: &'a str,
+    pub(super) deny_outgoing: bool,
+    pub(super) net_blacklist: &'a [Ipv4Addr],
+}
+
+/// Plans members one after the other.
+pub(super) struct Builder<'a> {
     world: &'a World<'a>,
-    spec: &'a EnvSpec,
-    env_id: EnvId,
-    env_name: &'a str,
-    next_id: u64,
+    family: Family<'a>,
+    pub(super) next_id: u64,
     addresses: std::slice::Iter<'a, Ipv4Addr>,
     ports: std::slice::Iter<'a, u16>,
     random: std::slice::ChunksExact<'a, u8>,
-    usage: Usage,
+    pub(super) usage: Usage,
 }
 
 impl<'a> Builder<'a> {
-    fn vm(&mut self, name: String, spec: &VmSpec) -> Result<Vm, Refusal> {
+    pub(super) fn new(world: &'a World<'a>, family: Family<'a>, next_id: u64) -> Self {
+        Self {
+            world,
+            family,
+            next_id,
+            addresses: world.free_addresses.iter(),
+            ports: world.free_ports.iter(),
+            random: world.random.chunks_exact(MACHINE_ID_BYTES),
+            usage: world.usage.clone(),
+        }
+    }
+
+    pub(super) fn vm(&mut self, name: String, spec: &VmSpec) -> Result<Vm, Refusal> {
         let template = self.template(&spec.template)?;
+        let base = self.base(spec, template)?;
         let engine = self.engine(spec, template)?;
-        let (cpu_num, mem_size, disk_size) = self.sizes(spec, template)?;
+        let least = base.map_or(template.disk_size, |image| image.disk_size);
+        let (cpu_num, mem_size, disk_size) = self.sizes(spec, template, least)?;
         let ip_addr = *self.addresses.next().ok_or_else(|| self.exhausted("addresses"))?;
         let port_map = self.port_map(spec)?;
         self.usage.addr_cursor = u32::from(ip_addr).wrapping_add(1);
@@ -177,11 +201,11 @@ impl<'a> Builder<'a> {
         self.usage.mem_size += u64::from(mem_size);
         let id = VmId(self.next_id);
         self.next_id += 1;
-        let storage = self.world.host.storage;
+        let storage = base.map_or(self.world.host.storage, |image| image.storage);
         Ok(Vm {
             id,
-            env_id: self.env_id,
-            env_name: self.env_name.to_owned(),
+            env_id: self.family.env_id,
+            env_name: self.family.env_name.to_owned(),
             name,
             host: self.world.host.id,
             engine,
@@ -189,12 +213,18 @@ impl<'a> Builder<'a> {
             storage,
             epoch: 0,
             runtime_image: runtime_image(storage, id, 0),
+            disks: BTreeMap::from([(0, Disk::default())]),
+            next_epoch: 1,
+            base: base.map(|image| image.runtime_image.clone()),
+            incarnation: 0,
+            memory: None,
+            machine: MachineSize { cpu_num, mem_size },
             net_kind: spec.net_kind,
             snapshots: BTreeMap::new(),
-            latest_meta: None,
+            latest_meta: Some(latest_meta(id)),
             state: VmState {
                 during_stop: false,
-                keep_image: false,
+                keep_image: spec.keep_image,
                 rand_uuid: spec.rand_uuid,
                 net_blacklist: self.blacklist(spec),
             },
@@ -211,7 +241,7 @@ impl<'a> Builder<'a> {
                 NetKind::Flatten => ip_addr.to_string(),
             },
             machine_id: self.machine_id(spec)?,
-            deny_outgoing: self.spec.deny_outgoing,
+            deny_outgoing: self.family.deny_outgoing,
             goal: Goal::Running,
             kill_timestamp: 0,
             generation: 1,
@@ -227,6 +257,27 @@ impl<'a> Builder<'a> {
                 "see `tt template ls`; `tt template build micro` makes the built-in one",
             )
         })
+    }
+
+    /// The kept image that its disk is a clone of, if it names one.
+    fn base(&self, spec: &VmSpec, template: &VmTemplate) -> Result<Option<&'a KeptImage>, Refusal> {
+        let Some(id) = spec.image else { return Ok(None) };
+        let refuse = |code, problem: String, remedy| {
+            Err(Refusal::new(code, format!("image {id}"), problem, remedy))
+        };
+        match self.world.images.get(&id) {
+            None => refuse(
+                ErrorCode::NotFound,
+                "there is no such kept image".into(),
+                "see `tt image ls`",
+            ),
+            Some(image) if image.template.digest != template.digest => refuse(
+                ErrorCode::Invalid,
+                format!("it was made from another template than {}", quoted(&template.name)),
+                "name the template that `tt image ls` shows",
+            ),
+            Some(image) => Ok(Some(image)),
+        }
     }
 
     /// The engine asked for, else the host's first one that can.
@@ -265,42 +316,26 @@ impl<'a> Builder<'a> {
         ))
     }
 
-    fn sizes(&self, spec: &VmSpec, template: &VmTemplate) -> Result<(u16, u32, u32), Refusal> {
+    fn sizes(
+        &self,
+        spec: &VmSpec,
+        template: &VmTemplate,
+        disk_size_min: u32,
+    ) -> Result<(u16, u32, u32), Refusal> {
         let host = self.world.host;
         let cpu_num = spec.cpu_num.unwrap_or(self.world.policy.cpu_num_default);
         let mem_size = spec.mem_size.unwrap_or(self.world.policy.mem_size_default);
-        let disk_size = spec.disk_size.unwrap_or(template.disk_size);
-        for (what, value, max) in [
-            ("cpu_num", u64::from(cpu_num), u64::from(host.cpu_num)),
-            ("mem_size", u64::from(mem_size), u64::from(host.mem_size)),
-            ("disk_size", u64::from(disk_size), u64::from(host.disk_size)),
-        ] {
-            if value > max {
-                return Err(Refusal::new(
-                    ErrorCode::Invalid,
-                    format!("{what} {value}"),
-                    format!("host {} has {max}", host.name),
-                    "ask for less",
-                ));
-            }
-        }
-        if disk_size < template.disk_size {
+        let disk_size = spec.disk_size.unwrap_or(disk_size_min);
+        check_sizes(host, cpu_num, mem_size, disk_size)?;
+        if disk_size < disk_size_min {
             return Err(Refusal::new(
                 ErrorCode::Invalid,
                 format!("disk_size {disk_size}"),
-                format!("the disk of template {} has {} MB", template.name, template.disk_size),
+                format!("the disk of template {} has {disk_size_min} MB", template.name),
                 "ask for at least as much",
             ));
         }
-        let free = u64::from(host.mem_size).saturating_sub(self.usage.mem_size);
-        if u64::from(mem_size) > free {
-            return Err(Refusal::new(
-                ErrorCode::NoRoom,
-                format!("mem_size {mem_size}"),
-                format!("host {} has {free} of {} MB left", host.name, host.mem_size),
-                "ask for less, or destroy an Env that is not needed",
-            ));
-        }
+        check_memory(host, &self.usage, mem_size)?;
         Ok((cpu_num, mem_size, disk_size))
     }
 
@@ -326,7 +361,7 @@ impl<'a> Builder<'a> {
     }
 
     fn blacklist(&self, spec: &VmSpec) -> Vec<Ipv4Addr> {
-        let all = self.spec.net_blacklist.iter().chain(&spec.net_blacklist);
+        let all = self.family.net_blacklist.iter().chain(&spec.net_blacklist);
         all.copied().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
@@ -337,14 +372,56 @@ impl<'a> Builder<'a> {
     }
 
     fn exhausted(&self, what: &str) -> Refusal {
-        let host = &self.world.host.name;
-        Refusal::new(
-            ErrorCode::NoRoom,
-            format!("host {host}"),
-            format!("it has not enough free {what}"),
-            "destroy an Env that is not needed",
-        )
+        exhausted(self.world.host, what)
     }
+}
+
+/// The host has no more of something that is counted.
+pub(super) fn exhausted(host: &Host, what: &str) -> Refusal {
+    Refusal::new(
+        ErrorCode::NoRoom,
+        format!("host {}", host.name),
+        format!("it has not enough free {what}"),
+        "destroy an Env that is not needed",
+    )
+}
+
+/// Whether no size is beyond the host.
+pub(super) fn check_sizes(
+    host: &Host,
+    cpu_num: u16,
+    mem_size: u32,
+    disk_size: u32,
+) -> Result<(), Refusal> {
+    for (what, value, max) in [
+        ("cpu_num", u64::from(cpu_num), u64::from(host.cpu_num)),
+        ("mem_size", u64::from(mem_size), u64::from(host.mem_size)),
+        ("disk_size", u64::from(disk_size), u64::from(host.disk_size)),
+    ] {
+        if value > max {
+            return Err(Refusal::new(
+                ErrorCode::Invalid,
+                format!("{what} {value}"),
+                format!("host {} has {max}", host.name),
+                "ask for less",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the host has that much memory left.
+pub(super) fn check_memory(host: &Host, usage: &Usage, mem_size: u32) -> Result<(), Refusal> {
+    let free = u64::from(host.mem_size).saturating_sub(usage.mem_size);
+    if u64::from(mem_size) <= free {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        ErrorCode::NoRoom,
+        format!("mem_size {mem_size}"),
+        format!("host {} has {free} of {} MB left", host.name, host.mem_size),
+        "ask for less, or destroy an Env that is not needed",
+    ))
 }
 
 /// Why `engine` can not run `template` with the features `wanted`, if it can not.

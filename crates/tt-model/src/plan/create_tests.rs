@@ -1,33 +1,12 @@
 //! Tests of planning a new Env.
 
 use super::*;
-use crate::{EngineFacts, HostId, StorageKind};
 use proptest::prelude::*;
 
 pub fn host() -> Host {
-    Host {
-        id: HostId(1),
-        name: "h".into(),
-        version: "0".into(),
-        start_timestamp: 0,
-        public_addr: Ipv4Addr::new(192, 0, 2, 7),
-        range: "10.0.0.0/8".parse().unwrap(),
-        block: "10.0.0.0/16".parse().unwrap(),
-        port_min: 20000,
-        port_max: 29999,
-        cpu_num: 4,
-        mem_size: 8192,
-        disk_size: 100_000,
-        storage: StorageKind::File,
-        storage_reason: String::new(),
-        engines: vec![EngineFacts {
-            name: "qemu".into(),
-            version: "10".into(),
-            detail: "tcg".into(),
-            features: feat::NAT | feat::PAUSE | feat::SHUTDOWN,
-            unusable: None,
-        }],
-    }
+    let mut host = Host { mem_size: 8192, disk_size: 100_000, ..crate::sample::host("qemu") };
+    host.engines[0].features = feat::NAT | feat::PAUSE | feat::SHUTDOWN;
+    host
 }
 
 fn templates() -> BTreeMap<String, VmTemplate> {
@@ -64,6 +43,7 @@ fn plan_with(spec: &EnvSpec, usage: &Usage, host: &Host) -> Result<EnvPlan, Refu
         usage,
         next_id: 7,
         templates: &templates(),
+        images: &BTreeMap::new(),
         free_addresses: &addresses,
         free_ports: &ports,
         random: &random,
@@ -149,7 +129,7 @@ proptest! {
         });
         let spec = env(vms.collect());
         if let Ok(plan) = plan(&spec) {
-            let wanted = needs(&spec);
+            let wanted = needs(&spec.vms);
             prop_assert_eq!(plan.vms.len(), wanted.addresses);
             let ids: BTreeSet<_> = plan.vms.iter().map(|vm| vm.id.0).collect();
             let names: BTreeSet<_> = plan.vms.iter().map(|vm| &vm.name).collect();

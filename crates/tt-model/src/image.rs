@@ -1,0 +1,49 @@
+//! The kept image: a disk that outlives its Vm.
+
+use crate::vm::Disk;
+use crate::{StorageKind, Vm, VmId, VmTemplate};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A disk that outlives its Vm.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct KeptImage {
+    /// Id of the Vm that it was the runtime image of.
+    pub id: VmId,
+    /// `ENV/VM` as that Vm was called.
+    pub name: String,
+    /// What it was once cloned from.
+    pub template: VmTemplate,
+    /// Which back end holds it.
+    pub storage: StorageKind,
+    /// A path relative to the host's data directory.
+    pub runtime_image: String,
+    /// It and what it is layered on, by epoch.
+    #[cfg_attr(feature = "schema", schema(value_type = BTreeMap<String, Disk>))]
+    pub disks: BTreeMap<u32, Disk>,
+    /// The kept image that its lowest layer lies on, if that is not the template's disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Its size in MB (2^20 bytes).
+    pub disk_size: u32,
+    /// When its Vm went, seconds since the epoch.
+    pub kept_timestamp: u64,
+}
+
+impl KeptImage {
+    /// What is kept of `vm`, which goes at `now` (seconds since the epoch).
+    pub fn of(vm: &Vm, now: u64) -> Self {
+        Self {
+            id: vm.id,
+            name: vm.full_name(),
+            template: vm.template.clone(),
+            storage: vm.storage,
+            runtime_image: vm.runtime_image.clone(),
+            disks: vm.disks.clone(),
+            base: vm.base.clone(),
+            disk_size: vm.resource.disk_size,
+            kept_timestamp: now,
+        }
+    }
+}
