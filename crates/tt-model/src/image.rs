@@ -29,6 +29,8 @@ pub struct KeptImage {
     pub disk_size: u32,
     /// When its Vm went, seconds since the epoch.
     pub kept_timestamp: u64,
+    /// Whether it should exist; if not, its host removes it and the record goes last.
+    pub is_wanted: bool,
 }
 
 impl KeptImage {
@@ -44,6 +46,7 @@ impl KeptImage {
             base: vm.base.clone(),
             disk_size: vm.resource.disk_size,
             kept_timestamp: now,
+            is_wanted: true,
         }
     }
 }
