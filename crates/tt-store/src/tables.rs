@@ -12,7 +12,7 @@ use crate::{Entry, Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tt_model::status::Trouble;
-use tt_model::{Env, EnvId, Host, HostId, Usage, Vm, VmId, VmStatus, VmTemplate};
+use tt_model::{Env, EnvId, Host, HostId, KeptImage, Usage, Vm, VmId, VmStatus, VmTemplate};
 
 /// Version of the records' form. A reader refuses records of a newer one.
 pub const RECORD_VERSION: u32 = 1;
@@ -184,6 +184,16 @@ impl Tables {
     /// All templates, by name.
     pub fn templates(&self) -> Result<Vec<Row<TemplateRecord>>, TablesError> {
         self.read_all("template/")
+    }
+
+    /// A kept image by the id of the Vm that it was the runtime image of.
+    pub fn image(&self, id: VmId) -> Result<Option<Row<KeptImage>>, TablesError> {
+        self.read(&Key::Image(id).path())
+    }
+
+    /// All kept images, those of the oldest Vms first.
+    pub fn images(&self) -> Result<Vec<Row<KeptImage>>, TablesError> {
+        self.read_all("image/")
     }
 
     /// The places of all records of a table, whether or not they can be read.

@@ -3,8 +3,9 @@
 use super::{Key, Row, Tables, TablesError, TemplateRecord, encode};
 use crate::{Outcome, Revision, Txn};
 use serde::Serialize;
-use tt_model::plan::EnvPlan;
-use tt_model::{Env, Host, Usage, Vm, VmId, VmStatus};
+use std::collections::BTreeSet;
+use tt_model::plan::{AddPlan, EnvPlan};
+use tt_model::{Env, Host, HostId, KeptImage, Usage, Vm, VmId, VmStatus};
 
 /// What became of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,10 +67,8 @@ impl Change {
     }
 
     /// Removes a template as it was read.
-    pub fn remove_template(mut self, row: &Row<TemplateRecord>) -> Self {
-        let key = Key::Template(row.value.name.clone()).path();
-        self.txn = self.txn.revision(key.clone(), row.revision).delete(key);
-        self
+    pub fn remove_template(self, row: &Row<TemplateRecord>) -> Self {
+        self.remove(&Key::Template(row.value.name.clone()), row.revision)
     }
 
     /// Writes a planned Env, its members and everything that they take.
@@ -81,27 +80,62 @@ impl Change {
     ) -> Result<Self, TablesError> {
         let name = Key::EnvName(plan.env.name.clone());
         self.txn = self.txn.absent(name.path());
-        self = self.put(&name, &plan.env.id)?.put(&Key::Env(plan.env.id), &plan.env)?;
-        for vm in &plan.vms {
-            let address = Key::Address(vm.host, vm.resource.ip_addr);
-            self.txn = self.txn.absent(address.path());
-            self = self.put(&address, &vm.id)?.put(&Key::Vm(vm.id), vm)?;
-            for public in vm.resource.port_map.values() {
-                let port = Key::Port(vm.host, *public);
-                self.txn = self.txn.absent(port.path());
-                self = self.put(&port, &vm.id)?;
-            }
+        self.put(&name, &plan.env.id)?
+            .put(&Key::Env(plan.env.id), &plan.env)?
+            .members(&plan.vms, &plan.usage, usage)?
+            .next_id(plan.next_id, next_id)
+    }
+
+    /// Writes planned members and everything that they take, and their Env, which holds them
+    /// already, over the one that was read.
+    pub fn add_vms(
+        self,
+        plan: &AddPlan,
+        env: &Row<Env>,
+        usage: Option<&Row<Usage>>,
+        next_id: Option<&Row<u64>>,
+    ) -> Result<Self, TablesError> {
+        self.env(env)?.members(&plan.vms, &plan.usage, usage)?.next_id(plan.next_id, next_id)
+    }
+
+    /// Writes a Vm over the one that was read. It takes the public ports that are new, which no
+    /// other Vm may have, and frees those that are gone. Its address stays.
+    pub fn replace_vm(mut self, read: &Row<Vm>, new: &Vm) -> Result<Self, TablesError> {
+        let ports = |vm: &Vm| vm.resource.port_map.values().copied().collect::<BTreeSet<_>>();
+        let (old, wanted) = (ports(&read.value), ports(new));
+        for public in old.difference(&wanted) {
+            self.txn = self.txn.delete(Key::Port(read.value.host, *public).path());
         }
-        if let Some(host) = plan.vms.first().map(|vm| vm.host) {
-            let key = Key::Usage(host);
-            self.txn = guard(self.txn, &key, usage.map(|row| row.revision));
-            self = self.put(&key, &plan.usage)?;
+        for public in wanted.difference(&old) {
+            self = self.take(&Key::Port(new.host, *public), new.id)?;
         }
-        self.txn = guard(self.txn, &Key::NextId, next_id.map(|row| row.revision));
-        self.put(&Key::NextId, &plan.next_id)
+        self.vm(&Row { value: new.clone(), revision: read.revision })
+    }
+
+    /// Writes a host's usage over the one that was read.
+    pub fn usage(self, host: HostId, row: &Row<Usage>) -> Result<Self, TablesError> {
+        self.update(&Key::Usage(host), row)
+    }
+
+    /// Writes a kept image over the one that was read.
+    pub fn image(self, row: &Row<KeptImage>) -> Result<Self, TablesError> {
+        self.update(&Key::Image(row.value.id), row)
+    }
+
+    /// Changes nothing of a kept image and happens only while it is as it was read: what is planned
+    /// from it is not committed after somebody gave it up.
+    pub fn from_image(mut self, row: &Row<KeptImage>) -> Self {
+        self.txn = self.txn.revision(Key::Image(row.value.id).path(), row.revision);
+        self
+    }
+
+    /// Removes a kept image as it was read.
+    pub fn remove_image(self, row: &Row<KeptImage>) -> Self {
+        self.remove(&Key::Image(row.value.id), row.revision)
     }
 
     /// Removes a Vm with everything it takes, and its Env with the last member of an ending one.
+    /// `kept`: what is kept of it, recorded in the same moment.
     ///
     /// `env` must have the Vm out of its `vm_set` already, `usage` must no longer count it.
     pub fn erase_vm(
@@ -109,20 +143,23 @@ impl Change {
         vm: &Row<Vm>,
         env: &Row<Env>,
         usage: &Row<Usage>,
+        kept: Option<&KeptImage>,
     ) -> Result<Self, TablesError> {
-        let key = Key::Vm(vm.value.id).path();
-        self.txn = self.txn.revision(key.clone(), vm.revision).delete(key);
-        self.txn = self.txn.delete(Key::Status(vm.value.id).path());
-        self.txn = self.txn.delete(Key::Address(vm.value.host, vm.value.resource.ip_addr).path());
-        for public in vm.value.resource.port_map.values() {
-            self.txn = self.txn.delete(Key::Port(vm.value.host, *public).path());
+        let gone = &vm.value;
+        self = self.remove(&Key::Vm(gone.id), vm.revision);
+        self.txn = self.txn.delete(Key::Status(gone.id).path());
+        self.txn = self.txn.delete(Key::Address(gone.host, gone.resource.ip_addr).path());
+        for public in gone.resource.port_map.values() {
+            self.txn = self.txn.delete(Key::Port(gone.host, *public).path());
         }
-        self = self.update(&Key::Usage(vm.value.host), usage)?;
+        if let Some(image) = kept {
+            self = self.put(&Key::Image(image.id), image)?;
+        }
+        self = self.usage(gone.host, usage)?;
         if !env.value.is_ending || !env.value.vm_set.is_empty() {
             return self.env(env);
         }
-        let key = Key::Env(env.value.id).path();
-        self.txn = self.txn.revision(key.clone(), env.revision).delete(key);
+        self = self.remove(&Key::Env(env.value.id), env.revision);
         self.txn = self.txn.delete(Key::EnvName(env.value.name.clone()).path());
         Ok(self)
     }
@@ -131,6 +168,38 @@ impl Change {
     pub fn next_id(mut self, next_id: u64, read: Option<&Row<u64>>) -> Result<Self, TablesError> {
         self.txn = guard(self.txn, &Key::NextId, read.map(|row| row.revision));
         self.put(&Key::NextId, &next_id)
+    }
+
+    /// Writes new members of one host, takes their addresses and ports, and counts them.
+    fn members(
+        mut self,
+        vms: &[Vm],
+        counted: &Usage,
+        usage: Option<&Row<Usage>>,
+    ) -> Result<Self, TablesError> {
+        for vm in vms {
+            self = self.take(&Key::Address(vm.host, vm.resource.ip_addr), vm.id)?;
+            self = self.put(&Key::Vm(vm.id), vm)?;
+            for public in vm.resource.port_map.values() {
+                self = self.take(&Key::Port(vm.host, *public), vm.id)?;
+            }
+        }
+        let Some(vm) = vms.first() else { return Ok(self) };
+        let key = Key::Usage(vm.host);
+        self.txn = guard(self.txn, &key, usage.map(|row| row.revision));
+        self.put(&key, counted)
+    }
+
+    /// Gives `id` what nobody may have yet.
+    fn take(mut self, key: &Key, id: VmId) -> Result<Self, TablesError> {
+        self.txn = self.txn.absent(key.path());
+        self.put(key, &id)
+    }
+
+    fn remove(mut self, key: &Key, read: Revision) -> Self {
+        let key = key.path();
+        self.txn = self.txn.revision(key.clone(), read).delete(key);
+        self
     }
 
     fn update<T: Serialize>(mut self, key: &Key, row: &Row<T>) -> Result<Self, TablesError> {

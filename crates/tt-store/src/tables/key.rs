@@ -13,6 +13,8 @@ pub enum Table {
     Vms,
     /// Templates.
     Templates,
+    /// Kept images.
+    Images,
 }
 
 impl Table {
@@ -22,6 +24,7 @@ impl Table {
             Self::Envs => "env/",
             Self::Vms => "vm/",
             Self::Templates => "template/",
+            Self::Images => "image/",
         }
     }
 }
@@ -49,6 +52,8 @@ pub enum Key {
     NextId,
     /// A template.
     Template(String),
+    /// The kept image that was the runtime image of this Vm.
+    Image(VmId),
 }
 
 impl Key {
@@ -67,6 +72,7 @@ impl Key {
             "status" => id().map(|id| Self::Status(VmId(id))),
             "host" => id().map(|id| Self::Host(HostId(id))),
             "template" => Some(Self::Template(rest.to_owned())),
+            "image" => id().map(|id| Self::Image(VmId(id))),
             _ => None,
         }
     }
@@ -85,6 +91,7 @@ impl fmt::Display for Key {
             Self::Port(host, port) => write!(f, "port/{host}/{port:08x}"),
             Self::NextId => f.write_str("next-id"),
             Self::Template(name) => write!(f, "template/{name}"),
+            Self::Image(id) => write!(f, "image/{:016x}", id.0),
         }
     }
 }
