@@ -2,52 +2,26 @@
 
 use super::*;
 use crate::memory::MemoryKv;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tt_model::plan::{Policy, World, needs, plan_env};
-use tt_model::{EngineFacts, EnvSpec, StorageKind, VmSpec, feat};
+use tt_model::{EnvSpec, VmSpec, sample};
+
+mod members;
+mod sizes;
 
 fn host() -> Host {
-    Host {
-        id: HostId(1),
-        name: "h".into(),
-        version: "0".into(),
-        start_timestamp: 0,
-        public_addr: Ipv4Addr::LOCALHOST,
-        range: "10.0.0.0/8".parse().unwrap(),
-        block: "10.0.0.0/24".parse().unwrap(),
-        port_min: 20000,
-        port_max: 20009,
-        cpu_num: 4,
-        mem_size: 1 << 20,
-        disk_size: 1 << 20,
-        storage: StorageKind::File,
-        storage_reason: String::new(),
-        engines: vec![EngineFacts {
-            name: "fake".into(),
-            version: String::new(),
-            detail: String::new(),
-            features: feat::NAT,
-            unusable: None,
-        }],
-    }
+    Host { block: "10.0.0.0/24".parse().unwrap(), port_max: 20009, ..sample::host("fake") }
 }
 
-fn create(tables: &Tables, name: &str, count: u32) -> Option<EnvId> {
+/// Plans with a world that is read from the tables, and commits what `plan` makes of it.
+fn with_world<T>(
+    tables: &Tables,
+    specs: &[VmSpec],
+    plan: impl FnOnce(&World<'_>, Option<&Row<Usage>>, Option<&Row<u64>>) -> Option<(T, Change)>,
+) -> Option<T> {
     let host = host();
-    let template = VmTemplate {
-        name: "micro".into(),
-        compatible_engines: vec!["fake".into()],
-        ..VmTemplate::default()
-    };
-    let vm = VmSpec {
-        count: Some(count),
-        ports: vec!["80".parse().unwrap()],
-        disk_size: Some(1),
-        ..VmSpec::new("micro")
-    };
-    let spec = EnvSpec { vms: vec![vm], ..EnvSpec::default() };
-    let needs = needs(&spec);
+    let needs = needs(specs);
     let usage = tables.usage(host.id).unwrap();
     let next_id = tables.next_id().unwrap();
     let used = usage.clone().map(|row| row.value).unwrap_or_default();
@@ -59,24 +33,48 @@ fn create(tables: &Tables, name: &str, count: u32) -> Option<EnvId> {
         host: &host,
         usage: &used,
         next_id: next_id.as_ref().map_or(1, |row| row.value),
-        templates: &[("micro".to_owned(), template)].into(),
+        templates: &[("micro".to_owned(), sample::template("fake"))].into(),
+        images: &BTreeMap::new(),
         free_addresses: &addresses,
         free_ports: &ports,
         random: &vec![7; needs.random_bytes],
     };
-    let plan = plan_env(name, "k", &spec, &world).ok()?;
-    let change = Change::new().create_env(&plan, usage.as_ref(), next_id.as_ref()).unwrap();
-    matches!(tables.commit(&change).unwrap(), Committed::Done(_)).then_some(plan.env.id)
+    let (planned, change) = plan(&world, usage.as_ref(), next_id.as_ref())?;
+    matches!(tables.commit(&change).unwrap(), Committed::Done(_)).then_some(planned)
+}
+
+/// Vms with one port each.
+fn spec(count: u32) -> VmSpec {
+    VmSpec { count: Some(count), ports: vec!["80".parse().unwrap()], ..VmSpec::new("micro") }
+}
+
+fn create(tables: &Tables, name: &str, count: u32) -> Option<EnvId> {
+    let spec = EnvSpec { vms: vec![spec(count)], ..EnvSpec::default() };
+    with_world(tables, &spec.vms, |world, usage, next_id| {
+        let plan = plan_env(name, "k", &spec, world).ok()?;
+        Some((plan.env.id, Change::new().create_env(&plan, usage, next_id).unwrap()))
+    })
+}
+
+/// All records but those that only count, as places.
+fn places(kv: &MemoryKv) -> Vec<String> {
+    let all = kv.range("", None, 1000).unwrap().entries.into_iter().map(|entry| entry.key);
+    all.filter(|key| key != "next-id" && !key.starts_with("usage/")).collect()
 }
 
 fn erase(tables: &Tables, id: VmId) {
+    erase_keeping(tables, id, false);
+}
+
+fn erase_keeping(tables: &Tables, id: VmId, keep: bool) {
     let vm = tables.vm(id).unwrap().unwrap();
     let mut env = tables.env(vm.value.env_id).unwrap().unwrap();
     let mut usage = tables.usage(vm.value.host).unwrap().unwrap();
     env.value.is_ending = true;
     env.value.vm_set.remove(&id);
     usage.value.vm_num -= 1;
-    let change = Change::new().erase_vm(&vm, &env, &usage).unwrap();
+    let kept = keep.then(|| KeptImage::of(&vm.value, 5));
+    let change = Change::new().erase_vm(&vm, &env, &usage, kept.as_ref()).unwrap();
     assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
 }
 
@@ -93,9 +91,7 @@ fn an_env_comes_and_goes_without_a_trace() {
     for vm in &vms {
         erase(&tables, vm.value.id);
     }
-    let left = kv.range("", None, 100).unwrap();
-    let keys: Vec<_> = left.entries.iter().map(|e| e.key.as_str()).collect();
-    assert_eq!(keys, ["next-id", "usage/0000000000000001"]);
+    assert_eq!(places(&kv), Vec::<String>::new());
     // Ids, and for a while addresses and ports, are not used again.
     create(&tables, "a", 1).unwrap();
     let again = tables.vms().unwrap();
@@ -158,6 +154,7 @@ fn keys_are_read_back() {
         Key::Vm(VmId(u64::MAX)),
         Key::Status(VmId(2)),
         Key::Template("a/b".into()),
+        Key::Image(VmId(4)),
     ] {
         assert_eq!(Key::parse(&key.path()), Some(key));
     }
