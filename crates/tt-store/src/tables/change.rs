@@ -117,6 +117,13 @@ impl Change {
         self.update(&Key::Usage(host), row)
     }
 
+    /// Writes a kept image that has no record yet.
+    pub fn new_image(mut self, image: &KeptImage) -> Result<Self, TablesError> {
+        let key = Key::Image(image.id);
+        self.txn = self.txn.absent(key.path());
+        self.put(&key, image)
+    }
+
     /// Writes a kept image over the one that was read.
     pub fn image(self, row: &Row<KeptImage>) -> Result<Self, TablesError> {
         self.update(&Key::Image(row.value.id), row)
