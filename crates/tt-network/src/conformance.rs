@@ -5,8 +5,7 @@ use crate::{EnvNames, Found, Network, NetworkError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tt_model::{
-    EnvId, Goal, HostId, InnerPort, MacAddr, NetKind, PortMap, Protocol, StorageKind, Vm, VmId,
-    VmResource, VmState, VmTemplate,
+    EnvId, InnerPort, MacAddr, NetKind, PortMap, Protocol, StorageKind, Vm, VmResource, sample,
 };
 
 /// Runs all checks on a network that is not initialised and on whose host nothing is set.
@@ -36,38 +35,21 @@ pub fn sample_vm(env: EnvId, index: usize) -> Vm {
     let ip_addr = Ipv4Addr::new(10, 0, env.0 as u8, 2 + index as u8);
     let port = |port, protocol| InnerPort { port, protocol };
     let public = 20_000 + 2 * u16::from(number);
+    let sample = sample::vm(100 + u64::from(number), "fake", StorageKind::File);
     Vm {
-        id: VmId(100 + u64::from(number)),
         env_id: env,
         env_name: format!("env{env}"),
         name: format!("vm{index}"),
-        host: HostId(1),
-        engine: "fake".into(),
-        template: VmTemplate::default(),
-        storage: StorageKind::File,
-        epoch: 0,
-        runtime_image: String::new(),
-        net_kind: NetKind::Nat,
-        snapshots: BTreeMap::new(),
-        latest_meta: None,
-        state: VmState::default(),
         resource: VmResource {
-            cpu_num: 1,
-            mem_size: 128,
-            disk_size: 1024,
             ip_addr,
             mac_addr: MacAddr::of_ip(ip_addr),
             port_map: PortMap::from([
                 (port(80, Protocol::Tcp), public),
                 (port(53, Protocol::Udp), public + 1),
             ]),
+            ..sample.resource
         },
-        addr: "127.0.0.1".into(),
-        machine_id: None,
-        deny_outgoing: false,
-        goal: Goal::Stopped,
-        kill_timestamp: 0,
-        generation: 1,
+        ..sample
     }
 }
 
