@@ -56,6 +56,21 @@ pub fn latest_meta(id: VmId) -> PathBuf {
     PathBuf::from(format!("meta/{id}/latest.json"))
 }
 
+/// Relative path of the meta of an Env.
+pub fn env_meta(id: EnvId) -> PathBuf {
+    PathBuf::from(format!("meta/env-{id}.json"))
+}
+
+/// Relative path of the meta of a kept image.
+pub fn image_meta(id: VmId) -> PathBuf {
+    PathBuf::from(format!("meta/image-{id}.json"))
+}
+
+/// Relative path of the meta of the host itself.
+pub fn host_meta() -> PathBuf {
+    PathBuf::from("meta/host.json")
+}
+
 impl Layout {
     /// The runtime image of `vm`.
     pub fn disk(&self, vm: &Vm) -> PathBuf {

@@ -59,9 +59,14 @@ impl Snapshot {
         Self { name, meta_path, life_time, ..Self::default() }
     }
 
+    /// When its life ends, seconds since the epoch; it has no end before it was taken.
+    pub fn end_timestamp(&self) -> Option<u64> {
+        let life_time = self.life_time.filter(|_| self.state != SnapshotState::Wanted);
+        life_time.map(|life| self.start_timestamp.saturating_add(life))
+    }
+
     /// Whether its life is over at `now` (seconds since the epoch).
     pub fn is_expired(&self, now: u64) -> bool {
-        let end = self.life_time.map(|life| self.start_timestamp.saturating_add(life));
-        self.state != SnapshotState::Wanted && end.is_some_and(|end| now >= end)
+        self.end_timestamp().is_some_and(|end| now >= end)
     }
 }
