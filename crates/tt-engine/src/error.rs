@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use tt_model::StopMode;
+use tt_model::{StopMode, VmId};
 
 /// What an engine could not do; named after the action that failed.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +98,48 @@ pub enum EngineError {
         /// What came back instead, bounded.
         problem: String,
     },
+    /// A machine of an earlier incarnation lives where a new one is wanted. A retry helps once it is killed.
+    #[error("start incarnation {wanted} of {id}: incarnation {found} has to be killed first")]
+    Replace {
+        /// The Vm.
+        id: VmId,
+        /// That of the process.
+        found: u32,
+        /// That of the Vm.
+        wanted: u32,
+    },
+    /// There is no room for a machine's memory. A retry helps once there is.
+    #[error("keep {need_mb} MB of memory in {path:?}: {free_mb} MB are free")]
+    Room {
+        /// Where it was to lie.
+        path: PathBuf,
+        /// How much it may take.
+        need_mb: u64,
+        /// How much there is.
+        free_mb: u64,
+    },
+    /// A machine's memory could not be copied. A retry may help.
+    #[error("copy memory to {path:?}: {problem}")]
+    Capture {
+        /// Where it was to lie.
+        path: PathBuf,
+        /// What went wrong, bounded.
+        problem: String,
+    },
+    /// A machine can not begin from this memory. No retry helps.
+    #[error("begin from the memory in {path:?}: {problem}")]
+    Load {
+        /// Where it lies.
+        path: PathBuf,
+        /// What is wrong with it and what would be right, bounded.
+        problem: String,
+    },
+    /// A hold's calls came in another order than they may. No retry helps.
+    #[error("{call} comes before the machine stands still")]
+    Order {
+        /// What was called.
+        call: &'static str,
+    },
     /// A fake was told to fail here. A retry helps as soon as it is told otherwise.
     #[error("{effect} failed, as the test wants it")]
     Injected {
@@ -113,7 +155,12 @@ impl EngineError {
     /// Whether the same call may succeed later without the Vm or the configuration being changed.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unusable { .. } | Self::Mode { .. } | Self::Describe { .. } | Self::Died => false,
+            Self::Unusable { .. }
+            | Self::Mode { .. }
+            | Self::Describe { .. }
+            | Self::Load { .. }
+            | Self::Order { .. }
+            | Self::Died => false,
             Self::Make { .. }
             | Self::Read { .. }
             | Self::Remove { .. }
@@ -121,6 +168,9 @@ impl EngineError {
             | Self::Spawn { .. }
             | Self::Process { .. }
             | Self::Monitor { .. }
+            | Self::Replace { .. }
+            | Self::Room { .. }
+            | Self::Capture { .. }
             | Self::Injected { .. } => true,
         }
     }

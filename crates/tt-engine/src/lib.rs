@@ -12,6 +12,7 @@ mod cgroup;
 pub mod conformance;
 mod error;
 pub mod fake;
+mod memory;
 mod process;
 pub mod qemu;
 mod remains;
@@ -39,6 +40,8 @@ pub enum Machine {
         /// How it ended, in one sentence for people.
         why: String,
     },
+    /// It runs or stands still, and is of an earlier incarnation than the Vm: it is to be killed, whatever it does.
+    Outdated,
 }
 
 /// Runs machines. Calls block for milliseconds, never for a guest; any number of threads may make them at once, but
@@ -70,8 +73,14 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
     /// removed first. Disk, tap and template have to be there. Does not wait for the guest; the sockets of
     /// [`Layout`](tt_model::Layout) accept connections on return.
     ///
+    /// A new machine has the sizes of `vm.machine`. It begins from memory if there is some that it has not begun from
+    /// yet: what a suspend in this incarnation left, else `vm.memory`; else it boots. Before its guest executes
+    /// anything, that memory is consumed durably: what was suspended is gone, and that `vm.memory` was begun from is
+    /// noted for this incarnation. So no memory ever runs twice against a disk that has moved on.
+    ///
     /// # Errors
-    /// The engine is unusable, a thing that the machine needs is missing, or the host refuses.
+    /// The engine is unusable, a thing that the machine needs is missing, the host refuses, or a machine of an earlier
+    /// incarnation lives. [`EngineError::Load`]: the memory can not be begun from, and nothing was changed.
     fn start_vm(&self, vm: &Vm) -> Result<(), EngineError>;
 
     /// Brings the machine to rest; one that is absent, exited (but see `Kill`) or already at rest is left alone.
@@ -81,11 +90,51 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
     ///   could not hear.
     /// - `Kill`: a running one is killed on return, and its end is told through [`Wake`]. Of one that has no process
     ///   everything is removed: after that it is [`Machine::Absent`].
-    /// - `Suspend`: memory goes to disk.
+    /// - `Suspend`: on return its memory lies complete and durable in [`suspended`](tt_model::names::suspended), for the
+    ///   next start, and it is killed as by `Kill`. One of an earlier incarnation is just killed.
     ///
     /// # Errors
-    /// The engine can not do `mode` (see [`VmEngine::check_feat`]), or the host refuses.
+    /// The engine can not do `mode` (see [`VmEngine::check_feat`]), or the host refuses. A failed `Suspend` has changed
+    /// nothing: the machine goes on as before.
     fn stop_vm(&self, vm: &Vm, mode: StopMode) -> Result<(), EngineError>;
+
+    /// Applies to a machine with a process what can be applied while it lives: the size of its disk, which only grows.
+    /// Cheap, and without a machine nothing is done.
+    ///
+    /// # Errors
+    /// The machine does not do it.
+    fn update_vm(&self, vm: &Vm) -> Result<(), EngineError>;
+
+    /// Prepares to hold the machine still for a moment, in which its disk, and its memory, can be taken. The guest still
+    /// runs on return. `memory`: the directory, relative to the data directory, where its memory is to lie after
+    /// [`Hold::finish`]; copying begins here, so it takes as long as that takes, at most a minute.
+    ///
+    /// Without a process, or with one of an earlier incarnation, the calls on the [`Hold`] do nothing but
+    /// [`Hold::finish`]: memory that the next start would begin from is the machine's memory.
+    ///
+    /// # Errors
+    /// No room for the memory, or the machine does not do it; nothing is left over.
+    fn prepare_hold(&self, vm: &Vm, memory: Option<&str>) -> Result<Box<dyn Hold>, EngineError>;
+
+    /// Removes the memory that lies on disk and that `vm` does not name: it names that of its snapshots, taken or
+    /// wanted, `vm.memory`, and what a suspend in this incarnation left unless it is stopped. A Vm whose goal is `Gone`
+    /// names none. Cheap when there is nothing to do. Not to be called during a hold.
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn remove_memory(&self, vm: &Vm) -> Result<(), EngineError>;
+
+    /// Every id that has memory, or a part of it, on disk; in order.
+    ///
+    /// # Errors
+    /// The host can not be looked at.
+    fn memories(&self) -> Result<Vec<VmId>, EngineError>;
+
+    /// Removes all memory of an id that no record knows.
+    ///
+    /// # Errors
+    /// The host refuses.
+    fn remove_stray_memory(&self, id: VmId) -> Result<(), EngineError>;
 
     /// Every id that has a machine or the remains of one on this host, in order; found by looking.
     ///
@@ -102,4 +151,39 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
 
     /// Removes what [`VmEngine::init`] prepared, if no machine and no remains are left; else leaves everything alone.
     fn close(&self);
+}
+
+/// A machine that is held still for a moment; see [`VmEngine::prepare_hold`]. The calls come in the order in which they
+/// stand here, each at most once.
+///
+/// Dropped before [`Hold::release`], the guest goes on if it ran before; dropped before [`Hold::finish`] has returned,
+/// no memory is left over. A guest that stands still because the daemon died is [`Machine::Paused`] to the next one.
+/// No other call for this Vm is made meanwhile but [`VmEngine::look`].
+pub trait Hold: Send {
+    /// The guest stands still on return, and what it wrote to its disk is in the file. Takes milliseconds, more if the
+    /// guest has changed much of its memory lately.
+    ///
+    /// # Errors
+    /// It does not stand still; drop the hold.
+    fn pause(&mut self) -> Result<(), EngineError>;
+
+    /// From now on the guest's writes go to `vm.runtime_image`, an empty overlay over the disk that it had. Only while
+    /// it stands still.
+    ///
+    /// # Errors
+    /// The disk is as it was; drop the hold.
+    fn switch_disk(&mut self, vm: &Vm) -> Result<(), EngineError>;
+
+    /// The memory of this moment is safe from the guest's changes, and the guest goes on if it ran before.
+    ///
+    /// # Errors
+    /// The memory is lost; drop the hold, and the guest goes on.
+    fn release(&mut self) -> Result<(), EngineError>;
+
+    /// Whether memory lies in the directory, complete and durable. False if none was asked for, and if there was neither
+    /// a process nor memory that one would begin from.
+    ///
+    /// # Errors
+    /// The memory is lost, e.g. because the disk is full.
+    fn finish(self: Box<Self>) -> Result<bool, EngineError>;
 }

@@ -13,7 +13,7 @@ use crate::cgroup::Cgroups;
 use crate::process::Process;
 use crate::remains::{self, Remains};
 use crate::watch::Watcher;
-use crate::{EngineError, Machine, VmEngine, Wake};
+use crate::{EngineError, Hold, Machine, VmEngine, Wake};
 use host::Usable;
 use qmp::Qmp;
 use std::fs;
@@ -214,7 +214,7 @@ impl VmEngine for QemuEngine {
             Machine::Running => return Ok(()),
             Machine::Paused => return self.resume(&remains),
             Machine::Exited { .. } => self.remove(&remains)?,
-            Machine::Absent => {}
+            Machine::Absent | Machine::Outdated => {}
         }
         let host = self.host()?;
         let usable = host.usable.as_ref().map_err(|why| unusable(why))?;
@@ -250,6 +250,26 @@ impl VmEngine for QemuEngine {
             }
             _ => Ok(()),
         }
+    }
+
+    fn update_vm(&self, _: &Vm) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn prepare_hold(&self, _: &Vm, _: Option<&str>) -> Result<Box<dyn Hold>, EngineError> {
+        Err(EngineError::Mode { engine: NAME, mode: StopMode::Suspend })
+    }
+
+    fn remove_memory(&self, _: &Vm) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn memories(&self) -> Result<Vec<VmId>, EngineError> {
+        Ok(Vec::new())
+    }
+
+    fn remove_stray_memory(&self, _: VmId) -> Result<(), EngineError> {
+        Ok(())
     }
 
     fn machines(&self) -> Result<Vec<VmId>, EngineError> {
