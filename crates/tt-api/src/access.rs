@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tt_guest::session::{FromGuest, Open, ToGuest};
-use tt_model::{Protocol, Refusal, VmId};
+use tt_model::{Protocol, Refusal, Snapshot, Vm, VmId};
 
 /// A future that can be sent between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -20,9 +20,10 @@ pub const STREAM_QUEUE: usize = 8;
 /// Most bytes in one message of a stream.
 pub const STREAM_MESSAGE_BYTES_MAX: usize = 64 << 10;
 
-/// What the API needs of the host beside the store: streams and looks. None of it changes a record.
+/// What the API needs of the host beside the store: streams, looks and repairs. None of it changes a
+/// record.
 ///
-/// `console_log` and `verify` may block: the API calls them on a thread of their own.
+/// `console_log`, `frozen` and `verify` may block: the API calls them on a thread of their own.
 pub trait HostAccess: Send + Sync + 'static {
     /// The ports that something on this host listens on, whoever it is.
     fn listening_ports(&self) -> BTreeSet<(Protocol, u16)>;
@@ -52,11 +53,19 @@ pub trait HostAccess: Send + Sync + 'static {
     /// `ERR_TT_HOST` if the log can not be read. A log that does not exist yet is empty.
     fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal>;
 
-    /// Compares the host with the records. Repairs nothing.
+    /// The Vm as the meta of one of its snapshots has it, after checking that the meta is whole.
+    ///
+    /// # Errors
+    /// `ERR_TT_META_RESTORE_CACHE` if it can not be read or is not what was written.
+    fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal>;
+
+    /// Compares the host with the records. With `repair` it also clears what no record knows and
+    /// makes what a record misses, at once and not after the grace time; what is reported is what
+    /// is left then. Without it nothing is changed.
     ///
     /// # Errors
     /// If the host or the store can not be looked at.
-    fn verify(&self) -> Result<VerifyReport, Refusal>;
+    fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal>;
 }
 
 /// An open stream in a guest. Dropping `from` cancels it; dropping `to` says that no more comes.

@@ -5,6 +5,7 @@
 
 mod events;
 mod http;
+mod members;
 mod stream;
 
 pub use events::{EnvEvent, EnvEvents};
@@ -75,8 +76,13 @@ impl Client {
         self.call(Method::DELETE, &env_path(env), Body::none()).await
     }
 
-    /// Stops every member of an Env.
-    pub async fn stop_env(&self, env: &str, mode: StopMode) -> Result<EnvView, ClientError> {
+    /// Stops every member of an Env; without a mode each is suspended if its engine can, else shut
+    /// down.
+    pub async fn stop_env(
+        &self,
+        env: &str,
+        mode: Option<StopMode>,
+    ) -> Result<EnvView, ClientError> {
         let body = Body::json(&StopRequest { mode })?;
         self.call(Method::POST, &format!("{}/stop", env_path(env)), body).await
     }
@@ -107,12 +113,12 @@ impl Client {
         self.get(&vm_path(env, vm)).await
     }
 
-    /// Stops one member of an Env.
+    /// Stops one member of an Env; without a mode it is suspended if its engine can, else shut down.
     pub async fn stop_vm(
         &self,
         env: &str,
         vm: &str,
-        mode: StopMode,
+        mode: Option<StopMode>,
     ) -> Result<VmView, ClientError> {
         let body = Body::json(&StopRequest { mode })?;
         self.call(Method::POST, &format!("{}/stop", vm_path(env, vm)), body).await
@@ -181,6 +187,11 @@ impl Client {
     /// Compares the daemon's host with the records.
     pub async fn verify(&self) -> Result<VerifyReport, ClientError> {
         self.get("/v1/verify").await
+    }
+
+    /// Makes the daemon's host what the records say, and answers what is left.
+    pub async fn repair(&self) -> Result<VerifyReport, ClientError> {
+        self.call(Method::POST, "/v1/verify", Body::none()).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

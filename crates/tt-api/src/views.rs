@@ -4,9 +4,15 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tt_guest::message::FailureCode;
-use tt_model::{Env, Goal, Host, Phase, StopMode, Trouble, Usage, Vm, VmStatus, VmTemplate, feat};
+use tt_model::{
+    Env, Goal, Host, KeptImage, Phase, StopMode, Trouble, Usage, Vm, VmStatus, VmTemplate, feat,
+};
 use tt_store::tables::TemplateRecord;
 use utoipa::ToSchema;
+
+mod snapshot;
+
+pub use snapshot::{SnapshotList, SnapshotMember, SnapshotPhase, SnapshotView};
 
 /// What answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -39,8 +45,10 @@ pub enum EnvPhase {
     Ready,
     /// A member is on its way to rest.
     Stopping,
-    /// Every member is where it should be, and none has a machine.
+    /// Every member is where it should be, and none has a machine or kept its memory.
     Stopped,
+    /// Every member is where it should be; none has a machine, one at least kept its memory.
+    Suspended,
     /// Every member is where it should be; none runs, one at least stands still.
     Paused,
     /// A member is on its way up again.
@@ -59,6 +67,7 @@ impl EnvPhase {
             Self::Ready => "ready",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
+            Self::Suspended => "suspended",
             Self::Paused => "paused",
             Self::Starting => "starting",
             Self::Ending => "ending",
@@ -78,6 +87,8 @@ pub struct VmView {
     /// Whether the host has answered the record as it is now: the Vm is where its goal says, and
     /// nothing is wrong with it.
     pub is_settled: bool,
+    /// Whether a changed number of CPUs or size of memory waits for its next start.
+    pub needs_restart: bool,
 }
 
 /// All Envs, oldest first.
@@ -98,8 +109,9 @@ pub struct VmList {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopRequest {
-    /// See the type.
-    pub mode: StopMode,
+    /// See the type; without it each machine is suspended if its engine can, else shut down.
+    #[serde(default)]
+    pub mode: Option<StopMode>,
 }
 
 /// How far an Env's end is to be moved.
@@ -108,6 +120,13 @@ pub struct StopRequest {
 pub struct ExtendRequest {
     /// Seconds beyond its present end, or beyond now if that has passed; at least 1.
     pub life_time: u64,
+}
+
+/// All kept images: disks that outlived their Vms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ImageList {
+    /// Those of the oldest Vms first.
+    pub images: Vec<KeptImage>,
 }
 
 /// A template that is to be made.
@@ -194,6 +213,8 @@ pub struct HostList {
 pub struct VerifyReport {
     /// What does not match; nothing if all is well.
     pub findings: Vec<Finding>,
+    /// What did not match and does now; nothing unless a repair was asked for.
+    pub repaired: Vec<Finding>,
     /// How much was compared.
     pub checked: Checked,
 }
@@ -263,7 +284,8 @@ impl VmView {
                 && Some(status.phase) == final_phase(vm.goal)
                 && status.trouble.is_none()
         });
-        Self { vm, status, is_settled }
+        let needs_restart = vm.needs_restart();
+        Self { vm, status, is_settled, needs_restart }
     }
 
     /// What is wrong with it now; what was wrong before its latest change does not count.
@@ -341,6 +363,8 @@ fn env_phase(env: &Env, vms: &[VmView]) -> EnvPhase {
         EnvPhase::Ready
     } else if any_goal(Goal::Paused) {
         EnvPhase::Paused
+    } else if any_goal(Goal::Suspended) {
+        EnvPhase::Suspended
     } else {
         EnvPhase::Stopped
     }

@@ -1,7 +1,7 @@
 //! Tests of the folding.
 
 use super::*;
-use tt_model::{EnvId, ErrorCode};
+use tt_model::{EnvId, ErrorCode, StorageKind, VmResource, sample};
 
 fn env() -> Env {
     serde_json::from_value(serde_json::json!({
@@ -13,20 +13,10 @@ fn env() -> Env {
 }
 
 fn view(goal: Goal, phase: Phase) -> VmView {
-    let vm = serde_json::from_value(serde_json::json!({
-        "id": 2, "env_id": 1, "env_name": "shop", "name": "web", "host": 1, "engine": "qemu",
-        "template": {"name": "micro", "path": "", "memo": null, "compatible_engines": [],
-            "features": [], "digest": "", "disk_size": 1},
-        "storage": "file", "epoch": 0, "runtime_image": "", "net_kind": "nat",
-        "snapshots": {}, "latest_meta": null,
-        "state": {"during_stop": false, "keep_image": false, "rand_uuid": true,
-            "net_blacklist": []},
-        "resource": {"cpu_num": 1, "mem_size": 32, "disk_size": 1, "ip_addr": "10.0.0.2",
-            "mac_addr": "82:17:0d:00:00:02", "port_map": {"53/udp": 20000}},
-        "addr": "192.0.2.7", "machine_id": null, "deny_outgoing": false, "goal": goal,
-        "kill_timestamp": 0, "generation": 3
-    }))
-    .unwrap();
+    let port_map = [("53/udp".parse().unwrap(), 20000)].into();
+    let sample = sample::vm(2, "qemu", StorageKind::File);
+    let resource = VmResource { port_map, ..sample.resource.clone() };
+    let vm = Vm { goal, generation: 3, resource, ..sample };
     let status = VmStatus { phase, generation: 3, since_ms: 0, ready_ms: None, trouble: None };
     VmView::new(vm, Some(status))
 }
@@ -39,7 +29,8 @@ fn an_env_stands_where_its_members_do() {
     for (vms, phase) in [
         (vec![ready(), ready()], EnvPhase::Ready),
         (vec![ready(), stopped()], EnvPhase::Ready),
-        (vec![stopped(), view(Goal::Suspended, Phase::Stopped)], EnvPhase::Stopped),
+        (vec![stopped(), stopped()], EnvPhase::Stopped),
+        (vec![stopped(), view(Goal::Suspended, Phase::Stopped)], EnvPhase::Suspended),
         (vec![stopped(), paused()], EnvPhase::Paused),
         (vec![ready(), view(Goal::Running, Phase::Guest)], EnvPhase::Starting),
         (vec![ready(), view(Goal::Stopped, Phase::Stopping)], EnvPhase::Stopping),
@@ -50,6 +41,14 @@ fn an_env_stands_where_its_members_do() {
     assert_eq!(EnvView::new(young, vec![ready()]).phase, EnvPhase::Creating);
     let old = Env { is_ending: true, ..env() };
     assert_eq!(EnvView::new(old, vec![ready()]).phase, EnvPhase::Ending);
+}
+
+#[test]
+fn a_changed_size_waits_for_a_restart() {
+    let mut vm = view(Goal::Running, Phase::Ready).vm;
+    assert!(!VmView::new(vm.clone(), None).needs_restart);
+    vm.resource.mem_size += 1;
+    assert!(VmView::new(vm, None).needs_restart);
 }
 
 #[test]

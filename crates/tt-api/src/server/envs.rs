@@ -1,18 +1,19 @@
 //! Routes of Envs.
 
+use super::Api;
 use super::create::create_env;
+use super::edit::{Which, edit, start_members, stop_members};
 use super::extract::{EnvName, JsonBody, RequestKey};
 use super::problem::Refusals;
-use super::work::{Answer, attempt, env_row, env_view, host, no_member, vm_views};
-use super::{Api, ApiConfig};
+use super::work::{Answer, env_row, env_view, vm_views};
 use crate::error::ApiError;
 use crate::views::{EnvList, EnvView, ExtendRequest, StopRequest, VmView};
 use axum::extract::State;
 use axum::http::StatusCode;
 use std::collections::BTreeMap;
-use tt_model::plan::{plan_destroy, plan_extend, plan_start, plan_stop};
-use tt_model::{Env, EnvId, EnvSpec, Refusal, Vm};
-use tt_store::tables::{Change, Committed, Row};
+use tt_model::plan::{plan_destroy, plan_extend};
+use tt_model::{Env, EnvId, EnvSpec};
+use tt_store::tables::Row;
 
 /// All Envs, oldest first.
 #[utoipa::path(
@@ -94,7 +95,7 @@ pub(super) async fn destroy(
     EnvName(name): EnvName,
 ) -> Result<Answer, ApiError> {
     api.call(move |config| {
-        let view = edit(config, &name, None, |env, vms, _| {
+        let view = edit(config, &name, Which::All, |env, vms, _| {
             plan_destroy(env, vms);
             Ok(())
         })?;
@@ -103,7 +104,7 @@ pub(super) async fn destroy(
     .await
 }
 
-/// Stops every member.
+/// Stops every member: in the mode asked for, or else as each engine does it best.
 #[utoipa::path(
     post, path = "/v1/envs/{env}/stop", tag = "envs", operation_id = "stop_env",
     params(("env" = String, Path, description = "Name of the Env")),
@@ -144,77 +145,10 @@ pub(super) async fn extend(
     JsonBody(request): JsonBody<ExtendRequest>,
 ) -> Result<Answer, ApiError> {
     api.call(move |config| {
-        let view = edit(config, &name, None, |env, _, _| {
+        let view = edit(config, &name, Which::All, |env, _, _| {
             plan_extend(env, request.life_time, config.access.now_unix_secs(), &config.policy)
         })?;
         Answer::ok(&view)
     })
     .await
-}
-
-/// Stops all members, or the one named `only`.
-pub(super) fn stop_members(
-    config: &ApiConfig,
-    name: &str,
-    only: Option<&str>,
-    request: StopRequest,
-) -> Result<EnvView, ApiError> {
-    let host = host(config)?;
-    edit(config, name, only, |env, vms, whole| {
-        let now = config.access.now_unix_secs();
-        plan_stop(env, vms, whole, request.mode, &host, now, &config.policy)
-    })
-}
-
-/// Starts all members, or the one named `only`.
-pub(super) fn start_members(
-    config: &ApiConfig,
-    name: &str,
-    only: Option<&str>,
-) -> Result<EnvView, ApiError> {
-    edit(config, name, only, |env, vms, _| {
-        plan_start(env, vms, config.access.now_unix_secs(), &config.policy)
-    })
-}
-
-/// Changes an Env and its members, or the one named `only`, as `plan` says, in one commit.
-///
-/// `plan` is also told whether these are all members.
-fn edit(
-    config: &ApiConfig,
-    name: &str,
-    only: Option<&str>,
-    plan: impl Fn(&mut Env, &mut [Vm], bool) -> Result<(), Refusal>,
-) -> Result<EnvView, ApiError> {
-    let tables = &config.tables;
-    let env = attempt(|| {
-        let mut env = env_row(tables, name)?;
-        let mut rows = tables.vms_of(&env.value)?;
-        if let Some(only) = only {
-            rows.retain(|row| row.value.name == only);
-            if rows.is_empty() {
-                return Err(no_member(&env.value, only).into());
-            }
-        }
-        let before = env.value.clone();
-        let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
-        let whole = vms.len() == before.vm_set.len();
-        plan(&mut env.value, &mut vms, whole)?;
-        let changed = changed(rows, vms);
-        if changed.is_empty() && env.value == before {
-            return Ok(Some(env.value));
-        }
-        let change = Change::new().env(&env)?.vms(&changed)?;
-        match tables.commit(&change)? {
-            Committed::Done(_) => Ok(Some(env.value)),
-            Committed::Conflict => Ok(None),
-        }
-    })?;
-    env_view(tables, env)
-}
-
-/// The rows whose Vm is another one now.
-fn changed(rows: Vec<Row<Vm>>, vms: Vec<Vm>) -> Vec<Row<Vm>> {
-    let pairs = rows.into_iter().zip(vms).filter(|(row, vm)| row.value != *vm);
-    pairs.map(|(row, value)| Row { value, revision: row.revision }).collect()
 }

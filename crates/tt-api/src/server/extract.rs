@@ -15,7 +15,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tt_model::check::{check_name, check_request_key, check_template_name, quoted};
-use tt_model::{ErrorCode, Refusal};
+use tt_model::{ErrorCode, Refusal, VmId};
 
 /// Largest body: an Env of 256 members with all their ports has less than 100 KiB.
 pub(super) const BODY_BYTES_MAX: usize = 1 << 20;
@@ -34,6 +34,21 @@ pub(super) struct VmName {
     pub env: String,
     pub vm: String,
 }
+
+/// `{env}` and `{name}` of a snapshot in a path.
+pub(super) struct EnvSnapshot {
+    pub env: String,
+    pub name: String,
+}
+
+/// `{env}`, `{vm}` and `{name}` of a snapshot in a path.
+pub(super) struct VmSnapshot {
+    pub of: VmName,
+    pub name: String,
+}
+
+/// `{id}` of a kept image.
+pub(super) struct ImageId(pub VmId);
 
 /// `{name}` of a template, the rest of a path.
 pub(super) struct TemplateName(pub String);
@@ -65,6 +80,44 @@ impl<S: Send + Sync> FromRequestParts<S> for VmName {
         check_name("env", &env)?;
         check_name("vm", &vm)?;
         Ok(Self { env, vm })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for EnvSnapshot {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let (env, name): (String, String) = path(parts, state).await?;
+        check_name("env", &env)?;
+        check_name("snapshot", &name)?;
+        Ok(Self { env, name })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for VmSnapshot {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let (env, vm, name): (String, String, String) = path(parts, state).await?;
+        check_name("env", &env)?;
+        check_name("vm", &vm)?;
+        check_name("snapshot", &name)?;
+        Ok(Self { of: VmName { env, vm }, name })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for ImageId {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let id: String = path(parts, state).await?;
+        // `u64::from_str` takes a leading `+`; an id has digits only.
+        let digits = id.bytes().all(|b| b.is_ascii_digit());
+        id.parse().ok().filter(|_| digits).map(Self).ok_or_else(|| {
+            let what = format!("image {}", quoted(&id));
+            let remedy = "write a number, as `tt image ls` shows it";
+            Refusal::new(ErrorCode::Invalid, what, "it is no id", remedy).into()
+        })
     }
 }
 

@@ -78,7 +78,17 @@ pub(super) async fn show(
     responses((status = 200, body = VerifyReport), Refusals)
 )]
 pub(super) async fn verify(State(api): State<Api>) -> Result<Answer, ApiError> {
-    api.call(|config| Answer::ok(&config.access.verify()?)).await
+    api.call(|config| Answer::ok(&config.access.verify(false)?)).await
+}
+
+/// Makes this daemon's host what the records say, as far as that can be done at once, and says what
+/// is left.
+#[utoipa::path(
+    post, path = "/v1/verify", tag = "hosts", operation_id = "repair",
+    responses((status = 200, body = VerifyReport), Refusals)
+)]
+pub(super) async fn repair(State(api): State<Api>) -> Result<Answer, ApiError> {
+    api.call(|config| Answer::ok(&config.access.verify(true)?)).await
 }
 
 fn view(tables: &Tables, host: Host) -> Result<HostView, ApiError> {

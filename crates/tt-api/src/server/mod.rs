@@ -2,12 +2,17 @@
 //! is committed state.
 
 mod create;
+mod edit;
 mod envs;
 mod events;
 mod extract;
+mod ground;
 mod hosts;
+mod images;
+mod members;
 mod problem;
 mod serve;
+mod snapshots;
 mod streams;
 mod templates;
 mod vms;
@@ -57,7 +62,7 @@ struct Shared {
     /// Calls to the store and the host that block a thread.
     calls: Arc<Semaphore>,
     sessions: Arc<Semaphore>,
-    /// Creations take their turn: all of them change the same counters, so side by side they would
+    /// Changes of what the host hands out take their turn: all of them change the same counters, so side by side they would
     /// only make each other plan again.
     creating: Mutex<()>,
     hub: Hub,
@@ -122,20 +127,33 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(hosts::document))
         .routes(routes!(hosts::list))
         .routes(routes!(hosts::show))
-        .routes(routes!(hosts::verify))
+        .routes(routes!(hosts::verify, hosts::repair))
         .routes(routes!(envs::list))
         .routes(routes!(envs::show, envs::create, envs::destroy))
         .routes(routes!(envs::stop))
         .routes(routes!(envs::start))
         .routes(routes!(envs::extend))
         .routes(routes!(events::follow))
+        .routes(routes!(members::deny_all))
+        .routes(routes!(members::allow_all))
+        .routes(routes!(members::add))
         .routes(routes!(vms::list))
-        .routes(routes!(vms::show))
+        .routes(routes!(vms::show, members::update, members::remove))
         .routes(routes!(vms::stop))
         .routes(routes!(vms::start))
         .routes(routes!(vms::log))
+        .routes(routes!(members::deny_one))
+        .routes(routes!(members::allow_one))
         .routes(routes!(streams::open))
         .routes(routes!(streams::console))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::remove))
+        .routes(routes!(snapshots::apply))
+        .routes(routes!(snapshots::list_one, snapshots::create_one))
+        .routes(routes!(snapshots::remove_one))
+        .routes(routes!(snapshots::apply_one))
+        .routes(routes!(images::list))
+        .routes(routes!(images::remove))
         .routes(routes!(templates::list, templates::build))
         .routes(routes!(templates::show, templates::remove))
 }

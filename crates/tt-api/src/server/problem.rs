@@ -130,6 +130,13 @@ fn status_of(code: ErrorCode) -> StatusCode {
         | ErrorCode::Exited
         | ErrorCode::Guest
         | ErrorCode::Template
+        | ErrorCode::SnapshotCreate
+        | ErrorCode::SnapshotDestroy
+        | ErrorCode::SnapshotApply
+        | ErrorCode::UpdateVm
+        | ErrorCode::MetaCreate
+        | ErrorCode::MetaRemove
+        | ErrorCode::MetaRestore
         | ErrorCode::Host
         | ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -163,6 +170,13 @@ fn title_of(code: ErrorCode) -> &'static str {
         ErrorCode::Exited => "The machine ended by itself",
         ErrorCode::Guest => "The guest could not be set up",
         ErrorCode::Template => "The template could not be made or read",
+        ErrorCode::SnapshotCreate => "The snapshot could not be taken",
+        ErrorCode::SnapshotDestroy => "The snapshot could not be removed",
+        ErrorCode::SnapshotApply => "The snapshot could not be applied",
+        ErrorCode::UpdateVm => "The machine could not be updated",
+        ErrorCode::MetaCreate => "A meta could not be written",
+        ErrorCode::MetaRemove => "A meta could not be removed",
+        ErrorCode::MetaRestore => "A meta could not be read, or is not what was written",
         ErrorCode::Host => "The host lacks something",
         ErrorCode::Internal => "A defect of TT",
     }

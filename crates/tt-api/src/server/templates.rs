@@ -1,8 +1,9 @@
 //! Routes of templates. Building and removing is the host's work: here it is only asked for.
 
+use super::edit::committed;
 use super::extract::{JsonBody, TemplateName};
 use super::problem::Refusals;
-use super::work::{Answer, attempt};
+use super::work::{Answer, attempt, in_use};
 use super::{Api, ApiConfig};
 use crate::error::ApiError;
 use crate::views::{BuildRequest, TemplateList, TemplatePhase, TemplateView};
@@ -10,12 +11,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use tt_model::check::{check_template_name, quoted};
 use tt_model::{ErrorCode, Refusal};
-use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
+use tt_store::tables::{Change, Row, Tables, TemplateRecord};
 
 /// The one recipe there is, and the name of what it makes.
 const RECIPE_MICRO: &str = "micro";
-/// How many Vms a refusal names.
-const VMS_NAMED_MAX: usize = 8;
 
 /// All templates, by name.
 #[utoipa::path(
@@ -70,7 +69,7 @@ pub(super) async fn show(
     api.call(move |config| Answer::ok(&TemplateView::from(row(&config.tables, &name)?.value))).await
 }
 
-/// Removes a template that no Vm was made from.
+/// Removes a template that no Vm and no kept image was made from.
 #[utoipa::path(
     delete, path = "/v1/templates/{*name}", tag = "templates", operation_id = "remove_template",
     params(("name" = String, Path, description = "Its name, with its slashes as they are")),
@@ -147,41 +146,20 @@ fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiErro
     if !row.value.is_wanted {
         return Ok(Some(row.value));
     }
-    // Read after the template: a Vm that is planned later writes the template's record too.
-    let vms = tables.vms()?;
-    let users: Vec<String> = vms
-        .iter()
-        .filter(|vm| vm.value.template.name == name)
-        .map(|vm| vm.value.full_name())
-        .collect();
+    // Read after the template: a Vm that is planned later writes the template's record too. A Vm that
+    // goes meanwhile may leave an image, so images are read last.
+    let vms = tables.vms()?.into_iter().map(|row| row.value);
+    let mut users: Vec<String> =
+        vms.filter(|vm| vm.template.name == name).map(|vm| vm.full_name()).collect();
+    let images = tables.images()?.into_iter().map(|row| row.value);
+    users.extend(images.filter(|i| i.template.name == name).map(|i| format!("image {}", i.id)));
     if !users.is_empty() {
-        let more = users.len().saturating_sub(VMS_NAMED_MAX);
-        let mut named = users[..users.len() - more].join(", ");
-        if more > 0 {
-            named = format!("{named} and {more} more");
-        }
-        return Err(Refusal::new(
-            ErrorCode::InUse,
-            format!("template {}", quoted(name)),
-            format!("it is used by {named}"),
-            "destroy their Envs first",
-        )
-        .into());
+        let what = format!("template {}", quoted(name));
+        return Err(in_use(what, &users, "destroy their Envs and remove the images first").into());
     }
     row.value.is_wanted = false;
     let change = Change::new().template(&row)?;
     committed(tables, &change, row.value)
-}
-
-fn committed(
-    tables: &Tables,
-    change: &Change,
-    record: TemplateRecord,
-) -> Result<Option<TemplateRecord>, ApiError> {
-    Ok(match tables.commit(change)? {
-        Committed::Done(_) => Some(record),
-        Committed::Conflict => None,
-    })
 }
 
 fn row(tables: &Tables, name: &str) -> Result<Row<TemplateRecord>, ApiError> {

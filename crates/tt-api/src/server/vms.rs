@@ -1,7 +1,7 @@
 //! Routes of Vms.
 
 use super::Api;
-use super::envs::{start_members, stop_members};
+use super::edit::{start_members, stop_members};
 use super::extract::{JsonBody, VmName, shown};
 use super::problem::Refusals;
 use super::work::{Answer, member, vm_view, vm_views};
@@ -46,7 +46,7 @@ pub(super) async fn show(State(api): State<Api>, name: VmName) -> Result<Answer,
     .await
 }
 
-/// Stops one member of an Env.
+/// Stops one member of an Env: in the mode asked for, or else as its engine does it best.
 #[utoipa::path(
     post, path = "/v1/envs/{env}/vms/{vm}/stop", tag = "vms", operation_id = "stop_vm",
     params(
@@ -133,7 +133,7 @@ fn tail(query: Result<Query<LogQuery>, QueryRejection>) -> Result<u64, Refusal> 
 }
 
 /// The member that was changed; it may have left meanwhile.
-fn of(env: EnvView, name: &VmName) -> Result<VmView, Refusal> {
+pub(super) fn of(env: EnvView, name: &VmName) -> Result<VmView, Refusal> {
     env.vms.into_iter().find(|view| view.vm.name == name.vm).ok_or_else(|| {
         let what = format!("vm {}", quoted(&name.vm));
         Refusal::new(ErrorCode::NotFound, what, "it is gone", "see `tt env ls`")

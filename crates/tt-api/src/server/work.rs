@@ -12,8 +12,8 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tt_model::check::quoted;
-use tt_model::{Env, ErrorCode, Host, Refusal, Vm, VmId, VmStatus};
+use tt_model::check::{PORTS_PER_ENV_MAX, quoted};
+use tt_model::{Env, ErrorCode, Host, Refusal, Usage, Vm, VmId, VmStatus};
 use tt_store::tables::{Row, Tables};
 
 use crate::views::{EnvView, VmView};
@@ -27,6 +27,8 @@ const CALL_WAIT: Duration = Duration::from_secs(5);
 const ATTEMPTS_MAX: u32 = 16;
 /// How much longer each pause between two attempts is than the one before.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(2);
+/// How many users a refusal names.
+const USERS_NAMED_MAX: usize = 8;
 
 /// An answer with a body of JSON.
 #[derive(Debug)]
@@ -138,6 +140,38 @@ pub(super) fn host(config: &ApiConfig) -> Result<Host, ApiError> {
         let problem = "its daemon has not registered it yet";
         Refusal::new(ErrorCode::Host, what, problem, "see the daemon's log").into()
     })
+}
+
+/// How much of that host is handed out, where a Vm has its share of it.
+pub(super) fn usage_row(config: &ApiConfig) -> Result<Row<Usage>, ApiError> {
+    let row = config.tables.usage(config.host)?;
+    row.ok_or_else(|| {
+        let what = format!("host {}", config.host);
+        let problem = "there is no record of how much of it is handed out";
+        Refusal::new(ErrorCode::Internal, what, problem, "see the daemon's log").into()
+    })
+}
+
+/// The refusal to remove what others are made from.
+pub(super) fn in_use(what: String, users: &[String], remedy: &str) -> Refusal {
+    let more = users.len().saturating_sub(USERS_NAMED_MAX);
+    let mut named = users[..users.len() - more].join(", ");
+    if more > 0 {
+        named = format!("{named} and {more} more");
+    }
+    Refusal::new(ErrorCode::InUse, what, format!("it is used by {named}"), remedy)
+}
+
+/// Whether `vms` are within the bound on the published ports of an Env.
+pub(super) fn check_ports<'a>(env: &Env, vms: impl Iterator<Item = &'a Vm>) -> Result<(), Refusal> {
+    let ports = vms.map(|vm| vm.resource.port_map.len() as u64).sum::<u64>();
+    if ports <= PORTS_PER_ENV_MAX {
+        return Ok(());
+    }
+    let what = format!("env {}", quoted(&env.name));
+    let problem = format!("it would have {ports} published ports");
+    let remedy = format!("publish at most {PORTS_PER_ENV_MAX} in an Env");
+    Err(Refusal::new(ErrorCode::Invalid, what, problem, remedy))
 }
 
 /// An Env as clients see it.

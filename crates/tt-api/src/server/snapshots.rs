@@ -1,0 +1,241 @@
+//! Routes of snapshots: of a whole Env, at one point in time, or of one member. Taking one is the
+//! host's work: here it is only asked for.
+
+use super::edit::{Which, committed, edit, members};
+use super::extract::{EnvName, EnvSnapshot, JsonBody, VmName, VmSnapshot};
+use super::ground::free_ports;
+use super::problem::Refusals;
+use super::work::{Answer, attempt, check_ports, env_row, env_view, host, member, usage_row};
+use super::{Api, ApiConfig};
+use crate::error::ApiError;
+use crate::views::{EnvView, SnapshotList};
+use axum::extract::State;
+use axum::http::StatusCode;
+use tt_model::plan::{ApplyWorld, plan_apply, plan_drop_snapshot, plan_snapshot};
+use tt_model::{Env, Refusal, SnapshotSpec, SnapshotState, Vm};
+use tt_store::tables::Change;
+
+/// The snapshots of an Env, by name.
+#[utoipa::path(
+    get, path = "/v1/envs/{env}/snapshots", tag = "snapshots", operation_id = "list_env_snapshots",
+    params(("env" = String, Path, description = "Name of the Env")),
+    responses((status = 200, body = SnapshotList), Refusals)
+)]
+pub(super) async fn list(
+    State(api): State<Api>,
+    EnvName(name): EnvName,
+) -> Result<Answer, ApiError> {
+    api.call(move |config| {
+        let env = env_row(&config.tables, &name)?.value;
+        let (rows, _) = members(&config.tables, &env, Which::Staying)?;
+        Answer::ok(&SnapshotList::of(rows.iter().map(|row| &row.value)))
+    })
+    .await
+}
+
+/// The snapshots of one member, by name.
+#[utoipa::path(
+    get, path = "/v1/envs/{env}/vms/{vm}/snapshots", tag = "snapshots",
+    operation_id = "list_vm_snapshots",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("vm" = String, Path, description = "Name of the Vm")
+    ),
+    responses((status = 200, body = SnapshotList), Refusals)
+)]
+pub(super) async fn list_one(State(api): State<Api>, name: VmName) -> Result<Answer, ApiError> {
+    api.call(move |config| {
+        let vm = member(&config.tables, &name.env, &name.vm)?;
+        Answer::ok(&SnapshotList::of([&vm].into_iter()))
+    })
+    .await
+}
+
+/// Asks for a snapshot of all members at one point in time; the Env's events tell when each has
+/// it, or why not.
+#[utoipa::path(
+    post, path = "/v1/envs/{env}/snapshots", tag = "snapshots",
+    operation_id = "create_env_snapshot",
+    params(("env" = String, Path, description = "Name of the Env")),
+    request_body = SnapshotSpec,
+    responses((status = 202, description = "It is being taken", body = EnvView), Refusals)
+)]
+pub(super) async fn create(
+    State(api): State<Api>,
+    EnvName(name): EnvName,
+    JsonBody(spec): JsonBody<SnapshotSpec>,
+) -> Result<Answer, ApiError> {
+    api.call(move |config| accepted(&want(config, &name, None, &spec)?)).await
+}
+
+/// Asks for a snapshot of one member; the Env's events tell when it is there, or why not.
+#[utoipa::path(
+    post, path = "/v1/envs/{env}/vms/{vm}/snapshots", tag = "snapshots",
+    operation_id = "create_vm_snapshot",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("vm" = String, Path, description = "Name of the Vm")
+    ),
+    request_body = SnapshotSpec,
+    responses((status = 202, description = "It is being taken", body = EnvView), Refusals)
+)]
+pub(super) async fn create_one(
+    State(api): State<Api>,
+    name: VmName,
+    JsonBody(spec): JsonBody<SnapshotSpec>,
+) -> Result<Answer, ApiError> {
+    api.call(move |config| accepted(&want(config, &name.env, Some(&name.vm), &spec)?)).await
+}
+
+/// Brings all members back to a snapshot that each of them has, and lets them run.
+#[utoipa::path(
+    post, path = "/v1/envs/{env}/snapshots/{name}/apply", tag = "snapshots",
+    operation_id = "apply_env_snapshot",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("name" = String, Path, description = "Name of the snapshot")
+    ),
+    responses((status = 202, description = "They are going back", body = EnvView), Refusals)
+)]
+pub(super) async fn apply(
+    State(api): State<Api>,
+    snapshot: EnvSnapshot,
+) -> Result<Answer, ApiError> {
+    let _turn = api.0.creating.lock().await;
+    api.call(move |config| accepted(&go_back(config, &snapshot.env, None, &snapshot.name)?)).await
+}
+
+/// Brings one member back to a snapshot, and lets it run.
+#[utoipa::path(
+    post, path = "/v1/envs/{env}/vms/{vm}/snapshots/{name}/apply", tag = "snapshots",
+    operation_id = "apply_vm_snapshot",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("vm" = String, Path, description = "Name of the Vm"),
+        ("name" = String, Path, description = "Name of the snapshot")
+    ),
+    responses((status = 202, description = "It is going back", body = EnvView), Refusals)
+)]
+pub(super) async fn apply_one(
+    State(api): State<Api>,
+    VmSnapshot { of, name }: VmSnapshot,
+) -> Result<Answer, ApiError> {
+    let _turn = api.0.creating.lock().await;
+    api.call(move |config| accepted(&go_back(config, &of.env, Some(&of.vm), &name)?)).await
+}
+
+/// Removes a snapshot of the members that have it.
+#[utoipa::path(
+    delete, path = "/v1/envs/{env}/snapshots/{name}", tag = "snapshots",
+    operation_id = "remove_env_snapshot",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("name" = String, Path, description = "Name of the snapshot")
+    ),
+    responses((status = 202, description = "It is going", body = EnvView), Refusals)
+)]
+pub(super) async fn remove(
+    State(api): State<Api>,
+    snapshot: EnvSnapshot,
+) -> Result<Answer, ApiError> {
+    api.call(move |config| accepted(&drop_it(config, &snapshot.env, None, &snapshot.name)?)).await
+}
+
+/// Removes a snapshot of one member.
+#[utoipa::path(
+    delete, path = "/v1/envs/{env}/vms/{vm}/snapshots/{name}", tag = "snapshots",
+    operation_id = "remove_vm_snapshot",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("vm" = String, Path, description = "Name of the Vm"),
+        ("name" = String, Path, description = "Name of the snapshot")
+    ),
+    responses((status = 202, description = "It is going", body = EnvView), Refusals)
+)]
+pub(super) async fn remove_one(
+    State(api): State<Api>,
+    VmSnapshot { of, name }: VmSnapshot,
+) -> Result<Answer, ApiError> {
+    api.call(move |config| accepted(&drop_it(config, &of.env, Some(&of.vm), &name)?)).await
+}
+
+fn accepted(view: &EnvView) -> Result<Answer, ApiError> {
+    Answer::new(StatusCode::ACCEPTED, view)
+}
+
+/// Notes a snapshot that is to be taken.
+fn want(
+    config: &ApiConfig,
+    env: &str,
+    only: Option<&str>,
+    spec: &SnapshotSpec,
+) -> Result<EnvView, ApiError> {
+    let host = host(config)?;
+    edit(config, env, Which::of(only), |env, vms, _| {
+        let now = config.access.now_unix_secs();
+        plan_snapshot(env, vms, spec, &host, now, &config.policy)
+    })
+}
+
+fn drop_it(
+    config: &ApiConfig,
+    env: &str,
+    only: Option<&str>,
+    name: &str,
+) -> Result<EnvView, ApiError> {
+    edit(config, env, Which::of(only), |env, vms, _| plan_drop_snapshot(env, vms, name))
+}
+
+/// Notes that members go back to a snapshot.
+fn go_back(
+    config: &ApiConfig,
+    env: &str,
+    only: Option<&str>,
+    name: &str,
+) -> Result<EnvView, ApiError> {
+    let env = attempt(|| try_apply(config, env, only, name))?;
+    env_view(&config.tables, env)
+}
+
+fn try_apply(
+    config: &ApiConfig,
+    env: &str,
+    only: Option<&str>,
+    name: &str,
+) -> Result<Option<Env>, ApiError> {
+    let tables = &config.tables;
+    let mut env = env_row(tables, env)?;
+    let (rows, _) = members(tables, &env.value, Which::of(only))?;
+    let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
+    let frozen = frozen(config, &vms, name)?;
+    let ports = frozen.iter().map(|vm| vm.resource.port_map.len()).sum();
+    let host = host(config)?;
+    let mut usage = usage_row(config)?;
+    let free_ports = free_ports(config, &host, usage.value.port_cursor, ports)?;
+    let world = ApplyWorld {
+        now: config.access.now_unix_secs(),
+        policy: &config.policy,
+        host: &host,
+        free_ports: &free_ports,
+    };
+    plan_apply(&mut env.value, &mut vms, &frozen, name, &mut usage.value, &world)?;
+    let (all, _) = members(tables, &env.value, Which::Staying)?;
+    let others = all.iter().map(|row| &row.value).filter(|vm| vms.iter().all(|v| v.id != vm.id));
+    check_ports(&env.value, vms.iter().chain(others))?;
+    let change = Change::new().env(&env)?.usage(host.id, &usage)?;
+    let mut pairs = rows.iter().zip(&vms);
+    let change = pairs.try_fold(change, |change, (row, vm)| change.replace_vm(row, vm))?;
+    committed(tables, &change, env.value)
+}
+
+/// The Vms of the snapshots' metas, in the order of `vms`. None at all if a snapshot can not be
+/// applied, for which the plan has the better reason.
+fn frozen(config: &ApiConfig, vms: &[Vm], name: &str) -> Result<Vec<Vm>, Refusal> {
+    let ready = |vm: &Vm| {
+        vm.snapshots.get(name).filter(|snapshot| snapshot.state == SnapshotState::Ready).cloned()
+    };
+    let Some(snapshots) = vms.iter().map(ready).collect::<Option<Vec<_>>>() else {
+        return Ok(Vec::new());
+    };
+    vms.iter().zip(&snapshots).map(|(vm, snapshot)| config.access.frozen(vm, snapshot)).collect()
+}
