@@ -147,7 +147,7 @@ impl NetnsNetwork {
         netns::enter(&path, || {
             let mut inside = Inside::open()?;
             if inside.has_member(&member)? {
-                inside.set_limits(&member)
+                inside.set_elements(&member)
             } else {
                 Err(NetworkError::NotSet { vm: vm.id })
             }

@@ -1,27 +1,26 @@
 //! Elements of sets and maps of rules, read and changed by netlink in the namespace where the
-//! socket was opened. One change is one batch: all of it happens, or nothing.
+//! socket was opened. It never knows what they mean.
 
+use crate::nfnetlink::{Message, ask, parse};
 use crate::wire::{Wire, emit};
-use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_CREATE, NLMSG_NOOP, NetlinkDeserializable, NetlinkHeader,
-    NetlinkPayload, NetlinkSerializable, NlaBuffer, NlasIterator,
-};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage, TableMessage,
+    SetElementMessage, TableAttribute, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 /// Which subsystem a batch is for (`NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h).
 const NFTABLES: u16 = 10;
 /// A list of elements is one attribute of at most 64 KiB; the largest element takes 100 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 256;
-/// Length of `struct nfgenmsg`, which precedes the attributes.
-const NETFILTER_HEADER_BYTES: usize = 4;
+/// Removed and added at once. A batch is one datagram, which must fit the socket's buffer: 208 KiB,
+/// if nobody chose less.
+const ELEMENTS_PER_BATCH: usize = 1024;
 /// Type of a comment in an element's user data (`NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl).
 const COMMENT: u8 = 0;
 
@@ -32,57 +31,6 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
 const NFTA_DATA_VALUE: u16 = 1;
-
-/// What goes out is typed. What comes in is read by hand: the crate's reader prints the whole
-/// answer for each element in it, which takes two minutes for 60,000 elements.
-#[derive(Debug)]
-enum Message {
-    Ask(NetfilterMessage),
-    Answer(Vec<u8>),
-}
-
-impl NetlinkSerializable for Message {
-    fn message_type(&self) -> u16 {
-        match self {
-            Self::Ask(message) => NetlinkSerializable::message_type(message),
-            Self::Answer(_) => NLMSG_NOOP,
-        }
-    }
-
-    fn buffer_len(&self) -> usize {
-        match self {
-            Self::Ask(message) => NetlinkSerializable::buffer_len(message),
-            Self::Answer(bytes) => bytes.len(),
-        }
-    }
-
-    fn serialize(&self, buffer: &mut [u8]) {
-        match self {
-            Self::Ask(message) => message.serialize(buffer),
-            Self::Answer(bytes) => buffer.copy_from_slice(bytes),
-        }
-    }
-}
-
-impl NetlinkDeserializable for Message {
-    type Error = DecodeError;
-
-    fn deserialize(_: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
-        Ok(Self::Answer(payload.to_vec()))
-    }
-}
-
-impl Message {
-    /// The values of all attributes of that kind.
-    fn attributes(&self, kind: u16) -> io::Result<Vec<Vec<u8>>> {
-        let Self::Answer(bytes) = self else {
-            return Ok(Vec::new());
-        };
-        let body = bytes.get(NETFILTER_HEADER_BYTES..).unwrap_or_default();
-        let found = parse(body)?.into_iter().filter(|a| a.kind() == kind);
-        Ok(found.map(|attribute| attribute.value().to_vec()).collect())
-    }
-}
 
 /// A set or map.
 #[derive(Clone, Copy, Debug)]
@@ -118,6 +66,13 @@ pub(crate) struct Change<'a> {
     pub(crate) add: Vec<Element>,
 }
 
+impl Change<'_> {
+    /// Whether it happens at once, with a few others beside it.
+    pub(crate) fn is_one_batch(&self) -> bool {
+        self.remove.len() + self.add.len() <= ELEMENTS_PER_BATCH / 2
+    }
+}
+
 /// A socket for elements in one namespace.
 #[derive(Debug)]
 pub(crate) struct Elements {
@@ -137,46 +92,59 @@ impl Elements {
             SetElementList::Set(set.name.to_owned()),
         ];
         let message = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-        let mut elements = Vec::new();
-        for answer in self.wire.dump(Message::Ask(message_of(set.family, message)))? {
-            for list in answer.attributes(NFTA_SET_ELEM_LIST_ELEMENTS)? {
-                for element in parse(&list)? {
-                    elements.extend(read_element(element.value())?);
-                }
-            }
-        }
-        Ok(elements)
+        read_elements(&self.wire.dump(ask(set.family, message))?)
     }
 
-    /// Makes all changes at once, removals first. What is removed must be there; what is added may
-    /// be there already, leading to the same.
-    pub(crate) fn change(&mut self, changes: &[Change<'_>]) -> io::Result<()> {
+    /// The element with that key, at a cost that does not depend on the others.
+    pub(crate) fn find(&mut self, set: Set<'_>, key: &[u8]) -> io::Result<Option<Element>> {
+        let message = list_of(set, vec![Element::of_key(key.to_owned())]);
+        let message = ask(set.family, NfTablesMessage::GetSetElement(message));
+        let found = absent_as_none(self.wire.ask(message, 0))?;
+        Ok(found.map(|answers| read_elements(&answers)).transpose()?.and_then(|mut e| e.pop()))
+    }
+
+    /// Makes all changes, removals first. What is removed must be there; what is added may be there
+    /// already, leading to the same.
+    ///
+    /// Up to [`ELEMENTS_PER_BATCH`] elements happen at once or not at all. More of them go in parts,
+    /// in the order of `changes`: each part at once, and a key that is removed and added in one
+    /// part, so that what stays is there all the time. An error leaves the parts before it done.
+    pub(crate) fn change(&mut self, changes: Vec<Change<'_>>) -> io::Result<()> {
+        parts(changes).iter().try_for_each(|part| self.change_at_once(part))
+    }
+
+    fn change_at_once(&mut self, changes: &[Change<'_>]) -> io::Result<()> {
         let mut messages = Vec::new();
-        for change in changes {
-            for part in change.remove.chunks(ELEMENTS_PER_MESSAGE) {
+        for Change { set, remove, add } in changes {
+            for part in remove.chunks(ELEMENTS_PER_MESSAGE) {
                 let keys = part.iter().map(|element| Element::of_key(element.key.clone()));
-                let message = list_of(change.set, keys.collect());
-                let message = NfTablesMessage::DeleteSetElement(message);
-                messages.push((message_of(change.set.family, message), 0));
+                let message = NfTablesMessage::DeleteSetElement(list_of(*set, keys.collect()));
+                messages.push((ask(set.family, message), 0));
             }
-            for part in change.add.chunks(ELEMENTS_PER_MESSAGE) {
-                let message = list_of(change.set, part.to_vec());
-                let message = NfTablesMessage::NewSetElement(message);
-                messages.push((message_of(change.set.family, message), NLM_F_CREATE));
+            for part in add.chunks(ELEMENTS_PER_MESSAGE) {
+                let message = NfTablesMessage::NewSetElement(list_of(*set, part.to_vec()));
+                messages.push((ask(set.family, message), NLM_F_CREATE));
             }
         }
-        if messages.is_empty() {
-            return Ok(());
-        }
-        self.batch(messages)
+        if messages.is_empty() { Ok(()) } else { self.batch(messages) }
+    }
+
+    /// Whether there is such a table.
+    pub(crate) fn has_table(
+        &mut self,
+        family: NetfilterProtoFamily,
+        table: &str,
+    ) -> io::Result<bool> {
+        let attributes = vec![TableAttribute::Name(table.to_owned())];
+        let message = ask(family, NfTablesMessage::GetTable(TableMessage { attributes }));
+        Ok(absent_as_none(self.wire.ask(message, 0))?.is_some())
     }
 
     /// The names of all tables of the `inet` family.
     pub(crate) fn tables(&mut self) -> io::Result<Vec<String>> {
         let message = NfTablesMessage::GetTable(TableMessage { attributes: vec![] });
-        let message = message_of(NetfilterProtoFamily::Inet, message);
         let mut names = Vec::new();
-        for answer in self.wire.dump(Message::Ask(message))? {
+        for answer in self.wire.dump(ask(NetfilterProtoFamily::Inet, message))? {
             for name in answer.attributes(NFTA_TABLE_NAME)? {
                 names.push(text(&name));
             }
@@ -184,7 +152,7 @@ impl Elements {
         Ok(names)
     }
 
-    fn batch(&mut self, messages: Vec<(NetfilterMessage, u16)>) -> io::Result<()> {
+    fn batch(&mut self, messages: Vec<(Message, u16)>) -> io::Result<()> {
         let begin = self.wire.next();
         let mut bytes = emit(control(ControlMessage::BatchBegin), 0, begin);
         let mut waiting = BTreeSet::new();
@@ -217,13 +185,49 @@ impl Elements {
     }
 }
 
-fn message_of(family: NetfilterProtoFamily, message: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
+/// The changes as batches that are not too large.
+fn parts(changes: Vec<Change<'_>>) -> Vec<Vec<Change<'_>>> {
+    let mut parts = vec![Vec::new()];
+    let mut room = ELEMENTS_PER_BATCH;
+    for Change { set, remove, add } in changes {
+        let mut keys: BTreeMap<Vec<u8>, [Vec<Element>; 2]> = BTreeMap::new();
+        for (side, elements) in [remove, add].into_iter().enumerate() {
+            for element in elements {
+                keys.entry(element.key.clone()).or_default()[side].push(element);
+            }
+        }
+        let mut part = Change { set, remove: Vec::new(), add: Vec::new() };
+        for [mut remove, mut add] in keys.into_values() {
+            let number = remove.len() + add.len();
+            if number > room {
+                let full = std::mem::replace(
+                    &mut part,
+                    Change { set, remove: Vec::new(), add: Vec::new() },
+                );
+                parts.last_mut().map(|last| last.push(full));
+                parts.push(Vec::new());
+                room = ELEMENTS_PER_BATCH;
+            }
+            room = room.saturating_sub(number);
+            part.remove.append(&mut remove);
+            part.add.append(&mut add);
+        }
+        parts.last_mut().map(|last| last.push(part));
+    }
+    parts
 }
 
-fn control(message: ControlMessage) -> NetfilterMessage {
+/// What is not there is no error.
+fn absent_as_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
+    }
+}
+
+fn control(message: ControlMessage) -> Message {
     let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
-    NetfilterMessage::new(header, message)
+    Message::Ask(NetfilterMessage::new(header, message))
 }
 
 fn list_of(set: Set<'_>, elements: Vec<Element>) -> SetElementMessage {
@@ -253,6 +257,18 @@ fn emit_element(element: Element) -> ListAttribute<SetElementAttribute> {
     ListAttribute::Element(attributes)
 }
 
+fn read_elements(answers: &[Message]) -> io::Result<Vec<Element>> {
+    let mut elements = Vec::new();
+    for answer in answers {
+        for list in answer.attributes(NFTA_SET_ELEM_LIST_ELEMENTS)? {
+            for element in parse(&list)? {
+                elements.extend(read_element(element.value())?);
+            }
+        }
+    }
+    Ok(elements)
+}
+
 fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {
     let mut found = Element::of_key(Vec::new());
     for attribute in parse(bytes)? {
@@ -270,11 +286,6 @@ fn read_value(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let values = parse(bytes)?;
     let value = values.iter().find(|value| value.kind() == NFTA_DATA_VALUE);
     Ok(value.map(|value| value.value().to_vec()).unwrap_or_default())
-}
-
-fn parse(bytes: &[u8]) -> io::Result<Vec<NlaBuffer<&[u8]>>> {
-    let attributes: Result<_, _> = NlasIterator::new(bytes).collect();
-    attributes.map_err(|error: DecodeError| io::Error::other(error.to_string()))
 }
 
 /// A string of the kernel's, up to its zero.

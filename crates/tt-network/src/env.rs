@@ -9,6 +9,7 @@ use crate::{NetworkError, sysctl, tap};
 use ipnet::Ipv4Net;
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::BorrowedFd;
@@ -93,17 +94,15 @@ impl Inside {
     }
 
     fn ensure(&mut self, plan: &Plan<'_>) -> Result<Option<nft::Loading>, NetworkError> {
-        let links = self.links.all()?;
-        let find = |name: &str| links.iter().find(|link| link.name == name);
+        // All questions name one thing: their cost must not grow with the number of members.
+        let has_rules = self.elements.has_table(Family::Bridge, ENV_TABLE);
         // `nft` starts a process, which takes as long as all the rest: both at once.
-        let loading = match self.elements.read(set(TAPS)) {
-            Ok(_) => None,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Some(nft::load(ENV_TABLE, &nft::env_rules())?)
-            }
-            Err(e) => return Err(fail("read", TAPS, e)),
+        let loading = match has_rules.map_err(|e| fail("read", TAPS, e))? {
+            true => None,
+            false => Some(nft::load(ENV_TABLE, &nft::env_rules())?),
         };
-        if find(BRIDGE).is_none() {
+        let bridge = self.links.find(BRIDGE)?;
+        if bridge.is_none() {
             for (name, value) in SYSCTLS {
                 sysctl::set_if_there(name, value)?;
             }
@@ -113,15 +112,16 @@ impl Inside {
             let mac = MacAddr::of_ip(plan.gateway.addr());
             self.links.make_bridge(BRIDGE, mac)?;
         }
-        if find(BRIDGE).is_none_or(|bridge| !bridge.is_up) {
+        if bridge.is_none_or(|bridge| !bridge.is_up) {
             let bridge = self.links.index(BRIDGE)?;
             self.links.add_address(bridge, plan.gateway)?;
             self.links.set_up(bridge, BRIDGE)?;
         }
-        if find(EDGE).is_none() {
+        let has_edge = self.links.find(EDGE)?.is_some();
+        if !has_edge {
             self.links.make_veth(EDGE, plan.edge, plan.host, EDGE_MAC)?;
         }
-        if find(EDGE).is_none() || !self.links.routes()?.iter().any(|r| r.to.prefix_len() == 0) {
+        if !has_edge || !self.links.routes()?.iter().any(|r| r.to.prefix_len() == 0) {
             let edge = self.links.index(EDGE)?;
             self.links.set_route(&Route::to(Ipv4Net::default(), Some(edge)), Some(HOST_END))?;
         }
@@ -137,37 +137,50 @@ impl Inside {
         self.links.set_port(&link, bridge, member.mac)
     }
 
-    fn set_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
+    /// Applies what the record says to the sets. A mark on the member's element tells what was
+    /// applied last, so that a record that is applied already costs one question.
+    ///
+    /// All of it happens at once, but for a blacklist of more changes than fit one batch: its
+    /// addresses change in parts, those that stay are never let through, and a new member sends
+    /// nothing before it is complete.
+    pub(crate) fn set_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let marked = Element { comment: Some(mark(member)), ..Element::of_key(member_key(member)) };
+        let now = self.elements.find(set(MEMBERS), &marked.key);
+        let now = now.map_err(|e| fail("read", MEMBERS, e))?;
+        if now.as_ref() == Some(&marked) {
+            return Ok(());
+        }
+        let blacklist = self.difference(BLACKLIST, &member.ip.octets(), listed(member))?;
+        if !blacklist.is_one_batch() {
+            // From here to the end the set answers neither the old record nor the new one.
+            let unmarked = now.iter().map(|now| Element::of_key(now.key.clone())).collect();
+            let unmark =
+                Change { set: set(MEMBERS), remove: now.into_iter().collect(), add: unmarked };
+            self.change(vec![unmark])?;
+            self.change(vec![blacklist])?;
+            return self.set_elements(member);
+        }
         let taps = BTreeSet::from([Element::of_key(port_key(member))]);
-        let members = BTreeSet::from([Element::of_key(member_key(member))]);
-        let changes = [
-            self.difference(TAPS, &name_bytes(&member.tap), taps)?,
-            self.difference(MEMBERS, &name_bytes(&member.tap), members)?,
+        let tap = name_bytes(&member.tap);
+        let changes = vec![
+            blacklist,
+            self.difference(TAPS, &tap, taps)?,
             self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
-            self.difference(BLACKLIST, &member.ip.octets(), listed(member))?,
+            self.difference(MEMBERS, &tap, BTreeSet::from([marked]))?,
         ];
-        self.change(&changes)
-    }
-
-    /// Applies `is_denied` and `blacklist` to a member.
-    pub(crate) fn set_limits(&mut self, member: &Member) -> Result<(), NetworkError> {
-        let changes = [
-            self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
-            self.difference(BLACKLIST, &member.ip.octets(), listed(member))?,
-        ];
-        self.change(&changes)
+        self.change(changes)
     }
 
     /// Removes a member. The link goes last, so that what remains of an attempt is found.
     pub(crate) fn unset_member(&mut self, member: &Member) -> Result<(), NetworkError> {
         let none = BTreeSet::new;
-        let changes = [
+        let changes = vec![
             self.difference(TAPS, &name_bytes(&member.tap), none())?,
             self.difference(MEMBERS, &name_bytes(&member.tap), none())?,
             self.difference(DENY_OUT, &member.ip.octets(), none())?,
             self.difference(BLACKLIST, &member.ip.octets(), none())?,
         ];
-        self.change(&changes)?;
+        self.change(changes)?;
         self.links.remove(&member.tap)
     }
 
@@ -231,7 +244,7 @@ impl Inside {
         })
     }
 
-    fn change(&mut self, changes: &[Change<'_>]) -> Result<(), NetworkError> {
+    fn change(&mut self, changes: Vec<Change<'_>>) -> Result<(), NetworkError> {
         let result = self.elements.change(changes);
         result.map_err(|e| fail("change", MEMBERS, e))
     }
@@ -266,6 +279,14 @@ fn member_key(member: &Member) -> Vec<u8> {
     let mut key = port_key(member);
     key.extend(member.ip.octets());
     key
+}
+
+/// Tells two records of a member apart. Its owner alone chooses what is in it, and another version
+/// of the hash only makes the sets be read.
+fn mark(member: &Member) -> String {
+    let mut hasher = DefaultHasher::new();
+    (member.is_denied, &member.blacklist).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
 }
 
 fn denied(member: &Member) -> BTreeSet<Element> {

@@ -30,6 +30,7 @@ mod link;
 mod locks;
 mod nat;
 mod netns;
+mod nfnetlink;
 mod nft;
 mod ports;
 mod sysctl;

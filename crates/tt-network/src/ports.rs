@@ -161,7 +161,7 @@ impl Ports {
             remove: remove.iter().map(|key| Element::of_key(key_bytes(*key))).collect(),
             add: add.iter().map(|(key, target)| emit_element(*key, target)).collect(),
         };
-        let result = self.elements.change(&[change]);
+        let result = self.elements.change(vec![change]);
         result.map_err(|source| fail("change", source))?;
         for key in &remove {
             self.known.remove(key);

@@ -65,3 +65,42 @@ fn an_env_with_three_members() {
         report("unset of the last member", last);
     });
 }
+
+/// A member of one large Env.
+fn one_of_many(index: u16) -> Vm {
+    let mut vm = sample_vm(EnvId(1), 0);
+    let [high, low] = (index + 2).to_be_bytes();
+    vm.id = VmId(1000 + u64::from(index));
+    vm.resource.ip_addr = Ipv4Addr::new(10, 0, high, low);
+    vm.resource.mac_addr = MacAddr::of_ip(vm.resource.ip_addr);
+    for (public, port) in vm.resource.port_map.values_mut().zip(20_000 + 2 * index..) {
+        *public = port;
+    }
+    vm.state.net_blacklist = (0..20).map(|last| Ipv4Addr::new(192, 0, 2, last)).collect();
+    vm
+}
+
+#[test]
+#[ignore = "measures"]
+fn one_member_among_many() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let mut count = 0;
+        for members in [1, 100, 235] {
+            for index in count..members {
+                lab.net.set_net(&one_of_many(index)).unwrap();
+            }
+            count = members;
+            let mut vm = one_of_many(0);
+            let again = (0..ROUNDS).map(|_| timed(|| lab.net.set_net(&vm).unwrap()));
+            report(&format!("{members} members: set again"), again.collect());
+            let change = (0..ROUNDS).map(|round| {
+                vm.deny_outgoing = round % 2 == 0;
+                timed(|| lab.net.set_net(&vm).unwrap())
+            });
+            report(&format!("{members} members: set changed"), change.collect());
+            let found = (0..ROUNDS).map(|_| timed(|| drop(lab.net.found().unwrap())));
+            report(&format!("{members} members: found"), found.collect());
+        }
+    });
+}
