@@ -20,17 +20,24 @@ pub struct Choice {
 }
 
 /// Chooses the back end for new images in `data_dir`: `file` where files can share blocks, else `qcow2` where QEMU is
-/// installed, else `file` with copies.
+/// installed, else `file` with copies. `qemu` is the program that would run machines: a path, or a name that is looked up
+/// in `PATH`.
 ///
 /// # Errors
 /// [`StorageError::Probe`] if nothing can be written there.
-pub fn choose(data_dir: &Path) -> Result<Choice, StorageError> {
+pub fn choose(data_dir: &Path, qemu: &Path) -> Result<Choice, StorageError> {
     let reflink = probe_reflink(data_dir)
         .map_err(|source| StorageError::Probe { path: data_dir.into(), source })?;
-    let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
+    Ok(decide(reflink, is_installed(qemu)))
+}
+
+/// As `execvp` would find it: only a name without a slash is looked up.
+fn is_installed(program: &Path) -> bool {
+    if program.components().count() > 1 || program.has_root() {
+        return program.is_file();
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let qemu = std::env::split_paths(&path).any(|dir| dir.join(&qemu).is_file());
-    Ok(decide(reflink, qemu))
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
 fn decide(reflink: bool, qemu: bool) -> Choice {

@@ -34,16 +34,16 @@ pub enum StorageError {
         /// What was asked for.
         want_mb: u32,
     },
-    /// The template's disk is larger than the disk asked for.
+    /// What the disk is made from is larger than the disk asked for. Nothing was changed.
     #[error(
-        "disk of {want_mb} MB is smaller than its template {}: ask for {template_mb} MB or more",
+        "disk of {want_mb} MB is smaller than what it is made from, {}: ask for {source_mb} MB or more",
         path.display()
     )]
-    BelowTemplate {
-        /// The template's disk.
+    BelowSource {
+        /// The disk that it is made from.
         path: PathBuf,
         /// Its size, rounded up.
-        template_mb: u64,
+        source_mb: u64,
         /// What was asked for.
         want_mb: u32,
     },
@@ -71,6 +71,20 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
+    /// A disk that an image is made from, a kept image or one of the same Vm, can not be read. A retry may help.
+    #[error("disk {}, which an image is to be made from, can not be used", path.display())]
+    OpenDisk {
+        /// The disk.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A disk that the record says to exist is gone, and nothing is left that it could be made from. No retry helps.
+    #[error("disk {} is gone, and nothing is left that it could be made from", path.display())]
+    Lost {
+        /// The disk.
+        path: PathBuf,
+    },
     /// The image could not be made; nothing of it is left. A retry may help.
     #[error("image {} can not be created", path.display())]
     Create {
@@ -79,13 +93,21 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
-    /// The image could not be grown or given to its machine's user; its content is untouched. A retry may help.
+    /// The image could not be grown; its content is untouched. A retry may help.
     #[error("image {} can not be changed to {want_mb} MB", path.display())]
     Grow {
         /// The image.
         path: PathBuf,
         /// What was asked for.
         want_mb: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The image could not be given to those who are to read or write it. A retry may help.
+    #[error("image {} can not be given to its owner", path.display())]
+    Give {
+        /// The image.
+        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
@@ -166,7 +188,9 @@ impl StorageError {
         match self {
             Self::NoSpace { .. }
             | Self::OpenTemplate { .. }
+            | Self::OpenDisk { .. }
             | Self::Create { .. }
+            | Self::Give { .. }
             | Self::Grow { .. }
             | Self::InUse { .. }
             | Self::Destroy { .. }
@@ -175,11 +199,12 @@ impl StorageError {
             | Self::Probe { .. }
             | Self::Fault { .. } => true,
             Self::Shrink { .. }
-            | Self::BelowTemplate { .. }
+            | Self::BelowSource { .. }
             | Self::CheckPath { .. }
             | Self::CheckName { .. }
             | Self::Damaged { .. }
             | Self::Limit { .. }
+            | Self::Lost { .. }
             | Self::Died { .. } => false,
         }
     }
@@ -189,7 +214,7 @@ impl StorageError {
     pub fn code(&self) -> ErrorCode {
         match self {
             Self::NoSpace { .. } => ErrorCode::NoRoom,
-            Self::Shrink { .. } | Self::BelowTemplate { .. } | Self::Limit { .. } => {
+            Self::Shrink { .. } | Self::BelowSource { .. } | Self::Limit { .. } => {
                 ErrorCode::Invalid
             }
             Self::InUse { .. } => ErrorCode::InUse,
@@ -198,7 +223,10 @@ impl StorageError {
             Self::Space { .. } | Self::Probe { .. } => ErrorCode::Host,
             Self::CheckPath { .. } | Self::CheckName { .. } => ErrorCode::Internal,
             Self::Create { .. }
+            | Self::OpenDisk { .. }
             | Self::Grow { .. }
+            | Self::Give { .. }
+            | Self::Lost { .. }
             | Self::Damaged { .. }
             | Self::List { .. }
             | Self::Fault { .. }

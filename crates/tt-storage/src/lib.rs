@@ -3,12 +3,23 @@
 //! A back end holds nothing in memory that a guest needs and takes every name from the plan; it never chooses one, never
 //! writes into a template, and never follows what lies below the data directory to somewhere else.
 //!
-//! Modes, so that a machine of its own unprivileged user reaches its disk and nothing else: directories 0711 (entered,
-//! not listed), files of templates 0644, runtime images 0600 and owned by [`Layout::uid`](tt_model::Layout::uid).
+//! # Who may do what
+//!
+//! A machine runs as a user of its own ([`Layout::uid`](tt_model::Layout::uid)), reaches its disk and what that lies on,
+//! and nothing else. Directories are entered and not listed (0711), names in them are numbers.
+//!
+//! | file | user, group, mode | why |
+//! |---|---|---|
+//! | runtime image | machine, machine, 0600 | |
+//! | a `qcow2` disk that a layer lies on | root, machine, 0440 | QEMU opens what lies below read-only. A machine that still has it open goes on writing until it is switched to the layer, but can not open it for writing again. |
+//! | a `file` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it |
+//! | a kept image and what it lies on | root, root, 0600 | |
+//! | the same, once a `qcow2` disk of another Vm lies on it | root, root, 0444 | that machine has another user. It stays so: the record of a Vm does not say on what its kept image lies in turn. |
+//! | template | root, root, 0644 | |
 
 use std::fmt;
 use std::sync::Arc;
-use tt_model::{Layout, StorageKind, Vm, VmId};
+use tt_model::{Layout, Snapshot, StorageKind, Vm, VmId};
 
 mod choice;
 pub mod conformance;
@@ -16,8 +27,9 @@ mod error;
 pub mod fake;
 mod file;
 mod images;
+mod layers;
 mod qcow2;
-mod template;
+mod source;
 
 pub use choice::{Choice, choose};
 pub use error::StorageError;
@@ -44,16 +56,52 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Which back end this is.
     fn kind(&self) -> StorageKind;
 
-    /// Makes the runtime image of `vm` at its epoch, a clone of its template's disk: exactly `vm.resource.disk_size` MB,
-    /// mode 0600, owned by the machine's user, and on disk when this returns. It is complete or absent.
+    /// Makes the runtime image of `vm` at its epoch: exactly `vm.resource.disk_size` MB, of the machine's user, and on disk
+    /// when this returns. It is complete or absent. `vm.disks` says what it is made from: a parent of the same Vm, or
+    /// for epoch 0 the kept image `vm.base`, else the template's disk. What is missing between the two is made too, but
+    /// a disk that was complete once is never made again with another content.
     ///
-    /// An image that exists keeps its content; a smaller one is grown. A machine may run on it meanwhile, but only its
-    /// engine can grow a qcow2 that is open: update the running machine first, or get [`StorageError::InUse`].
+    /// An image that exists keeps its content; a smaller one is grown, unless a machine has it open.
     ///
     /// # Errors
     /// [`StorageError::NoSpace`] before anything is written, or with everything undone; [`StorageError::Shrink`] and
-    /// [`StorageError::BelowTemplate`] with nothing changed; what the system refused.
+    /// [`StorageError::BelowSource`] with nothing changed; [`StorageError::InUse`]: its engine has to grow it;
+    /// [`StorageError::Lost`]; what the system refused.
     fn create_image(&self, vm: &Vm) -> Result<(), StorageError>;
+
+    /// Makes the disk of a snapshot that [`plan_take`](tt_model::plan::plan_take) named; complete or absent.
+    ///
+    /// `file`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
+    /// snapshot is `Wanted`, what another try left at that name is replaced; afterwards this only looks.
+    /// `qcow2`: the snapshot's disk can not be opened for writing any more, and the runtime image lies on it, ready for
+    /// a machine to be switched to it. Call it before the machine is switched.
+    ///
+    /// # Errors
+    /// As [`Storage::create_image`]. No disk that was there has lost anything then.
+    fn create_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError>;
+
+    /// Makes the runtime image that [`plan_apply`](tt_model::plan::plan_apply) named from the disk of a snapshot, which
+    /// stays as it is.
+    ///
+    /// # Errors
+    /// As [`Storage::create_image`]; [`StorageError::Lost`] if the snapshot's disk is gone.
+    fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError>;
+
+    /// Removes every disk of `vm`, complete or not, that `vm.disks` does not name. Costs one look at a directory when
+    /// there is none.
+    ///
+    /// # Errors
+    /// [`StorageError::Destroy`]; some may be gone by then.
+    fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError>;
+
+    /// Lets the runtime image outlive `vm`: what it lies on stays with it, everything else of this Vm is removed, and no
+    /// machine can reach it any more. One that was planned by an apply and is not there yet is made first.
+    ///
+    /// Answers whether there is anything to keep: not if no disk of this Vm was ever made.
+    ///
+    /// # Errors
+    /// As [`Storage::create_image`] and [`Storage::destroy_snapshot`]; the runtime image is untouched.
+    fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError>;
 
     /// Removes every image of `vm`: all epochs, and what an interrupted create left. An absent one is fine.
     ///

@@ -20,6 +20,7 @@ use tt_storage::{RESERVE_MB, StorageError, TEMPLATE_DISK, choose};
 
 /// Set in the child that a test kills: the data directory that it works in.
 const KILL_DIR: &str = "TT_STORAGE_TEST_KILL_DIR";
+const QEMU: &str = "qemu-system-x86_64";
 const XFS: [&str; 4] = ["mkfs.xfs", "-q", "-m", "reflink=1"];
 const BTRFS: [&str; 2] = ["mkfs.btrfs", "-q"];
 const EXT4: [&str; 4] = ["mkfs.ext4", "-q", "-m", "0"];
@@ -53,7 +54,7 @@ fn conforms_and_shares_blocks_on_xfs() {
         return;
     };
     suite(&xfs.path(), "conforms_and_shares_blocks_on_xfs");
-    assert_eq!(choose(&xfs.path()).unwrap().kind, Raw);
+    assert_eq!(choose(&xfs.path(), QEMU.as_ref()).unwrap().kind, Raw);
     clone_takes_no_room(&xfs.path());
 }
 
@@ -63,7 +64,7 @@ fn conforms_and_shares_blocks_on_btrfs() {
         return;
     };
     suite(&btrfs.path(), "conforms_and_shares_blocks_on_btrfs");
-    assert_eq!(choose(&btrfs.path()).unwrap().kind, Raw);
+    assert_eq!(choose(&btrfs.path(), QEMU.as_ref()).unwrap().kind, Raw);
     clone_takes_no_room(&btrfs.path());
 }
 
@@ -96,12 +97,8 @@ fn ext4_has_no_reflinks_and_copies_keep_holes() {
     let Some(ext4) = mount(&EXT4, 256, "ext4_has_no_reflinks_and_copies_keep_holes") else {
         return;
     };
-    let choice = choose(&ext4.path()).unwrap();
-    let want = if Command::new("qemu-system-x86_64").arg("--version").output().is_ok() {
-        Qcow2
-    } else {
-        Raw
-    };
+    let choice = choose(&ext4.path(), QEMU.as_ref()).unwrap();
+    let want = if Command::new(QEMU).arg("--version").output().is_ok() { Qcow2 } else { Raw };
     assert_eq!(choice.kind, want);
     assert!(choice.reason.contains("can not share blocks"), "{}", choice.reason);
     let files = Files::new(&ext4.path(), Raw);
@@ -228,7 +225,7 @@ fn hostile_templates_and_images_are_refused() {
     fs::remove_file(&disk).unwrap();
     File::create(&disk).unwrap().set_len(1 << 43).unwrap();
     let error = files.storage().create_image(&vm(1, Raw)).unwrap_err();
-    assert!(matches!(error, StorageError::BelowTemplate { .. }), "{error:?}");
+    assert!(matches!(error, StorageError::BelowSource { .. }), "{error:?}");
     assert!(!dir.path().join("images").exists());
 
     let image = files.layout.disk(&vm(2, Raw));

@@ -1,9 +1,9 @@
-//! The `file` back end: a raw file that shares its blocks with the template where the file system can (`FICLONE`), else a
-//! copy of the template's data without its holes. It never falls back from a clone that failed half-way.
+//! The `file` back end: a raw file that shares its blocks with its source where the file system can (`FICLONE`), else a
+//! copy of the source's data without its holes. It never falls back from a clone that failed half-way.
 
 use crate::StorageError;
 use crate::images::{Format, Job};
-use crate::template::Template;
+use crate::source::Source;
 use rustix::fs::{SeekFrom, ioctl_ficlone};
 use rustix::io::Errno;
 use std::fs::File;
@@ -20,22 +20,17 @@ impl Format for Raw {
         StorageKind::File
     }
 
-    fn clone_template(
-        &self,
-        job: &Job,
-        template: &Template,
-        image: &File,
-    ) -> Result<(), StorageError> {
-        let failed = |e| job.failed(template.allocated_bytes, e);
-        match ioctl_ficlone(image, &template.file) {
+    fn clone_source(&self, job: &Job, source: &Source, image: &File) -> Result<(), StorageError> {
+        let failed = |e| job.failed(source.allocated_bytes, e);
+        match ioctl_ficlone(image, &source.file) {
             Ok(()) => {}
             Err(e) if not_cloneable(e) => {
-                job.reserve(template.allocated_bytes)?;
-                copy_data(&template.file, image, template.size_bytes).map_err(failed)?;
+                job.reserve(source.allocated_bytes)?;
+                copy_data(&source.file, image, source.size_bytes).map_err(failed)?;
             }
             Err(e) => return Err(failed(e.into())),
         }
-        image.set_len(job.want_bytes()).map_err(failed)
+        image.set_len(job.want_bytes).map_err(failed)
     }
 
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
@@ -45,7 +40,7 @@ impl Format for Raw {
     }
 
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        image.set_len(job.want_bytes()).map_err(|e| job.not_grown(e))
+        image.set_len(job.want_bytes).map_err(|e| job.not_grown(e))
     }
 }
 

@@ -23,7 +23,6 @@ const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
 const REFCOUNT_ORDER: u32 = 4;
 /// Extension that says the format of the backing file, so that QEMU never guesses it from content a guest wrote.
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
-const BACKING_FORMAT: &[u8; 3] = b"raw";
 
 // Cluster 0 is the header, then follow the reference table, its first block and the L1 table.
 const REFCOUNT_TABLE_CLUSTER: u64 = 1;
@@ -34,6 +33,7 @@ const L1_CLUSTER: u64 = 3;
 pub(super) struct Header<'a> {
     size_bytes: u64,
     backing_file: &'a str,
+    backing_format: &'a str,
     l1_clusters: u64,
 }
 
@@ -53,11 +53,12 @@ impl Found {
 }
 
 impl<'a> Header<'a> {
-    /// An image of `size_bytes` over `backing_file`, a raw file named relative to the image.
-    pub(super) fn new(size_bytes: u64, backing_file: &'a str) -> Self {
+    /// An image of `size_bytes` over `backing_file`, which is named relative to the image and has `backing_format`.
+    pub(super) fn new(size_bytes: u64, backing_file: &'a str, backing_format: &'a str) -> Self {
         // Whole clusters (4 TiB each) leave room to grow by changing the size alone.
         let l1_entries = size_bytes.div_ceil(L1_ENTRY_BYTES).max(1);
-        Self { size_bytes, backing_file, l1_clusters: l1_entries.div_ceil(ENTRIES_PER_CLUSTER) }
+        let l1_clusters = l1_entries.div_ceil(ENTRIES_PER_CLUSTER);
+        Self { size_bytes, backing_file, backing_format, l1_clusters }
     }
 
     /// The file's length: its clusters, of which all but a few bytes are holes.
@@ -79,8 +80,12 @@ impl<'a> Header<'a> {
     }
 
     fn header(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEADER_BYTES + 24 + self.backing_file.len());
-        let extensions_bytes = 8 + 8 + 8;
+        let format_bytes = self.backing_format.len();
+        let padded_bytes = format_bytes.next_multiple_of(8);
+        // Two heads of 8 bytes: the format's, and that of the extension that ends the list.
+        let extensions_bytes = 8 + padded_bytes + 8;
+        let mut bytes =
+            Vec::with_capacity(HEADER_BYTES + extensions_bytes + BACKING_FILE_BYTES_MAX);
         let backing_offset = (HEADER_BYTES + extensions_bytes) as u64;
         let mut put = |number: &[u8]| bytes.extend_from_slice(number);
         put(&MAGIC.to_be_bytes());
@@ -101,10 +106,9 @@ impl<'a> Header<'a> {
         put(&REFCOUNT_ORDER.to_be_bytes());
         put(&(HEADER_BYTES as u32).to_be_bytes());
         put(&EXTENSION_BACKING_FORMAT.to_be_bytes());
-        put(&(BACKING_FORMAT.len() as u32).to_be_bytes());
-        put(BACKING_FORMAT);
-        // Padding to 8 bytes, then the extension that ends the list.
-        put(&[0; 8 - BACKING_FORMAT.len() + 8]);
+        put(&(format_bytes as u32).to_be_bytes());
+        put(self.backing_format.as_bytes());
+        put(&vec![0; padded_bytes - format_bytes + 8]);
         put(self.backing_file.as_bytes());
         bytes
     }

@@ -1,12 +1,10 @@
-//! The `qcow2` back end: an overlay on the template's disk, in a moment on any file system, for QEMU only. It never opens
+//! The `qcow2` back end: an empty layer over its source, in a moment on any file system, for QEMU only. It never opens
 //! the backing file that an image names: a machine could have written that name.
 
+use crate::StorageError;
 use crate::images::{Format, Job};
-use crate::template::Template;
-use crate::{StorageError, TEMPLATE_DISK};
+use crate::source::Source;
 use header::Header;
-use rustix::fs::{FlockOperation, fcntl_lock};
-use rustix::io::Errno;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -23,18 +21,13 @@ impl Format for Overlay {
         StorageKind::Qcow2
     }
 
-    fn clone_template(
-        &self,
-        job: &Job,
-        _template: &Template,
-        image: &File,
-    ) -> Result<(), StorageError> {
-        let backing_file = backing_file(job);
+    fn clone_source(&self, job: &Job, source: &Source, image: &File) -> Result<(), StorageError> {
+        let backing_file = relative(&job.name, &source.name);
         if backing_file.len() > header::BACKING_FILE_BYTES_MAX {
             return Err(StorageError::CheckPath { path: backing_file });
         }
-        let header = Header::new(job.want_bytes(), &backing_file);
-        if job.want_bytes() > header::SIZE_BYTES_MAX {
+        let header = Header::new(job.want_bytes, &backing_file, backing_format(source.format));
+        if job.want_bytes > header::SIZE_BYTES_MAX {
             return Err(limit(job, header::SIZE_BYTES_MAX));
         }
         job.reserve(header.metadata_bytes())?;
@@ -47,33 +40,40 @@ impl Format for Overlay {
     }
 
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
-        Ok(read_header(path, image)?.size_bytes)
+        size_bytes(path, image)
     }
 
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        // QEMU keeps the header in memory and would write its own size over ours. It has locks on every image that it has
-        // open; this one goes when the file is closed.
-        match fcntl_lock(image, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::AGAIN | Errno::ACCESS) => {
-                return Err(StorageError::InUse { path: job.path.clone() });
-            }
-            Err(e) => return Err(job.not_grown(e.into())),
-        }
         let header = read_header(&job.path, image)?;
-        if header.capacity_bytes() < job.want_bytes() {
+        if header.capacity_bytes() < job.want_bytes {
             return Err(limit(job, header.capacity_bytes()));
         }
         image
-            .write_all_at(&job.want_bytes().to_be_bytes(), header::SIZE_OFFSET)
+            .write_all_at(&job.want_bytes.to_be_bytes(), header::SIZE_OFFSET)
             .map_err(|e| job.not_grown(e))
     }
 }
 
-/// The template's disk as seen from the image's directory, so that a data directory can be moved as a whole.
-fn backing_file(job: &Job) -> String {
-    let depth = Path::new(&job.vm.runtime_image).components().count() - 1;
-    format!("{}{}/{TEMPLATE_DISK}", "../".repeat(depth), job.vm.template.path)
+/// The size that a guest of that image sees.
+pub(crate) fn size_bytes(path: &Path, image: &File) -> Result<u64, StorageError> {
+    Ok(read_header(path, image)?.size_bytes)
+}
+
+/// `to` as seen from the directory of `from`, so that a data directory can be moved as a whole. Both are relative to it.
+fn relative(from: &str, to: &str) -> String {
+    let dir = from.rfind('/').map_or("", |end| &from[..=end]);
+    match to.strip_prefix(dir) {
+        Some(sibling) => sibling.to_owned(),
+        None => format!("{}{to}", "../".repeat(dir.matches('/').count())),
+    }
+}
+
+/// QEMU's name of a format.
+fn backing_format(kind: StorageKind) -> &'static str {
+    match kind {
+        StorageKind::File => "raw",
+        StorageKind::Qcow2 => "qcow2",
+    }
 }
 
 fn read_header(path: &Path, image: &File) -> Result<header::Found, StorageError> {
@@ -86,9 +86,21 @@ fn read_header(path: &Path, image: &File) -> Result<header::Found, StorageError>
 }
 
 fn limit(job: &Job, max_bytes: u64) -> StorageError {
-    StorageError::Limit {
-        path: job.path.clone(),
-        max_mb: max_bytes >> 20,
-        want_mb: job.vm.resource.disk_size,
+    StorageError::Limit { path: job.path.clone(), max_mb: max_bytes >> 20, want_mb: job.want_mb() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_named_as_seen_from_the_image() {
+        for (to, want) in [
+            ("images/7/0.qcow2", "0.qcow2"),
+            ("images/70/0.qcow2", "../../images/70/0.qcow2"),
+            ("templates/x/disk.raw", "../../templates/x/disk.raw"),
+        ] {
+            assert_eq!(relative("images/7/3.qcow2", to), want);
+        }
     }
 }

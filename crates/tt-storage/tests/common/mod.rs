@@ -1,11 +1,12 @@
 //! Rigs on real file systems: directories, loop mounts, and the files of images.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tt_model::{Instance, Layout, StorageKind, Vm};
 use tt_storage::conformance::{Rig, write_template};
 use tt_storage::{Storage, open};
@@ -61,6 +62,15 @@ impl Files {
     fn raw(&self) -> bool {
         self.kind == StorageKind::File
     }
+
+    /// What QEMU reads from a qcow2 image.
+    fn flat(&self, disk: &Path) -> NamedTempFile {
+        let flat = NamedTempFile::new().unwrap();
+        let mut convert = Command::new("qemu-img");
+        tool(convert.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(disk).arg(flat.path()))
+            .unwrap();
+        flat
+    }
 }
 
 impl Rig for Files {
@@ -96,12 +106,20 @@ impl Rig for Files {
             File::open(disk).unwrap().read_exact_at(&mut bytes, offset).unwrap();
             return Some(bytes);
         }
-        let flat = tempfile::NamedTempFile::new().unwrap();
-        let mut convert = Command::new("qemu-img");
-        tool(convert.args(["convert", "-f", "qcow2", "-O", "raw"]).arg(disk).arg(flat.path()))
-            .unwrap();
-        flat.as_file().read_exact_at(&mut bytes, offset).unwrap();
+        self.flat(&disk).as_file().read_exact_at(&mut bytes, offset).unwrap();
         Some(bytes)
+    }
+
+    fn content(&self, vm: &Vm) -> Option<u64> {
+        let disk = self.layout.disk(vm);
+        if !disk.exists() {
+            return None;
+        }
+        if self.raw() {
+            return Some(hash(&fs::read(disk).unwrap()));
+        }
+        let flat = self.flat(&disk);
+        Some(hash(&fs::read(flat.path()).unwrap()))
     }
 
     fn fill(&self, vm: &Vm, offset: u64, len: usize, byte: u8) {
@@ -120,6 +138,18 @@ impl Rig for Files {
         let name = format!("{}.tmp", self.layout.disk(vm).display());
         fs::write(name, b"half").unwrap();
     }
+}
+
+/// A number for the bytes up to the zeros at their end.
+fn hash(bytes: &[u8]) -> u64 {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    let mut len = bytes.len();
+    while len >= ZEROS.len() && bytes[len - ZEROS.len()..len] == ZEROS {
+        len -= ZEROS.len();
+    }
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes[..len]);
+    hasher.finish()
 }
 
 /// Runs a program; `Err` says what it said.

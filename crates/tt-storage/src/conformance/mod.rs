@@ -1,18 +1,19 @@
 //! What every back end must do, as assertions that panic. A back end runs them all with one call of [`run`] from a test.
 
 use crate::{Storage, StorageError, TEMPLATE_DISK};
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 use tt_model::names::runtime_image;
-use tt_model::{
-    EnvId, Goal, HostId, Layout, MacAddr, NetKind, PortMap, StorageKind, Vm, VmId, VmResource,
-    VmState, VmTemplate,
-};
+use tt_model::{Layout, StorageKind, Vm, VmResource, VmTemplate, sample};
+
+mod kept;
+mod life;
+mod snapshots;
+
+pub use life::{Life, live_at_random};
 
 /// Size of the disks in the suite, in MB.
 pub const DISK_MB: u32 = 8;
@@ -37,6 +38,10 @@ pub trait Rig {
     /// Part of an image's content; `None` if this back end has none.
     fn read(&self, vm: &Vm, offset: u64, len: usize) -> Option<Vec<u8>>;
 
+    /// What an image is, as one number: equal for equal contents, whatever zeros follow. `None` if it is absent or not
+    /// complete.
+    fn content(&self, vm: &Vm) -> Option<u64>;
+
     /// Fills `len` bytes of an image with `byte`, as its guest would.
     fn fill(&self, vm: &Vm, offset: u64, len: usize, byte: u8);
 
@@ -53,48 +58,26 @@ pub fn run(rig: &dyn Rig) {
     interrupted_creates_are_cleared(rig);
     destroy_takes_everything(rig);
     records_that_lead_elsewhere_are_refused(rig);
+    snapshots::run(rig);
+    kept::run(rig);
+    live_at_random(rig, 1, 30);
     assert_eq!(must(rig.storage().images()), []);
 }
 
 /// A Vm with a disk of [`DISK_MB`] from the template that [`write_template`] makes.
 #[must_use]
 pub fn vm(id: u64, kind: StorageKind) -> Vm {
-    let ip_addr = Ipv4Addr::new(10, 0, 0, 2);
+    let sample = sample::vm(id, "qemu", kind);
     Vm {
-        id: VmId(id),
-        env_id: EnvId(1),
-        env_name: "env".into(),
-        name: format!("vm{id}"),
-        host: HostId(1),
-        engine: "qemu".into(),
         template: VmTemplate {
             name: "sample".into(),
             path: "templates/sample".into(),
             digest: "sample".into(),
             disk_size: TEMPLATE_MB,
-            ..VmTemplate::default()
+            ..sample.template
         },
-        storage: kind,
-        epoch: 0,
-        runtime_image: runtime_image(kind, VmId(id), 0),
-        net_kind: NetKind::Nat,
-        snapshots: BTreeMap::new(),
-        latest_meta: None,
-        state: VmState::default(),
-        resource: VmResource {
-            cpu_num: 1,
-            mem_size: 64,
-            disk_size: DISK_MB,
-            ip_addr,
-            mac_addr: MacAddr::of_ip(ip_addr),
-            port_map: PortMap::new(),
-        },
-        addr: String::new(),
-        machine_id: None,
-        deny_outgoing: false,
-        goal: Goal::Stopped,
-        kill_timestamp: 0,
-        generation: 1,
+        resource: VmResource { disk_size: DISK_MB, ..sample.resource },
+        ..sample
     }
 }
 
@@ -183,7 +166,7 @@ fn disks_grow_and_never_shrink(rig: &dyn Rig) {
     let storage = rig.storage();
     vm.resource.disk_size = TEMPLATE_MB - 1;
     let error = storage.create_image(&vm);
-    assert!(matches!(error, Err(StorageError::BelowTemplate { .. })), "{error:?}");
+    assert!(matches!(error, Err(StorageError::BelowSource { .. })), "{error:?}");
     assert_eq!(rig.size_mb(&vm), None);
     vm.resource.disk_size = DISK_MB;
     must(storage.create_image(&vm));
@@ -226,6 +209,7 @@ fn destroy_takes_everything(rig: &dyn Rig) {
     must(storage.remove_stray(vm.id));
     must(storage.create_image(&vm));
     vm.epoch = 1;
+    vm.disks.insert(1, tt_model::Disk { parent: Some(0) });
     vm.runtime_image = runtime_image(kind, vm.id, 1);
     must(storage.create_image(&vm));
     assert_eq!(must(storage.images()), [vm.id]);
