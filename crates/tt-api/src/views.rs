@@ -1,7 +1,7 @@
 //! The bodies of requests and answers: records as clients see them, and the pure folding that
 //! makes them. Nothing here reads or writes anything.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::collections::BTreeMap;
 use tt_guest::message::FailureCode;
 use tt_model::{
@@ -77,7 +77,7 @@ impl EnvPhase {
 }
 
 /// A Vm with what its host last saw of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct VmView {
     /// The record.
     #[serde(flatten)]
@@ -292,6 +292,23 @@ impl VmView {
     pub fn trouble(&self) -> Option<&Trouble> {
         let status = self.status.as_ref().filter(|s| s.generation == self.vm.generation)?;
         status.trouble.as_ref()
+    }
+}
+
+impl<'de> Deserialize<'de> for VmView {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Derived with `flatten`, the keys of maps would be texts only, which epochs are not.
+        #[derive(Deserialize)]
+        struct Seen {
+            status: Option<VmStatus>,
+            is_settled: bool,
+            needs_restart: bool,
+        }
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let Seen { status, is_settled, needs_restart } =
+            Seen::deserialize(&value).map_err(D::Error::custom)?;
+        let vm = Vm::deserialize(value).map_err(D::Error::custom)?;
+        Ok(Self { vm, status, is_settled, needs_restart })
     }
 }
 

@@ -1,11 +1,10 @@
 //! A daemon's surface without a daemon: the real router on a real socket, a store, and a host that
 //! the test plays.
 
-use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
@@ -14,11 +13,11 @@ use tt_api::server::{Api, ApiConfig, router, serve};
 use tt_api::views::{Checked, EnvView, Finding, VerifyReport};
 use tt_api::{Client, Problem};
 use tt_guest::session::{FromGuest, Open, ToGuest};
-use tt_model::plan::Policy;
+use tt_model::plan::{Policy, plan_take, plan_taken};
 use tt_model::template::FEATURE_AGENT;
 use tt_model::{
-    EngineFacts, EnvSpec, ErrorCode, Host, HostId, Phase, Protocol, Refusal, StorageKind, Vm, VmId,
-    VmSpec, VmStatus, VmTemplate, feat,
+    EngineFacts, EnvSpec, ErrorCode, Host, HostId, KeptImage, Phase, Protocol, Refusal, Snapshot,
+    Vm, VmId, VmSpec, VmStatus, VmTemplate, feat, sample,
 };
 use tt_store::Kv;
 use tt_store::memory::MemoryKv;
@@ -33,6 +32,8 @@ pub struct TestAccess {
     pub flooded: AtomicU64,
     /// Whether the last stream was given up before its end.
     pub is_cancelled: AtomicBool,
+    /// The metas of snapshots.
+    pub metas: Mutex<BTreeMap<(VmId, String), Vm>>,
 }
 
 impl HostAccess for Shared {
@@ -94,14 +95,25 @@ impl HostAccess for Shared {
         Ok(format!("log of {vm}, {tail_bytes}").into_bytes())
     }
 
-    fn verify(&self) -> Result<VerifyReport, Refusal> {
+    fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal> {
+        let metas = self.0.metas.lock().unwrap();
+        metas.get(&(vm.id, snapshot.name.clone())).cloned().ok_or_else(|| {
+            let what = format!("meta of {}", vm.full_name());
+            Refusal::new(ErrorCode::MetaRestore, what, "it is not whole", "use another snapshot")
+        })
+    }
+
+    fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal> {
         let finding = Finding {
             kind: "image".into(),
             name: "images/9".into(),
             what: "no record".into(),
             id: Some(9),
         };
-        Ok(VerifyReport { findings: vec![finding], checked: Checked { envs: 1, vms: 2 } })
+        let checked = Checked { envs: 1, vms: 2 };
+        let (findings, repaired) =
+            if repair { (vec![], vec![finding]) } else { (vec![finding], vec![]) };
+        Ok(VerifyReport { findings, repaired, checked })
     }
 }
 
@@ -175,34 +187,20 @@ pub fn server_on(kv: Arc<dyn Kv>) -> Server {
     Server { client: Client::new(socket.clone()), tables, access, socket, task, _dir: dir }
 }
 
+/// A host with an engine that can do everything but memory, one that can do everything, and one that
+/// can do nothing.
 pub fn host() -> Host {
-    let engine = |name: &str, features| EngineFacts {
-        name: name.into(),
-        version: "1".into(),
-        detail: String::new(),
-        features,
-        unusable: None,
-    };
-    Host {
-        id: HostId(1),
-        name: "h.example".into(),
-        version: "0".into(),
-        start_timestamp: 0,
-        public_addr: Ipv4Addr::new(192, 0, 2, 7),
-        range: "10.0.0.0/8".parse().unwrap(),
-        block: "10.0.0.0/16".parse().unwrap(),
-        port_min: 20000,
-        port_max: 29999,
-        cpu_num: 4,
-        mem_size: 1 << 20,
-        disk_size: 1 << 20,
-        storage: StorageKind::File,
-        storage_reason: String::new(),
-        engines: vec![
-            engine("fake", feat::NAT | feat::PAUSE | feat::SHUTDOWN | feat::EXEC | feat::CONSOLE),
-            engine("mute", feat::NAT),
-        ],
-    }
+    let sample = sample::host("fake");
+    let whole = sample.engines[0].clone();
+    let engine =
+        |name: &str, features| EngineFacts { name: name.into(), features, ..whole.clone() };
+    let memory = feat::SUSPEND | feat::MEMORY_SNAPSHOT;
+    let engines = vec![
+        engine("fake", whole.features & !memory),
+        engine("full", whole.features),
+        engine("mute", feat::NAT),
+    ];
+    Host { name: "h.example".into(), engines, ..sample }
 }
 
 /// A template that is ready.
@@ -214,10 +212,10 @@ pub fn template(name: &str) -> TemplateRecord {
         is_wanted: true,
         template: Some(VmTemplate {
             name: name.into(),
-            compatible_engines: vec!["fake".into(), "mute".into()],
+            compatible_engines: ["fake", "full", "mute"].map(str::to_owned).into(),
             features: vec![FEATURE_AGENT.into()],
             disk_size: 16,
-            ..VmTemplate::default()
+            ..sample::template("fake")
         }),
         step: None,
         trouble: None,
@@ -261,13 +259,35 @@ impl Server {
     /// What the host does when a destroyed Env's Vms are gone.
     pub fn erase(&self, name: &str) {
         let ids = self.tables.env_by_name(name).unwrap().unwrap().value.vm_set;
-        for id in ids {
-            let mut env = self.tables.env_by_name(name).unwrap().unwrap();
-            let vm = self.tables.vm(id).unwrap().unwrap();
-            let mut usage = self.tables.usage(HostId(1)).unwrap().unwrap();
-            env.value.vm_set.remove(&id);
-            usage.value.vm_num -= 1;
-            commit(&self.tables, &Change::new().erase_vm(&vm, &env, &usage).unwrap());
+        ids.into_iter().for_each(|id| self.erase_vm(id, 5));
+    }
+
+    /// What the host does when a Vm is gone at `now`.
+    pub fn erase_vm(&self, id: VmId, now: u64) {
+        let vm = self.tables.vm(id).unwrap().unwrap();
+        let mut env = self.tables.env(vm.value.env_id).unwrap().unwrap();
+        let mut usage = self.tables.usage(HostId(1)).unwrap().unwrap();
+        env.value.vm_set.remove(&id);
+        usage.value.vm_num -= 1;
+        usage.value.mem_size -= u64::from(vm.value.resource.mem_size);
+        let kept = vm.value.state.keep_image.then(|| KeptImage::of(&vm.value, now));
+        let change = Change::new().erase_vm(&vm, &env, &usage, kept.as_ref()).unwrap();
+        commit(&self.tables, &change);
+    }
+
+    /// What the host does to take the snapshots of that name that are wanted; it writes what was
+    /// frozen as their metas.
+    pub fn take(&self, env: &str, name: &str, engine_version: Option<&str>) {
+        let env = self.tables.env_by_name(env).unwrap().unwrap().value;
+        for mut row in self.tables.vms_of(&env).unwrap() {
+            if !row.value.wanted_snapshots().any(|snapshot| snapshot.name == name) {
+                continue;
+            }
+            let frozen = row.value.clone();
+            self.access.metas.lock().unwrap().insert((frozen.id, name.to_owned()), frozen);
+            plan_take(&mut row.value, name);
+            plan_taken(&mut row.value, name, engine_version.map(str::to_owned), 7);
+            commit(&self.tables, &Change::new().vm(&row).unwrap());
         }
     }
 

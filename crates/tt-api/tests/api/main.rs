@@ -7,13 +7,19 @@ mod create;
 #[cfg(test)]
 mod events;
 #[cfg(test)]
+mod images;
+#[cfg(test)]
 mod many;
+#[cfg(test)]
+mod members;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod snapshots;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use tt_api::views::{BuildRequest, EnvPhase, TemplatePhase};
 use tt_model::{EnvSpec, ErrorCode, Goal, Phase, StopMode, Trouble, VmSpec};
 use tt_store::tables::Change;
 
-fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> ErrorCode {
+pub fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> ErrorCode {
     answer.unwrap_err().code().unwrap()
 }
 
@@ -46,7 +46,7 @@ async fn an_env_stops_starts_and_extends() {
     assert_eq!(env.phase, EnvPhase::Ready);
     assert!(env.is_settled());
 
-    let paused = client.stop_env("shop", StopMode::Pause).await.unwrap();
+    let paused = client.stop_env("shop", Some(StopMode::Pause)).await.unwrap();
     assert_eq!((paused.phase, paused.env.state.is_stopped), (EnvPhase::Stopping, true));
     let error = client.start_env("shop").await.unwrap_err();
     let ClientError::Problem(problem) = error else { panic!("{error}") };
@@ -56,14 +56,41 @@ async fn an_env_stops_starts_and_extends() {
     server.later();
     assert_eq!(client.start_env("shop").await.unwrap().phase, EnvPhase::Starting);
     server.later();
-    assert_eq!(code(client.stop_env("shop", StopMode::Suspend).await), ErrorCode::Unsupported);
+    assert_eq!(
+        code(client.stop_env("shop", Some(StopMode::Suspend)).await),
+        ErrorCode::Unsupported
+    );
     let extended = client.extend_env("shop", 50).await.unwrap();
     assert_eq!(extended.env.end_timestamp, env.env.end_timestamp + 50);
     assert_eq!(code(client.extend_env("shop", 1_000).await), ErrorCode::LifeTime);
     assert_eq!(code(client.extend_env("shop", u64::MAX).await), ErrorCode::LifeTime);
-    assert_eq!(code(client.stop_env("other", StopMode::Kill).await), ErrorCode::NotFound);
+    assert_eq!(code(client.stop_env("other", Some(StopMode::Kill)).await), ErrorCode::NotFound);
     assert_eq!(code(client.start_env("other").await), ErrorCode::NotFound);
     assert_eq!(code(client.extend_env("other", 1).await), ErrorCode::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_mode_each_member_rests_as_its_engine_does_it_best() {
+    let server = server();
+    let client = &server.client;
+    let vm = |engine: &str| VmSpec { engine: Some(engine.into()), ..VmSpec::new("micro") };
+    let spec = EnvSpec { vms: vec![vm("full"), vm("fake")], ..EnvSpec::default() };
+    client.create_env("shop", "k", &spec).await.unwrap();
+    let env = client.stop_env("shop", None).await.unwrap();
+    let goals: Vec<_> = env.vms.iter().map(|view| view.vm.goal).collect();
+    assert_eq!(goals, [Goal::Suspended, Goal::Stopped]);
+    assert!(env.vms[0].vm.kill_timestamp == 0 && env.vms[1].vm.kill_timestamp > 0);
+    for view in &env.vms {
+        let status = settled(&view.vm, Phase::Stopped);
+        commit(&server.tables, &Change::new().status(view.vm.id, &status).unwrap());
+    }
+    let mut row = server.tables.env_by_name("shop").unwrap().unwrap();
+    row.value.is_created = true;
+    commit(&server.tables, &Change::new().env(&row).unwrap());
+    assert_eq!(client.env("shop").await.unwrap().phase, EnvPhase::Suspended);
+    server.later();
+    let vm = client.stop_vm("shop", "micro", None).await.unwrap();
+    assert_eq!(vm.vm.goal, Goal::Suspended);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +98,7 @@ async fn one_member_stops_and_starts_alone() {
     let server = server();
     let client = &server.client;
     server.ready_env("shop", 2).await;
-    let vm = client.stop_vm("shop", "micro-1", StopMode::Shutdown).await.unwrap();
+    let vm = client.stop_vm("shop", "micro-1", Some(StopMode::Shutdown)).await.unwrap();
     assert_eq!((vm.vm.goal, vm.is_settled), (Goal::Stopped, false));
     assert_eq!(vm.vm.kill_timestamp, 1_000_020);
     let change = Change::new().status(vm.vm.id, &settled(&vm.vm, Phase::Stopped)).unwrap();
@@ -85,7 +112,7 @@ async fn one_member_stops_and_starts_alone() {
     assert_eq!((vm.vm.goal, vm.is_settled), (Goal::Running, false));
     assert_eq!(client.env("shop").await.unwrap().phase, EnvPhase::Starting);
     server.later();
-    assert_eq!(code(client.stop_vm("shop", "db", StopMode::Kill).await), ErrorCode::NotFound);
+    assert_eq!(code(client.stop_vm("shop", "db", Some(StopMode::Kill)).await), ErrorCode::NotFound);
     assert_eq!(code(client.start_vm("shop", "db").await), ErrorCode::NotFound);
 }
 
@@ -98,7 +125,7 @@ async fn trouble_shows_until_the_record_changes() {
     status.trouble = Some(trouble);
     commit(&server.tables, &Change::new().status(env.vms[0].vm.id, &status).unwrap());
     assert_eq!(server.client.env("shop").await.unwrap().phase, EnvPhase::Trouble);
-    let stopped = server.client.stop_env("shop", StopMode::Kill).await.unwrap();
+    let stopped = server.client.stop_env("shop", Some(StopMode::Kill)).await.unwrap();
     assert_eq!(stopped.phase, EnvPhase::Stopping);
 }
 
@@ -121,7 +148,10 @@ async fn logs_hosts_and_verify_are_answered() {
     assert_eq!(hosts[0].engine_features["mute"], ["nat"]);
     assert_eq!(client.host("h.example").await.unwrap(), hosts[0]);
     assert_eq!(code(client.host("other").await), ErrorCode::NotFound);
-    assert_eq!(client.verify().await.unwrap().findings[0].id, Some(9));
+    let looked = client.verify().await.unwrap();
+    assert_eq!((looked.findings[0].id, looked.repaired.len()), (Some(9), 0));
+    let repaired = client.repair().await.unwrap();
+    assert_eq!((repaired.findings.len(), repaired.repaired[0].id), (0, Some(9)));
     assert_eq!(client.openapi().await.unwrap()["openapi"], "3.1.0");
 }
 

@@ -130,7 +130,7 @@ async fn what_can_not_be_opened_is_refused_with_a_code() {
     let vm = &env.vms[0].vm;
     commit(&server.tables, &Change::new().status(vm.id, &settled(vm, Phase::Guest)).unwrap());
     assert_eq!(code("shop", "micro", &exec("echo")).await, ErrorCode::Agent);
-    client.stop_env("shop", StopMode::Kill).await.unwrap();
+    client.stop_env("shop", Some(StopMode::Kill)).await.unwrap();
     assert_eq!(code("shop", "micro", &exec("echo")).await, ErrorCode::State);
     assert_eq!(client.console("shop", "micro").await.unwrap_err().code(), Some(ErrorCode::State));
 

@@ -2,7 +2,8 @@
 
 use crate::common::server;
 use tt_model::ErrorCode::{self, Invalid, LifeTime, NoRoom, NotFound, Request, TooLarge};
-use tt_model::ErrorCode::{Exists, Unsupported};
+use tt_model::ErrorCode::{Exists, MetaRestore, Unsupported};
+use tt_model::{SnapshotSpec, VmSpec};
 
 const KEY: &str = "Idempotency-Key: k1\r\n";
 const GOOD: &str = r#"{"vms":[{"template":"micro"}]}"#;
@@ -152,11 +153,75 @@ fn bodies() -> Vec<Wrong> {
             (415, Request, "text/yaml"),
         ),
         wrong("POST /v1/envs/shop/stop", "", r#"{"mode":"nicely"}"#, (400, Invalid, "mode")),
-        wrong("POST /v1/envs/shop/stop", "", "{}", (400, Invalid, "mode")),
+        wrong("POST /v1/envs/shop/stop", "", r#"{"how":"kill"}"#, (400, Invalid, "how")),
         wrong("POST /v1/envs/shop/extend", "", r#"{"life_time":0}"#, (400, LifeTime, "0")),
         wrong("POST /v1/envs/shop/extend", "", r#"{"life_time":-5}"#, (400, Invalid, "life_time")),
         wrong("POST /v1/templates", "", r#"{"name":"micro"}"#, (400, Invalid, "recipe")),
         wrong("POST /v1/templates", "", r#"{"name":"/","recipe":"micro"}"#, (400, Invalid, "`/`")),
+    ]
+}
+
+/// Of an Env `shop` of one member `micro`, which has a disk of 16 MB and a snapshot `old`.
+fn lives() -> Vec<Wrong> {
+    let vm = "/v1/envs/shop/vms/micro";
+    let update = |fields: &str, expected| {
+        wrong(format!("PATCH {vm}"), "", format!("{{{fields}}}"), expected)
+    };
+    let add = |fields: &str, expected| {
+        let body = format!(r#"{{"template":"micro",{fields}}}"#);
+        wrong("POST /v1/envs/shop/vms", "", body, expected)
+    };
+    let snap = |body: &str, expected| wrong("POST /v1/envs/shop/snapshots", "", body, expected);
+    let no = |line: String, expected| wrong(line, "", "", expected);
+    vec![
+        update("", (400, Invalid, "changes nothing")),
+        update(r#""cpu_num":0"#, (400, Invalid, "cpu_num 0")),
+        update(r#""cpu_num":5"#, (400, Invalid, "has 4")),
+        update(r#""mem_size":31"#, (400, Invalid, "mem_size 31")),
+        update(r#""mem_size":1048577"#, (400, Invalid, "mem_size 1048577")),
+        update(r#""disk_size":15"#, (400, Invalid, "only grows")),
+        update(r#""disk_size":1048577"#, (400, Invalid, "disk_size")),
+        update(r#""name":"Web""#, (400, Invalid, "`Web`")),
+        update(r#""name":"other""#, (409, Exists, "other")),
+        update(r#""ports":["80","80"]"#, (400, Invalid, "given twice")),
+        update(r#""ports":["0"]"#, (400, Invalid, "ports[0]")),
+        update(r#""net_blacklist":["::1"]"#, (400, Invalid, "net_blacklist")),
+        update(r#""template":"micro""#, (400, Invalid, "template")),
+        wrong("PATCH /v1/envs/shop/vms/none", "", r#"{"cpu_num":1}"#, (404, NotFound, "none")),
+        add(r#""name":"other","mem_size":64"#, (409, Exists, "other")),
+        add(r#""name":"a/b""#, (400, Invalid, "a/b")),
+        add(r#""count":0"#, (400, Invalid, "count 0")),
+        add(r#""count":255"#, (400, Invalid, "257 Vms")),
+        add(r#""count":4294967295"#, (400, Invalid, "too many")),
+        add(r#""count":10,"ports":["1","2","3"],"mem_size":1"#, (400, Invalid, "mem_size 1")),
+        add(r#""mem_size":1048576"#, (507, NoRoom, "mem_size")),
+        add(r#""image":7"#, (404, NotFound, "image 7")),
+        add(r#""engine":"none""#, (422, Unsupported, "none")),
+        wrong("POST /v1/envs/none/vms", "", r#"{"template":"micro"}"#, (404, NotFound, "none")),
+        wrong("POST /v1/envs/shop/vms", "", r#"{"template":"none"}"#, (404, NotFound, "none")),
+        no("DELETE /v1/envs/shop/vms/none".into(), (404, NotFound, "none")),
+        snap(r#"{"name":"a b"}"#, (400, Invalid, "`a b`")),
+        snap(r#"{"name":"s","life_time":0}"#, (400, Invalid, "life_time 0")),
+        snap(r#"{"name":"s","life_time":-1}"#, (400, Invalid, "life_time")),
+        snap(r#"{"name":"s"}"#, (422, Unsupported, "memory_snapshot")),
+        snap(r#"{"name":"old","with_memory":false}"#, (409, Exists, "old")),
+        snap("{}", (400, Invalid, "name")),
+        snap(r#"{"name":"s","colour":1}"#, (400, Invalid, "colour")),
+        no("POST /v1/envs/shop/snapshots/none/apply".into(), (404, NotFound, "none")),
+        no("POST /v1/envs/shop/snapshots/old/apply".into(), (404, NotFound, "shop/other")),
+        no(format!("POST {vm}/snapshots/none/apply"), (404, NotFound, "none")),
+        no(format!("POST {vm}/snapshots/old/apply"), (500, MetaRestore, "not whole")),
+        no(format!("POST {vm}/snapshots/O/apply"), (400, Invalid, "snapshot `O`")),
+        no(format!("DELETE {vm}/snapshots/none"), (404, NotFound, "none")),
+        no("DELETE /v1/envs/shop/snapshots/none".into(), (404, NotFound, "none")),
+        no("DELETE /v1/envs/none/snapshots/old".into(), (404, NotFound, "none")),
+        no("GET /v1/envs/shop/vms/none/snapshots".into(), (404, NotFound, "none")),
+        no("POST /v1/envs/none/deny-outgoing".into(), (404, NotFound, "none")),
+        no("POST /v1/envs/shop/vms/none/allow-outgoing".into(), (404, NotFound, "none")),
+        no("DELETE /v1/images/7".into(), (404, NotFound, "image 7")),
+        no("DELETE /v1/images/+7".into(), (400, Invalid, "`+7`")),
+        no("DELETE /v1/images/seven".into(), (400, Invalid, "`seven`")),
+        no("DELETE /v1/images/18446744073709551616".into(), (400, Invalid, "no id")),
     ]
 }
 
@@ -191,9 +256,15 @@ fn surroundings() -> Vec<Wrong> {
 async fn wrong_requests_are_refused_and_change_nothing() {
     let server = server();
     server.ready_env("shop", 1).await;
+    let disks = SnapshotSpec { name: "old".into(), life_time: None, with_memory: false };
+    server.client.create_snapshot("shop", None, &disks).await.unwrap();
+    server.take("shop", "old", None);
+    server.access.metas.lock().unwrap().clear();
+    let other = VmSpec { name: Some("other".into()), ..VmSpec::new("micro") };
+    server.client.add_vm("shop", &other).await.unwrap();
     server.later();
     let revision = server.tables.revision().unwrap();
-    let all = [names(), sizes(), members(), bodies(), surroundings()];
+    let all = [names(), sizes(), members(), bodies(), lives(), surroundings()];
     let mut number = 0;
     for case in all.into_iter().flatten() {
         let Wrong { line, headers, body, status, code, names } = case;
