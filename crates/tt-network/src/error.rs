@@ -112,6 +112,13 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// Open connections through a public port that is gone could not be ended. A retry may help;
+    /// not on a kernel that can not list its connections (`CONFIG_NF_CT_NETLINK`).
+    #[error("could not end the connections through removed ports")]
+    EndConnections {
+        /// Why.
+        source: io::Error,
+    },
     /// A file or sysctl could not be read or written. A retry may help.
     #[error("could not {action} {}", path.display())]
     UseFile {

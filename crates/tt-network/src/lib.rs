@@ -35,6 +35,7 @@ mod nft;
 mod ports;
 mod sysctl;
 mod tap;
+mod tracked;
 mod wire;
 
 pub use driver::{NetnsNetwork, NetworkConfig};
@@ -73,7 +74,8 @@ pub struct Found {
 pub trait Network: Send + Sync + Debug {
     /// Makes what all Envs share: the host's table of rules, forwarding, the reservation of the
     /// address block. Called once by every daemon before anything else; finds the running guests
-    /// of an earlier daemon and breaks no connection of theirs.
+    /// of an earlier daemon and breaks no connection of theirs, except through public ports that
+    /// lead elsewhere: of a daemon that died while it removed one.
     ///
     /// # Errors
     /// [`NetworkError::Collide`] if another network of the host lies in the block; nothing is changed.
@@ -87,6 +89,9 @@ pub trait Network: Send + Sync + Debug {
     /// Makes everything that the record says: namespace, bridge, edge, tap, route, ports,
     /// `deny_outgoing`, `net_blacklist`, and that no other address leaves the tap. Also the way to
     /// apply a changed record to a live guest; what stays the same is not touched.
+    ///
+    /// Open connections through a public port that is gone, or leads elsewhere now, end: their next
+    /// packet meets the host, or who has the port now, as a new one. All others go on.
     ///
     /// # Errors
     /// [`NetworkError::PortTaken`] if another Vm has one of the ports, and nothing is published.

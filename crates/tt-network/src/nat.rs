@@ -40,7 +40,7 @@ impl Host {
         let rules = nft::host_rules(&table, &layout.edge_prefix(), block);
         nft::load(&table, &rules)?.finish()?;
         foreign::pass(&layout.edge_prefix())?;
-        let ports = Ports::open(table)?;
+        let ports = Ports::open(table, block)?;
         let namespace = File::open(netns::OWN).map_err(|source| NetworkError::UseNamespace {
             action: "open",
             path: PathBuf::from(netns::OWN),

@@ -11,12 +11,16 @@ use std::io;
 
 /// Length of `struct nfgenmsg`, which precedes the attributes.
 const NETFILTER_HEADER_BYTES: usize = 4;
+/// Length of `struct nlattr`.
+const ATTRIBUTE_HEAD_BYTES: usize = 4;
 
 /// What goes out is typed. What comes in is read by hand: the crate's reader prints the whole
 /// answer for each element in it, which takes two minutes for 60,000 elements.
 #[derive(Debug)]
 pub(crate) enum Message {
     Ask(NetfilterMessage),
+    /// Type and body of a message that the crate can not write.
+    Raw(u16, Vec<u8>),
     Answer(Vec<u8>),
 }
 
@@ -24,6 +28,7 @@ impl NetlinkSerializable for Message {
     fn message_type(&self) -> u16 {
         match self {
             Self::Ask(message) => NetlinkSerializable::message_type(message),
+            Self::Raw(kind, _) => *kind,
             Self::Answer(_) => NLMSG_NOOP,
         }
     }
@@ -31,14 +36,14 @@ impl NetlinkSerializable for Message {
     fn buffer_len(&self) -> usize {
         match self {
             Self::Ask(message) => NetlinkSerializable::buffer_len(message),
-            Self::Answer(bytes) => bytes.len(),
+            Self::Raw(_, bytes) | Self::Answer(bytes) => bytes.len(),
         }
     }
 
     fn serialize(&self, buffer: &mut [u8]) {
         match self {
             Self::Ask(message) => message.serialize(buffer),
-            Self::Answer(bytes) => buffer.copy_from_slice(bytes),
+            Self::Raw(_, bytes) | Self::Answer(bytes) => buffer.copy_from_slice(bytes),
         }
     }
 }
@@ -73,6 +78,24 @@ pub(crate) fn ask(
     message: impl Into<NetfilterMessageInner>,
 ) -> Message {
     Message::Ask(NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message))
+}
+
+/// A message of attributes that [`attribute`] wrote. `kind`: subsystem and message of it.
+pub(crate) fn raw(kind: [u8; 2], family: NetfilterProtoFamily, attributes: &[Vec<u8>]) -> Message {
+    let [subsystem, message] = kind;
+    let mut body = vec![family.into(), 0, 0, 0];
+    body.extend(attributes.concat());
+    Message::Raw(u16::from(subsystem) << 8 | u16::from(message), body)
+}
+
+/// An attribute as bytes: length, kind, value, filled up to four bytes (netlink(7)).
+pub(crate) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    // All values here are a few numbers.
+    let length = (ATTRIBUTE_HEAD_BYTES + value.len()) as u16;
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
 }
 
 /// The attributes in a row of them.

@@ -4,6 +4,8 @@
 use crate::NetworkError;
 use crate::elements::{Change, Element, Elements, Set};
 use crate::nft::PORTS;
+use crate::tracked::{Connections, Tracked};
+use ipnet::Ipv4Net;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -27,8 +29,12 @@ struct Target {
 #[derive(Debug)]
 pub(crate) struct Ports {
     elements: Elements,
+    connections: Connections,
     table: String,
+    block: Ipv4Net,
     known: Known,
+    /// Ports were removed and connections through them may be open still.
+    has_to_end: bool,
 }
 
 #[derive(Debug, Default)]
@@ -68,11 +74,15 @@ impl Known {
 }
 
 impl Ports {
-    /// In the calling thread's namespace, where the table must be.
-    pub(crate) fn open(table: String) -> Result<Self, NetworkError> {
+    /// In the calling thread's namespace, where the table must be. Ports lead into `block`.
+    pub(crate) fn open(table: String, block: Ipv4Net) -> Result<Self, NetworkError> {
         let elements = Elements::open().map_err(|source| fail("open netlink for", source))?;
-        let mut ports = Self { elements, table, known: Known::default() };
+        let connections = Connections::open().map_err(fail_to_end)?;
+        let known = Known::default();
+        // The last daemon may have died between the two.
+        let mut ports = Self { elements, connections, table, block, known, has_to_end: true };
         ports.read()?;
+        ports.end_connections(None)?;
         Ok(ports)
     }
 
@@ -141,6 +151,21 @@ impl Ports {
         self.commit(stale, missing)
     }
 
+    /// Ends the connections through ports that no longer lead where they did. `to`: only those to
+    /// that address.
+    fn end_connections(&mut self, to: Option<Ipv4Addr>) -> Result<(), NetworkError> {
+        let (known, block) = (&self.known.targets, self.block);
+        let is_over = |tracked: &Tracked| {
+            let public = protocol_of(tracked.protocol).map(|protocol| (protocol, tracked.public));
+            let target = public.and_then(|public| known.get(&public));
+            let leads = target.map(|target| (target.addr, target.port));
+            block.contains(&tracked.to.0) && leads != Some(tracked.to)
+        };
+        self.connections.end(to, is_over).map_err(fail_to_end)?;
+        self.has_to_end = false;
+        Ok(())
+    }
+
     fn remove_known(&mut self, gone: impl Fn(&Known) -> Vec<Public>) -> Result<(), NetworkError> {
         match self.commit(gone(&self.known), Vec::new()) {
             Err(_) => {
@@ -163,13 +188,18 @@ impl Ports {
         };
         let result = self.elements.change(vec![change]);
         result.map_err(|source| fail("change", source))?;
+        let gone = remove.iter().filter_map(|key| Some(self.known.targets.get(key)?.addr));
+        let gone: BTreeSet<_> = gone.collect();
         for key in &remove {
             self.known.remove(key);
         }
         for (key, target) in add {
             self.known.insert(key, target);
         }
-        Ok(())
+        // Each look goes through all connections of the host: one is enough.
+        let only = gone.first().copied().filter(|_| gone.len() == 1 && !self.has_to_end);
+        self.has_to_end |= !gone.is_empty();
+        if self.has_to_end { self.end_connections(only) } else { Ok(()) }
     }
 }
 
@@ -207,8 +237,7 @@ fn read_element(element: &Element) -> Option<(Public, Target)> {
     let &[a, b, c, d, high, low, ..] = element.data.as_deref()? else {
         return None;
     };
-    let protocol =
-        [Protocol::Tcp, Protocol::Udp].into_iter().find(|known| known.number() == protocol)?;
+    let protocol = protocol_of(protocol)?;
     let target = Target {
         env: env.parse().ok()?,
         vm: vm.parse().ok()?,
@@ -216,6 +245,14 @@ fn read_element(element: &Element) -> Option<(Public, Target)> {
         port: u16::from_be_bytes([high, low]),
     };
     Some(((protocol, u16::from_be_bytes([key_high, key_low])), target))
+}
+
+fn protocol_of(number: u8) -> Option<Protocol> {
+    [Protocol::Tcp, Protocol::Udp].into_iter().find(|known| known.number() == number)
+}
+
+fn fail_to_end(source: io::Error) -> NetworkError {
+    NetworkError::EndConnections { source }
 }
 
 fn fail(action: &'static str, source: io::Error) -> NetworkError {
@@ -265,8 +302,8 @@ mod tests {
     #[test]
     fn a_change_behind_our_back_is_noticed() {
         with_table(|| {
-            let mut ours = Ports::open("tt_0001".into()).unwrap();
-            let mut theirs = Ports::open("tt_0001".into()).unwrap();
+            let mut ours = Ports::open("tt_0001".into(), "10.0.0.0/16".parse().unwrap()).unwrap();
+            let mut theirs = Ports::open("tt_0001".into(), "10.0.0.0/16".parse().unwrap()).unwrap();
             ours.set(&vm_with_ports(1, 20_000, 600)).unwrap();
             let thief = vm_with_ports(2, 20_599, 1);
             let taken = theirs.set(&thief);
@@ -284,7 +321,7 @@ mod tests {
     #[ignore = "measures"]
     fn one_element_among_many() {
         with_table(|| {
-            let mut ports = Ports::open("tt_0001".into()).unwrap();
+            let mut ports = Ports::open("tt_0001".into(), "10.0.0.0/16".parse().unwrap()).unwrap();
             let one = vm_with_ports(1, 65_000, 1);
             for others in [0, 1, 60] {
                 for number in 0..others {

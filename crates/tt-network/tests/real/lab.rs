@@ -367,13 +367,21 @@ impl Lab {
     pub fn guest(&self, env: EnvId, index: usize) -> Guest {
         let vm = sample_vm(env, index);
         self.net.set_net(&vm).unwrap();
-        let space = Space::new();
+        let guest = Guest { vm, space: Space::new() };
+        self.plug(&guest);
+        guest
+    }
+
+    /// Puts a stand-in in the place of the member's tap, which goes and is made anew as if by an
+    /// engine that starts a machine again. Connections of the guest are not told.
+    pub fn plug(&self, guest: &Guest) {
+        let (vm, space) = (&guest.vm, &guest.space);
         let tap = names::tap(vm.id);
-        let inside = self.env(env);
+        let inside = self.env(vm.env_id);
         inside.ip(&format!("link del {tap}"));
         inside.ip(&format!("link add {tap} type veth peer name eth0 netns {}", space.path()));
         // Half-done work: the link is there, but not in the bridge.
-        self.net.set_net(&vm).unwrap();
+        self.net.set_net(vm).unwrap();
         let (mac, addr) = (vm.resource.mac_addr, vm.resource.ip_addr);
         space.run(|| {
             ip(&format!("link set eth0 address {mac}"));
@@ -381,7 +389,6 @@ impl Lab {
             ip("link set eth0 up");
             ip(&format!("route add default via {GATEWAY}"));
         });
-        Guest { vm, space }
     }
 
     pub fn run_dir(&self) -> &Path {

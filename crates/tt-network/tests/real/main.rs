@@ -4,6 +4,8 @@
 
 // Clippy lets helpers unwrap only in what says that it is for tests.
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
 mod frame;
 #[cfg(test)]
 mod isolation;
