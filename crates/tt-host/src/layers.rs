@@ -1,7 +1,11 @@
 //! The four layers of a Vm, bottom up: image, net, machine, ready. Each joins one driver to
 //! [`settle`](crate::settle).
+//!
+//! To the image belongs all that a Vm has on disk: its disks, and the memory of snapshots and
+//! suspended machines.
 
 use crate::guest::{GuestControl, GuestState};
+use crate::meta::MetaError;
 use crate::{Clock, Layer, Pause};
 use std::error::Error;
 use std::sync::Arc;
@@ -30,6 +34,8 @@ pub struct Drivers {
 pub struct Image<'a> {
     /// The Vm's back end.
     pub storage: &'a dyn Storage,
+    /// The Vm's engine: only it can grow a disk that a machine has open, and it knows memory.
+    pub engine: &'a dyn VmEngine,
 }
 
 /// The layer of the network.
@@ -63,11 +69,28 @@ impl Layer for Image<'_> {
     }
 
     fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
-        self.storage.create_image(vm).map_err(|e| storage_pause(ErrorCode::CreateImage, e))
+        match self.storage.create_image(vm) {
+            Err(StorageError::InUse { .. }) => {
+                self.engine.update_vm(vm).map_err(|e| engine_pause(ErrorCode::UpdateVm, e))?;
+                self.storage.create_image(vm)
+            }
+            made => made,
+        }
+        .map_err(|e| storage_pause(ErrorCode::CreateImage, e))?;
+        let dropped = self.storage.destroy_snapshot(vm);
+        dropped.map_err(|e| storage_pause(ErrorCode::SnapshotDestroy, e))?;
+        let dropped = self.engine.remove_memory(vm);
+        dropped.map_err(|e| engine_pause(ErrorCode::SnapshotDestroy, e))
     }
 
     fn remove(&self, vm: &Vm) -> Result<(), Pause> {
-        self.storage.destroy_image(vm).map_err(|e| storage_pause(ErrorCode::DestroyImage, e))
+        let removed = self.engine.remove_stray_memory(vm.id);
+        removed.map_err(|e| engine_pause(ErrorCode::DestroyImage, e))?;
+        match vm.state.keep_image {
+            true => self.storage.keep_image(vm).map(drop),
+            false => self.storage.destroy_image(vm),
+        }
+        .map_err(|e| storage_pause(ErrorCode::DestroyImage, e))
     }
 }
 
@@ -92,21 +115,25 @@ impl Layer for Machine<'_> {
 
     fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
         use tt_engine::Machine as Seen;
-        let start = || self.engine.start_vm(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e));
-        let stop =
-            |mode| self.engine.stop_vm(vm, mode).map_err(|e| engine_pause(ErrorCode::StopVm, e));
-        match self.look(vm)? {
+        let seen = match self.look(vm)? {
+            // Another one is to take its place, so it ends without a question.
+            Seen::Outdated => self.end(vm)?,
+            seen => seen,
+        };
+        match seen {
             Seen::Absent => {
-                start()?;
-                if vm.goal == Goal::Paused { stop(StopMode::Pause) } else { Ok(()) }
+                self.start(vm)?;
+                if vm.goal == Goal::Paused { self.stop(vm, StopMode::Pause) } else { Ok(()) }
             }
-            Seen::Running if vm.goal == Goal::Paused => stop(StopMode::Pause),
+            Seen::Running if vm.goal == Goal::Paused => self.stop(vm, StopMode::Pause),
             Seen::Paused if vm.goal != Goal::Paused => {
-                start()?;
+                self.start(vm)?;
                 self.guests.resumed(vm.id);
                 Ok(())
             }
-            Seen::Running | Seen::Paused => Ok(()),
+            Seen::Running | Seen::Paused => {
+                self.engine.update_vm(vm).map_err(|e| engine_pause(ErrorCode::UpdateVm, e))
+            }
             // The record comes first: what is left of the machine is all that tells that its guest
             // wanted to end, and a daemon that died here would start it again.
             Seen::Exited { clean: true, .. } if self.clock.now() > vm.kill_timestamp => {
@@ -115,39 +142,32 @@ impl Layer for Machine<'_> {
             // It obeyed an order to shut down that was taken back meanwhile.
             Seen::Exited { clean: true, .. } => {
                 self.guests.forget(vm.id);
-                stop(StopMode::Kill)?;
-                start()
+                self.stop(vm, StopMode::Kill)?;
+                self.start(vm)
             }
             Seen::Exited { clean: false, why } => {
                 self.guests.forget(vm.id);
-                stop(StopMode::Kill)?;
+                self.stop(vm, StopMode::Kill)?;
                 Err(Pause::Retry(Trouble { code: ErrorCode::Exited, why, retry: true }))
             }
+            Seen::Outdated => Err(Pause::Wait(EVENT_OVERDUE)),
         }
     }
 
     fn remove(&self, vm: &Vm) -> Result<(), Pause> {
         use tt_engine::Machine as Seen;
-        let stop =
-            |mode| self.engine.stop_vm(vm, mode).map_err(|e| engine_pause(ErrorCode::StopVm, e));
         let seen = self.look(vm)?;
-        if seen == Seen::Absent {
-            self.guests.forget(vm.id);
-            return Ok(());
+        let has_memory = matches!(seen, Seen::Running | Seen::Paused);
+        if vm.goal == Goal::Suspended && has_memory {
+            self.stop(vm, StopMode::Suspend)?;
         }
-        if matches!(seen, Seen::Exited { .. }) || vm.kill_timestamp <= self.clock.now() {
-            stop(StopMode::Kill)?;
-            return match self.look(vm)? {
-                Seen::Absent => {
-                    self.guests.forget(vm.id);
-                    Ok(())
-                }
-                _ => Err(Pause::Wait(EVENT_OVERDUE)),
-            };
+        let is_over = matches!(seen, Seen::Absent | Seen::Exited { .. } | Seen::Outdated);
+        if is_over || vm.goal == Goal::Suspended || vm.kill_timestamp <= self.clock.now() {
+            return self.end(vm).map(drop);
         }
         if seen == Seen::Paused {
             // A guest that stands still hears nothing.
-            self.engine.start_vm(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e))?;
+            self.start(vm)?;
         }
         if !self.guests.shut_down(vm.id)
             && let Err(error) = self.engine.stop_vm(vm, StopMode::Shutdown)
@@ -161,6 +181,26 @@ impl Layer for Machine<'_> {
 }
 
 impl Machine<'_> {
+    fn start(&self, vm: &Vm) -> Result<(), Pause> {
+        self.engine.start_vm(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e))
+    }
+
+    fn stop(&self, vm: &Vm, mode: StopMode) -> Result<(), Pause> {
+        self.engine.stop_vm(vm, mode).map_err(|e| engine_pause(ErrorCode::StopVm, e))
+    }
+
+    /// Kills the machine and removes what it leaves; waits for its end.
+    fn end(&self, vm: &Vm) -> Result<tt_engine::Machine, Pause> {
+        if self.look(vm)? != tt_engine::Machine::Absent {
+            self.stop(vm, StopMode::Kill)?;
+            if self.look(vm)? != tt_engine::Machine::Absent {
+                return Err(Pause::Wait(EVENT_OVERDUE));
+            }
+        }
+        self.guests.forget(vm.id);
+        Ok(tt_engine::Machine::Absent)
+    }
+
     fn look(&self, vm: &Vm) -> Result<tt_engine::Machine, Pause> {
         self.engine.look(vm).map_err(|e| engine_pause(ErrorCode::StartVm, e))
     }
@@ -193,14 +233,14 @@ impl Layer for Ready<'_> {
     }
 }
 
-fn engine_pause(code: ErrorCode, error: EngineError) -> Pause {
+pub(crate) fn engine_pause(code: ErrorCode, error: EngineError) -> Pause {
     match error {
         EngineError::Died => Pause::Died,
         error => pause(code, error.is_retryable(), &error),
     }
 }
 
-fn storage_pause(code: ErrorCode, error: StorageError) -> Pause {
+pub(crate) fn storage_pause(code: ErrorCode, error: StorageError) -> Pause {
     match error {
         StorageError::Died { .. } => Pause::Died,
         error => pause(code, error.is_retryable(), &error),
@@ -212,6 +252,10 @@ fn network_pause(code: ErrorCode, error: NetworkError) -> Pause {
         NetworkError::Died => Pause::Died,
         error => pause(code, error.is_retryable(), &error),
     }
+}
+
+pub(crate) fn meta_pause(code: ErrorCode, error: &MetaError) -> Pause {
+    pause(code, error.is_retryable(), error)
 }
 
 fn pause(code: ErrorCode, retry: bool, error: &dyn Error) -> Pause {

@@ -5,16 +5,21 @@
 //! a client: streams are handed out by [`Guests`] and joined to the API by the daemon.
 
 mod backoff;
+mod cache;
 mod clock;
 mod erase;
 mod expire;
 mod failpoint;
 mod guest;
+mod kept;
 mod layers;
+mod meta;
 mod queue;
+mod recover;
 mod report;
 mod service;
 mod settle;
+mod snapshots;
 mod sweep;
 mod templates;
 mod visit;
@@ -23,9 +28,12 @@ mod watch;
 pub use clock::{Clock, SystemClock};
 pub use guest::{ConsoleStream, GuestControl, GuestState, GuestStream, Guests};
 pub use layers::{Drivers, Image, Machine, Net, Ready};
+pub use meta::{MetaError, Metas};
 pub use queue::Queue;
+pub use recover::{Recovered, recover};
 pub use service::{HostConfig, HostService};
 pub use settle::{Layer, Pause, settle};
+pub use snapshots::SnapshotTaker;
 pub use sweep::{Finding, FindingKind, Report};
 pub use visit::{Next, Visitor};
 
@@ -35,6 +43,34 @@ pub enum HostError {
     /// The store could not be read or written.
     #[error("the records could not be read or written")]
     Records(#[from] tt_store::tables::TablesError),
+    /// A meta could not be written, read or removed.
+    #[error("a meta could not be kept")]
+    Meta(#[from] MetaError),
+    /// A store that is to be rebuilt holds Envs.
+    #[error("the store holds Envs; only a lost one is rebuilt")]
+    NotEmpty,
+    /// Metas can not be used, and what they describe would be lost.
+    #[error("not rebuilt, because of {} unusable metas: {}", refused.len(), refused.join("; "))]
+    Refused {
+        /// Each with its reason.
+        refused: Vec<String>,
+    },
+    /// A disk could not be kept.
+    #[error("could not keep the image of vm {id}")]
+    KeepImage {
+        /// The Vm.
+        id: tt_model::VmId,
+        /// Why.
+        source: tt_storage::StorageError,
+    },
+    /// A disk that is kept could not be removed.
+    #[error("could not remove kept image {id}")]
+    RemoveImage {
+        /// The Vm that it was of.
+        id: tt_model::VmId,
+        /// Why.
+        source: tt_storage::StorageError,
+    },
     /// The host could not be looked at.
     #[error("could not look at {what}")]
     Look {

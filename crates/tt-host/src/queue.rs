@@ -59,7 +59,8 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
             state.place(key, Instant::now());
         }
         drop(state);
-        self.changed.notify_one();
+        // Claims wait for the same condition, and one of them must not take a worker's call.
+        self.changed.notify_all();
     }
 
     /// Waits for a key that is due and hands it out, until [`done`](Self::done) is told. `None`
@@ -94,14 +95,14 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
         state.failures.remove(key);
         state.finish(key, delay);
         drop(state);
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// The visit is over and neither succeeded nor failed: look again after `delay`. Failures before
     /// it still count.
     pub fn wait(&self, key: &K, delay: Duration) {
         self.lock().finish(key, Some(delay));
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// The visit is over and failed: look again later, each time after a longer pause, or at once
@@ -113,12 +114,41 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
         let delay = backoff::delay(*failures);
         state.finish(key, Some(delay));
         drop(state);
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
     /// How often in a row visits to `key` failed.
     pub fn failures(&self, key: &K) -> u32 {
         self.lock().failures.get(key).copied().unwrap_or(0)
+    }
+
+    /// Waits until none of `keys` is being visited, and keeps every one of them from being visited
+    /// until [`free`](Self::free) is told. `false` when the queue was closed.
+    pub fn claim(&self, keys: &[K]) -> bool {
+        let mut state = self.lock();
+        while keys.iter().any(|key| state.visited.contains(key)) {
+            if state.is_closed {
+                return false;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        for key in keys {
+            state.visited.insert(key.clone());
+            if let Some(place) = state.places.remove(key) {
+                state.due.remove(&place);
+            }
+        }
+        !state.is_closed
+    }
+
+    /// Lets claimed keys be visited again, and as soon as possible.
+    pub fn free(&self, keys: &[K]) {
+        let mut state = self.lock();
+        for key in keys {
+            state.finish(key, Some(Duration::ZERO));
+        }
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// Ends every [`take`](Self::take), now and in future.
@@ -196,6 +226,27 @@ mod tests {
         }
         queue.close();
         workers.into_iter().for_each(|worker| worker.join().unwrap());
+    }
+
+    #[test]
+    fn what_is_claimed_is_not_visited_and_no_event_is_lost() {
+        let queue: Arc<Queue<u32>> = Arc::new(Queue::new());
+        queue.push(1);
+        queue.push(2);
+        assert_eq!(queue.take(), Some(1));
+        let claiming = queue.clone();
+        let claimed = std::thread::spawn(move || claiming.claim(&[1, 2]));
+        std::thread::sleep(SOON);
+        assert!(!claimed.is_finished(), "a key is still being visited");
+        queue.done(&1, None);
+        assert!(claimed.join().unwrap());
+        queue.push(1);
+        queue.push(3);
+        assert_eq!(queue.take(), Some(3), "nothing else may be visited");
+        queue.free(&[1, 2]);
+        let mut freed = [queue.take(), queue.take()];
+        freed.sort_unstable();
+        assert_eq!(freed, [Some(1), Some(2)]);
     }
 
     #[test]

@@ -2,21 +2,24 @@
 
 use crate::expire::Expirer;
 use crate::guest::Guests;
+use crate::kept::ImageRemover;
 use crate::sweep::{Report, Sweeper};
 use crate::templates::TemplateMaker;
 use crate::watch::Follower;
-use crate::{Clock, Drivers, HostError, Next, Queue, Visitor, layers};
+use crate::{Clock, Drivers, HostError, Metas, Next, Queue, SnapshotTaker, Visitor, layers};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tt_image::Catalogue;
 use tt_model::plan::Policy;
-use tt_model::{HostId, VmId};
+use tt_model::{EnvId, HostId, VmId};
 use tt_store::tables::Tables;
 
 /// Vms that are visited at once. A visit waits for disks and tools more than it computes.
 const WORKERS: usize = 16;
+/// Envs of which snapshots are taken at once: each waits for a guest's memory to be copied.
+const TAKERS: usize = 4;
 /// How often passed lifetimes are looked for: nobody's lifetime is off by more.
 const EXPIRE_TICK: Duration = Duration::from_millis(500);
 /// How often the host is compared with the records.
@@ -33,6 +36,8 @@ pub struct HostConfig {
     pub drivers: Drivers,
     /// The channels to the guests.
     pub guests: Arc<Guests>,
+    /// The metas' files.
+    pub metas: Metas,
     /// The templates' files.
     pub catalogue: Arc<Catalogue>,
     /// The clock.
@@ -50,6 +55,8 @@ pub struct HostConfig {
 pub struct HostService {
     vms: Arc<Queue<VmId>>,
     templates: Arc<Queue<String>>,
+    snapshots: Arc<Queue<EnvId>>,
+    images: Arc<Queue<VmId>>,
     sweeper: Arc<Sweeper>,
     is_stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -58,43 +65,17 @@ pub struct HostService {
 impl HostService {
     /// Starts to match the host to its records.
     pub fn start(config: HostConfig) -> Result<Self, HostError> {
-        let HostConfig { host, tables, drivers, guests, catalogue, clock, policy, vms, .. } =
-            config;
-        let sweeper = Arc::new(Sweeper::new(
-            tables.clone(),
-            drivers.clone(),
-            guests.clone(),
-            clock.clone(),
-            host,
-            config.sweep_grace_ms,
-        ));
-        let expirer = Arc::new(Expirer::new(tables.clone(), clock.clone(), policy));
-        let visitor = Visitor::new(tables.clone(), drivers, guests, clock, host);
+        let sweeper = Arc::new(Sweeper::new(&config));
         let service = Self {
-            vms,
+            vms: config.vms.clone(),
             templates: Arc::new(Queue::new()),
+            snapshots: Arc::new(Queue::new()),
+            images: Arc::new(Queue::new()),
             sweeper,
             is_stopping: Arc::default(),
             threads: Mutex::default(),
         };
-        service.start_workers(Arc::new(visitor))?;
-        let maker = TemplateMaker::new(tables.clone(), catalogue, host);
-        let templates = service.templates.clone();
-        service.spawn("templates", move || maker.run(&templates))?;
-        let ticking = expirer.clone();
-        service.tick("expire", EXPIRE_TICK, move || ticking.tick())?;
-        let sweeping = service.sweeper.clone();
-        service.tick("sweep", SWEEP_TICK, move || {
-            if let Err(error) = sweeping.sweep() {
-                tracing::warn!(error = layers::chain(&error), "sweep failed");
-            }
-        })?;
-        let (vms, templates) = (service.vms.clone(), service.templates.clone());
-        let follower = Follower { tables, vms, templates, expirer };
-        let is_stopping = service.is_stopping.clone();
-        // It waits for commits, so it is not joined: it ends with the process.
-        let follow = move || follower.run(|| !is_stopping.load(Ordering::Relaxed));
-        spawn_thread("follow", follow)?;
+        service.start_threads(config)?;
         Ok(service)
     }
 
@@ -103,11 +84,21 @@ impl HostService {
         self.sweeper.verify()
     }
 
+    /// Compares the host with the records, clears at once what no record knows, visits every Vm,
+    /// and says what was wrong.
+    pub fn repair(&self) -> Result<Report, HostError> {
+        let report = self.sweeper.repair()?;
+        self.sweeper.vms()?.into_iter().for_each(|id| self.vms.push(id));
+        Ok(report)
+    }
+
     /// Finishes the visits under way and begins no more. Guests run on.
     pub fn stop(&self) {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.vms.close();
         self.templates.close();
+        self.snapshots.close();
+        self.images.close();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             thread.thread().unpark();
@@ -115,6 +106,54 @@ impl HostService {
                 tracing::error!("a thread had panicked");
             }
         }
+    }
+
+    fn start_threads(&self, config: HostConfig) -> Result<(), HostError> {
+        let HostConfig { host, tables, drivers, guests, metas, catalogue, clock, policy, .. } =
+            config;
+        let visitor = Arc::new(Visitor::new(
+            tables.clone(),
+            drivers.clone(),
+            guests,
+            clock.clone(),
+            host,
+            metas.clone(),
+            self.snapshots.clone(),
+        ));
+        self.start_workers(visitor.clone())?;
+        let vms = self.vms.clone();
+        let taker = SnapshotTaker::new(tables.clone(), visitor, clock.clone(), vms);
+        self.start_takers(Arc::new(taker))?;
+        let remover = ImageRemover { tables: tables.clone(), drivers, metas };
+        let images = self.images.clone();
+        self.spawn("images", move || remover.run(&images))?;
+        let maker = TemplateMaker::new(tables.clone(), catalogue, host);
+        let templates = self.templates.clone();
+        self.spawn("templates", move || maker.run(&templates))?;
+        let expirer = Arc::new(Expirer::new(tables.clone(), clock, policy, host));
+        let ticking = expirer.clone();
+        self.tick("expire", EXPIRE_TICK, move || ticking.tick())?;
+        let sweeping = self.sweeper.clone();
+        self.tick("sweep", SWEEP_TICK, move || {
+            if let Err(error) = sweeping.sweep() {
+                tracing::warn!(error = layers::chain(&error), "sweep failed");
+            }
+        })?;
+        let (vms, templates) = (self.vms.clone(), self.templates.clone());
+        let follower = Follower { tables, vms, templates, images: self.images.clone(), expirer };
+        let is_stopping = self.is_stopping.clone();
+        // It waits for commits, so it is not joined: it ends with the process.
+        let follow = move || follower.run(|| !is_stopping.load(Ordering::Relaxed));
+        spawn_thread("follow", follow)?;
+        Ok(())
+    }
+
+    fn start_takers(&self, taker: Arc<SnapshotTaker>) -> Result<(), HostError> {
+        for number in 0..TAKERS {
+            let (envs, taker) = (self.snapshots.clone(), taker.clone());
+            self.spawn(&format!("snapshot-{number}"), move || taker.run(&envs))?;
+        }
+        Ok(())
     }
 
     fn start_workers(&self, visitor: Arc<Visitor>) -> Result<(), HostError> {

@@ -3,7 +3,7 @@
 
 use crate::guest::Guests;
 use crate::settle::phase_at;
-use crate::{Clock, Drivers, GuestControl, HostError, layers};
+use crate::{Clock, Drivers, GuestControl, HostConfig, HostError, Metas, layers};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use tt_model::{EnvId, Goal, HostId, Vm, VmId};
@@ -32,6 +32,10 @@ pub enum FindingKind {
     Network,
     /// A disk.
     Image,
+    /// Memory on disk.
+    Memory,
+    /// A meta.
+    Meta,
     /// A console log.
     Log,
     /// A Vm that can not reach its goal.
@@ -45,6 +49,8 @@ impl FindingKind {
             Self::Machine => "machine",
             Self::Network => "network",
             Self::Image => "image",
+            Self::Memory => "memory",
+            Self::Meta => "meta",
             Self::Log => "log",
             Self::Trouble => "trouble",
         }
@@ -68,6 +74,7 @@ pub(crate) struct Sweeper {
     tables: Tables,
     drivers: Drivers,
     guests: Arc<Guests>,
+    metas: Metas,
     clock: Arc<dyn Clock>,
     host: HostId,
     grace_ms: u64,
@@ -80,6 +87,8 @@ pub(crate) struct Sweeper {
 struct Seen {
     machines: BTreeSet<VmId>,
     images: BTreeSet<VmId>,
+    memories: BTreeSet<VmId>,
+    metas: BTreeSet<VmId>,
     logs: BTreeSet<VmId>,
     networks: Found,
 }
@@ -89,18 +98,21 @@ struct Seen {
 struct Known {
     envs: BTreeSet<EnvId>,
     vms: BTreeSet<VmId>,
+    images: BTreeSet<VmId>,
 }
 
 impl Sweeper {
-    pub(crate) fn new(
-        tables: Tables,
-        drivers: Drivers,
-        guests: Arc<Guests>,
-        clock: Arc<dyn Clock>,
-        host: HostId,
-        grace_ms: u64,
-    ) -> Self {
-        Self { tables, drivers, guests, clock, host, grace_ms, first_seen_ms: Mutex::default() }
+    pub(crate) fn new(config: &HostConfig) -> Self {
+        Self {
+            tables: config.tables.clone(),
+            drivers: config.drivers.clone(),
+            guests: config.guests.clone(),
+            metas: config.metas.clone(),
+            clock: config.clock.clone(),
+            host: config.host,
+            grace_ms: config.sweep_grace_ms,
+            first_seen_ms: Mutex::default(),
+        }
     }
 
     /// Compares host and records.
@@ -126,7 +138,24 @@ impl Sweeper {
     /// Clears the strays whose grace time is over.
     pub(crate) fn sweep(&self) -> Result<(), HostError> {
         let strays = self.verify()?.findings.into_iter().filter(|finding| finding.is_stray);
-        for finding in self.overdue(strays.collect()) {
+        self.clear_all(self.overdue(strays.collect()));
+        Ok(())
+    }
+
+    /// Compares host and records, and clears every stray at once. Answers what was found.
+    pub(crate) fn repair(&self) -> Result<Report, HostError> {
+        let report = self.verify()?;
+        self.clear_all(report.findings.iter().filter(|f| f.is_stray).cloned().collect());
+        Ok(report)
+    }
+
+    /// Ids of all Vms that have a record.
+    pub(crate) fn vms(&self) -> Result<BTreeSet<VmId>, HostError> {
+        Ok(self.known()?.vms)
+    }
+
+    fn clear_all(&self, strays: Vec<Finding>) {
+        for finding in strays {
             tracing::warn!(kind = finding.kind.name(), id = finding.id, "clearing a stray");
             if let Err(error) = self.clear(&finding) {
                 tracing::warn!(
@@ -137,7 +166,6 @@ impl Sweeper {
                 );
             }
         }
-        Ok(())
     }
 
     fn overdue(&self, strays: Vec<Finding>) -> Vec<Finding> {
@@ -178,6 +206,12 @@ impl Sweeper {
                     storage.remove_stray(vm).map_err(|e| look_error("images", e))?;
                 }
             }
+            FindingKind::Memory => {
+                for engine in &self.drivers.engines {
+                    engine.remove_stray_memory(vm).map_err(|e| look_error("memory", e))?;
+                }
+            }
+            FindingKind::Meta => self.metas.remove_all(vm)?,
             FindingKind::Log => self.guests.erase(vm),
             FindingKind::Trouble => {}
         }
@@ -185,9 +219,10 @@ impl Sweeper {
     }
 
     fn look(&self) -> Result<Seen, HostError> {
-        let mut machines = BTreeSet::new();
+        let (mut machines, mut memories) = (BTreeSet::new(), BTreeSet::new());
         for engine in &self.drivers.engines {
             machines.extend(engine.machines().map_err(|e| look_error("machines", e))?);
+            memories.extend(engine.memories().map_err(|e| look_error("memory", e))?);
         }
         let mut images = BTreeSet::new();
         for storage in &self.drivers.storages {
@@ -195,18 +230,23 @@ impl Sweeper {
         }
         let networks = self.drivers.network.found().map_err(|e| look_error("networks", e))?;
         let logs = self.guests.logs().map_err(|e| look_error("logs", e))?;
-        Ok(Seen { machines, images, logs: logs.into_iter().collect(), networks })
+        let metas = self.metas.vms()?.into_iter().collect();
+        let logs = logs.into_iter().collect();
+        Ok(Seen { machines, images, memories, metas, logs, networks })
     }
 
     /// Ids by their keys: what a record that can not be read is about is known all the same.
     fn known(&self) -> Result<Known, HostError> {
         let mut known = Known::default();
-        for key in self.tables.keys(Table::Vms)?.into_iter().chain(self.tables.keys(Table::Envs)?) {
-            match key {
-                Key::Vm(id) => known.vms.insert(id),
-                Key::Env(id) => known.envs.insert(id),
-                _ => false,
-            };
+        for table in [Table::Vms, Table::Envs, Table::Images] {
+            for key in self.tables.keys(table)? {
+                match key {
+                    Key::Vm(id) => known.vms.insert(id),
+                    Key::Env(id) => known.envs.insert(id),
+                    Key::Image(id) => known.images.insert(id),
+                    _ => false,
+                };
+            }
         }
         Ok(known)
     }
@@ -279,7 +319,10 @@ fn strays(seen: &Seen, known: &Known) -> Vec<Finding> {
     let networks = seen.networks.envs.keys().chain(&seen.networks.leftovers);
     let networks = networks.filter(|env| !known.envs.contains(env));
     all.extend(networks.map(|env| stray(FindingKind::Network, env.0)));
-    all.extend(unknown(&seen.images, FindingKind::Image));
+    let images = seen.images.difference(&known.images).copied().collect();
+    all.extend(unknown(&images, FindingKind::Image));
+    all.extend(unknown(&seen.memories, FindingKind::Memory));
+    all.extend(unknown(&seen.metas, FindingKind::Meta));
     all.extend(unknown(&seen.logs, FindingKind::Log));
     all
 }

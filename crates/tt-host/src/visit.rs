@@ -1,10 +1,11 @@
 //! One visit to one Vm: read its record, settle it, write down what was seen.
 
+use crate::cache::MetaCache;
 use crate::report::Reporter;
 use crate::settle::phase_at;
 use crate::{
-    Clock, Drivers, GuestControl, HostError, Image, Layer, Machine, Net, Pause, Ready, erase,
-    failpoint, layers, settle,
+    Clock, Drivers, GuestControl, HostError, Image, Layer, Machine, Metas, Net, Pause, Queue,
+    Ready, erase, failpoint, layers, settle,
 };
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -12,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tt_engine::VmEngine;
 use tt_model::env::Failure;
-use tt_model::plan::plan_undo;
-use tt_model::{Env, EnvId, ErrorCode, Goal, HostId, Phase, Trouble, Vm, VmId};
+use tt_model::plan::{plan_detach, plan_undo};
+use tt_model::{Env, EnvId, ErrorCode, Goal, HostId, KeptImage, Phase, Trouble, Vm, VmId};
 use tt_network::EnvNames;
 use tt_storage::Storage;
 use tt_store::Revision;
@@ -48,6 +49,9 @@ pub struct Visitor {
     clock: Arc<dyn Clock>,
     host: HostId,
     reporter: Reporter,
+    metas: MetaCache,
+    /// Told which Envs have members that want a snapshot.
+    snapshots: Arc<Queue<EnvId>>,
     /// At which revision of its Env the network was told who is who.
     named: Mutex<HashMap<EnvId, Revision>>,
 }
@@ -60,9 +64,13 @@ impl Visitor {
         guests: Arc<dyn GuestControl>,
         clock: Arc<dyn Clock>,
         host: HostId,
+        metas: Metas,
+        snapshots: Arc<Queue<EnvId>>,
     ) -> Self {
         let reporter = Reporter::new(tables.clone(), clock.clone());
-        Self { tables, drivers, guests, clock, host, reporter, named: Mutex::default() }
+        let metas = MetaCache::new(metas);
+        let named = Mutex::default();
+        Self { tables, drivers, guests, clock, host, reporter, metas, snapshots, named }
     }
 
     /// Visits a Vm. `failures`: how often in a row visits to it failed before.
@@ -91,17 +99,26 @@ impl Visitor {
         };
         self.reporter.begin(&vm.value)?;
         let phase = Cell::new(Phase::Planned);
-        match self.settle(&vm.value, &env, &phase) {
-            Ok(()) => self.settled(&vm.value, &env.value),
+        let settled = self.cache(&vm, &env).and_then(|()| self.settle(&vm.value, &env, &phase));
+        match settled {
+            Ok(()) => self.settled(vm, &env.value),
             Err(pause) => self.paused(&vm, &env.value, phase.get(), pause, failures),
         }
+    }
+
+    /// Writes the metas down, before anything is done because of the records.
+    fn cache(&self, vm: &Row<Vm>, env: &Row<Env>) -> Result<(), Pause> {
+        if vm.value.goal == Goal::Gone {
+            return Ok(());
+        }
+        self.metas.follow(vm, env).map_err(|e| layers::meta_pause(ErrorCode::MetaCreate, &e))
     }
 
     fn settle(&self, vm: &Vm, env: &Row<Env>, phase: &Cell<Phase>) -> Result<(), Pause> {
         if vm.goal != Goal::Gone {
             self.name_members(env)?;
         }
-        let image = Traced(Image { storage: self.storage(vm)? });
+        let image = Traced(Image { storage: self.storage(vm)?, engine: self.engine(vm)? });
         let net = Traced(Net { network: &*self.drivers.network });
         let machine = Traced(Machine {
             engine: self.engine(vm)?,
@@ -115,24 +132,53 @@ impl Visitor {
         })
     }
 
-    fn settled(&self, vm: &Vm, env: &Env) -> Result<Next, HostError> {
-        if vm.goal == Goal::Gone {
-            failpoint::reached("erase", "", "before");
-            if erase::erase(&self.tables, vm.id)? {
-                self.named().remove(&env.id);
-                self.guests.forget_names(env.id);
-                // Only memory is freed: a name that is left over answers nobody.
-                let _ = self.drivers.network.set_names(env.id, &EnvNames::default());
-            }
-            failpoint::reached("erase", "", "after");
-            self.reporter.forget(vm.id);
+    fn settled(&self, vm: Row<Vm>, env: &Env) -> Result<Next, HostError> {
+        if vm.value.goal == Goal::Gone {
+            self.erase(&vm.value, env)?;
             return Ok(Next::Never);
         }
-        self.reporter.arrived(vm, phase_at(vm.goal))?;
+        self.reporter.arrived(&vm.value, phase_at(vm.value.goal))?;
         if !env.is_created {
             self.mark_created(env.id)?;
         }
+        if vm.value.wanted_snapshots().next().is_some() {
+            self.snapshots.push(env.id);
+        }
+        let mut detached = vm;
+        if plan_detach(&mut detached.value) {
+            // Others who change the record meanwhile cause another visit.
+            self.tables.commit(&Change::new().vm(&detached)?)?;
+        }
         Ok(Next::Settled(SAFETY_LOOK))
+    }
+
+    /// Drops the records of a Vm of which the host has nothing any more but, maybe, its disk.
+    fn erase(&self, vm: &Vm, env: &Env) -> Result<(), HostError> {
+        failpoint::reached("erase", "", "before");
+        let kept = self.kept(vm)?;
+        self.metas.forget(vm.id)?;
+        if erase::erase(&self.tables, vm.id, kept.as_ref(), &self.metas)? {
+            self.named().remove(&env.id);
+            self.guests.forget_names(env.id);
+            // Only memory is freed: a name that is left over answers nobody.
+            let _ = self.drivers.network.set_names(env.id, &EnvNames::default());
+        }
+        failpoint::reached("erase", "", "after");
+        self.reporter.forget(vm.id);
+        Ok(())
+    }
+
+    /// What outlives a Vm of which everything else is gone.
+    fn kept(&self, vm: &Vm) -> Result<Option<KeptImage>, HostError> {
+        let storage = self.storage(vm).ok().filter(|_| vm.state.keep_image);
+        let Some(storage) = storage else { return Ok(None) };
+        let failed = |source| HostError::KeepImage { id: vm.id, source };
+        if !storage.keep_image(vm).map_err(failed)? {
+            return Ok(None);
+        }
+        let image = KeptImage::of(vm, self.clock.now());
+        self.metas.keep(&image)?;
+        Ok(Some(image))
     }
 
     fn paused(
@@ -241,12 +287,17 @@ impl Visitor {
         Ok(())
     }
 
-    fn engine(&self, vm: &Vm) -> Result<&dyn VmEngine, Pause> {
+    /// The metas of this host.
+    pub(crate) fn metas(&self) -> &Metas {
+        self.metas.metas()
+    }
+
+    pub(crate) fn engine(&self, vm: &Vm) -> Result<&dyn VmEngine, Pause> {
         let engine = self.drivers.engines.iter().find(|engine| engine.name() == vm.engine);
         engine.map(|engine| &**engine).ok_or_else(|| no_driver("engine", &vm.engine))
     }
 
-    fn storage(&self, vm: &Vm) -> Result<&dyn Storage, Pause> {
+    pub(crate) fn storage(&self, vm: &Vm) -> Result<&dyn Storage, Pause> {
         let storage = self.drivers.storages.iter().find(|s| s.kind() == vm.storage);
         storage.map(|s| &**s).ok_or_else(|| no_driver("storage", vm.storage.name()))
     }

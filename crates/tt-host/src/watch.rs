@@ -1,4 +1,5 @@
-//! Follows the store: every commit names the Vms, Envs and templates that are to be looked at.
+//! Follows the store: every commit names the Vms, Envs, templates and kept images that are to be
+//! looked at.
 //! Only ids are taken from it; what they say is read again by whoever looks.
 
 use crate::expire::Expirer;
@@ -17,6 +18,7 @@ pub(crate) struct Follower {
     pub(crate) tables: Tables,
     pub(crate) vms: Arc<Queue<VmId>>,
     pub(crate) templates: Arc<Queue<String>>,
+    pub(crate) images: Arc<Queue<VmId>>,
     pub(crate) expirer: Arc<Expirer>,
 }
 
@@ -60,7 +62,10 @@ impl Follower {
 
     fn try_tell(&self, key: Key) -> Result<(), HostError> {
         match key {
-            Key::Vm(id) => self.vms.push(id),
+            Key::Vm(id) => {
+                self.vms.push(id);
+                self.expirer.vm_changed(id)?;
+            }
             Key::Env(id) => {
                 self.expirer.changed(id)?;
                 // One member is enough to tell the network who is who.
@@ -70,13 +75,14 @@ impl Follower {
                 }
             }
             Key::Template(name) => self.templates.push(name),
+            Key::Image(id) => self.images.push(id),
             _ => {}
         }
         Ok(())
     }
 
     fn tell_all(&self) -> Result<(), HostError> {
-        for table in [Table::Vms, Table::Envs, Table::Templates] {
+        for table in [Table::Vms, Table::Envs, Table::Templates, Table::Images] {
             self.tables.keys(table)?.into_iter().for_each(|key| self.tell(key));
         }
         Ok(())

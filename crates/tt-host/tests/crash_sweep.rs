@@ -5,10 +5,13 @@
 #[cfg(test)]
 mod world;
 
-use tt_model::Goal;
+use tt_model::{Goal, SnapshotState, StorageKind};
 use world::{Death, World};
 
-const GOALS: [Goal; 4] = [Goal::Gone, Goal::Stopped, Goal::Paused, Goal::Running];
+const GOALS: [Goal; 5] = [Goal::Gone, Goal::Stopped, Goal::Suspended, Goal::Paused, Goal::Running];
+/// Where a Vm may be when its snapshot is taken or applied.
+const RESTS: [Goal; 4] = [Goal::Stopped, Goal::Suspended, Goal::Paused, Goal::Running];
+const STORAGES: [StorageKind; 2] = [StorageKind::File, StorageKind::Qcow2];
 
 /// Members of the Env: two, so that what they share is made by one and removed by the other.
 const MEMBERS: u32 = 2;
@@ -111,5 +114,129 @@ fn a_hundred_envs_share_a_host() {
     world.converge(Death::Never);
     for number in 0..100 {
         world.assert_settled(&format!("e{number}"), GOALS[number % GOALS.len()]);
+    }
+}
+
+/// An Env at `rest`, with disks and memory that no other moment had.
+fn at_rest(storage: StorageKind, rest: Goal) -> World {
+    let world = World::with(storage);
+    world.create("shop", MEMBERS);
+    world.converge(Death::Never);
+    world.change_all("shop");
+    world.set_goal("shop", rest);
+    world.converge(Death::Never);
+    world
+}
+
+#[test]
+fn death_at_every_step_of_a_snapshot_leaves_it_whole_or_not_at_all() {
+    let mut deaths = 0;
+    for (storage, rest) in STORAGES.into_iter().flat_map(|s| RESTS.map(|rest| (s, rest))) {
+        for step in 1.. {
+            let world = at_rest(storage, rest);
+            let before = world.contents("shop");
+            world.want_snapshot("shop", "a").unwrap();
+            let died = world.converge(Death::At(step));
+            world.converge(Death::Never);
+            world.assert_settled("shop", rest);
+            assert_eq!(world.contents("shop"), before, "the guests went on undisturbed");
+            for vm in world.members("shop") {
+                let snapshot = &vm.snapshots["a"];
+                assert_eq!(snapshot.state, SnapshotState::Ready);
+                assert_eq!(snapshot.memory.is_some(), rest != Goal::Stopped, "{rest:?}");
+            }
+            deaths += u32::from(died);
+            if !died {
+                break;
+            }
+        }
+    }
+    assert!(deaths > 100, "the sweep must really kill: {deaths}");
+}
+
+#[test]
+fn death_at_every_step_of_an_apply_brings_back_the_moment() {
+    let mut deaths = 0;
+    for (storage, rest) in STORAGES.into_iter().flat_map(|s| RESTS.map(|rest| (s, rest))) {
+        for step in 1.. {
+            let world = at_rest(storage, Goal::Running);
+            let moment = world.contents("shop");
+            world.want_snapshot("shop", "a").unwrap();
+            world.converge(Death::Never);
+            world.change_all("shop");
+            world.want_snapshot("shop", "b").unwrap();
+            world.converge(Death::Never);
+            let later = world.contents("shop");
+            world.change_all("shop");
+            world.set_goal("shop", rest);
+            world.converge(Death::Never);
+            world.apply("shop", "a").unwrap();
+            let died = world.converge(Death::At(step));
+            world.converge(Death::Never);
+            world.assert_settled("shop", Goal::Running);
+            assert_eq!(world.contents("shop"), moment, "{storage:?} from {rest:?} at {step}");
+            world.change_all("shop");
+            world.apply("shop", "b").unwrap();
+            world.converge(Death::Never);
+            assert_eq!(world.contents("shop"), later, "the other one was not touched");
+            deaths += u32::from(died);
+            if !died {
+                break;
+            }
+        }
+    }
+    assert!(deaths > 100, "the sweep must really kill: {deaths}");
+}
+
+#[test]
+fn death_at_every_step_of_a_suspend_and_of_the_start_after_it_loses_nothing() {
+    let mut deaths = 0;
+    for storage in STORAGES {
+        for step in 1.. {
+            let world = at_rest(storage, Goal::Running);
+            let before = world.contents("shop");
+            world.set_goal("shop", Goal::Suspended);
+            let died = world.converge(Death::At(step));
+            world.converge(Death::Never);
+            world.assert_settled("shop", Goal::Suspended);
+            world.set_goal("shop", Goal::Running);
+            world.converge(Death::Never);
+            assert_eq!(world.contents("shop"), before, "suspend, death at {step}");
+            world.set_goal("shop", Goal::Suspended);
+            world.converge(Death::Never);
+            world.set_goal("shop", Goal::Running);
+            let died_again = world.converge(Death::At(step));
+            world.converge(Death::Never);
+            assert_eq!(world.contents("shop"), before, "start, death at {step}");
+            deaths += u32::from(died) + u32::from(died_again);
+            if !died && !died_again {
+                break;
+            }
+        }
+    }
+    assert!(deaths > 20, "the sweep must really kill: {deaths}");
+}
+
+#[test]
+fn a_snapshot_that_fails_is_told_and_leaves_the_guests_alone() {
+    for storage in STORAGES {
+        for effect in ["machine.copy", "machine.hold", "machine.release", "machine.capture"] {
+            let world = at_rest(storage, Goal::Running);
+            let before = world.contents("shop");
+            world.want_snapshot("shop", "a").unwrap();
+            world.fail_always(effect);
+            world.converge(Death::Never);
+            world.fail_times(effect, 0);
+            world.converge(Death::Never);
+            world.assert_settled("shop", Goal::Running);
+            assert_eq!(world.contents("shop"), before, "{effect}");
+            for vm in world.members("shop") {
+                let state = &vm.snapshots["a"].state;
+                assert!(matches!(state, SnapshotState::Failed(_)), "{effect}: {state:?}");
+            }
+            world.want_snapshot("shop", "a").unwrap();
+            world.converge(Death::Never);
+            assert!(world.members("shop")[0].snapshots["a"].state == SnapshotState::Ready);
+        }
     }
 }

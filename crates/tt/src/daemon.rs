@@ -2,6 +2,7 @@
 
 mod access;
 pub mod doctor;
+pub mod recover;
 mod register;
 
 use crate::config::{Accelerator, Config, StorageChoice};
@@ -17,7 +18,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tt_api::server::{Api, ApiConfig};
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
 use tt_engine::{VmEngine, Wake};
-use tt_host::{Clock, Drivers, Guests, HostConfig, HostService, Queue, SystemClock};
+use tt_host::{
+    Clock, Drivers, Guests, HostConfig, HostService, MetaError, Metas, Queue, SystemClock,
+};
 use tt_image::Catalogue;
 use tt_model::{EngineFacts, Host, Layout, StorageKind, VmId};
 use tt_network::{NetnsNetwork, Network, NetworkConfig};
@@ -54,9 +57,16 @@ pub enum DaemonError {
     /// The host's threads could not be started.
     #[error("could not start to work")]
     Host(#[from] tt_host::HostError),
+    /// The host's meta could not be written.
+    #[error("could not write down what this host is")]
+    Meta(#[from] MetaError),
+    /// The templates could not be listed.
+    #[error("could not list the templates")]
+    Templates(#[from] tt_image::ImageError),
     /// There are disks, but the store has no host: it was lost, and every disk would be a stray.
     #[error(
-        "{} has disks, but its store is empty; put the store back, or move the disks away",
+        "{} has disks, but its store is empty; put the store back, rebuild it with `tt recover`, \
+         or move the disks away",
         dir.display()
     )]
     LostStore {
@@ -133,6 +143,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         storage_reason: composed.storage_reason,
     };
     let host = register::register(&config, known.as_ref(), block, findings, &tables, &*clock)?;
+    let metas = Metas::new(&layout);
+    metas.write(&tt_model::names::host_meta(), &host)?;
     let wake = vms.clone();
     let runtime = tokio::runtime::Handle::current();
     let guests = Arc::new(Guests::new(runtime, layout.clone(), &host, move |id| wake.push(id)));
@@ -141,13 +153,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         tables: tables.clone(),
         drivers: composed.drivers.clone(),
         guests: guests.clone(),
+        metas: metas.clone(),
         catalogue: Arc::new(catalogue(&config)),
         clock: clock.clone(),
         policy: config.policy.clone(),
         sweep_grace_ms: u64::try_from(config.sweep_grace.as_millis()).unwrap_or(u64::MAX),
         vms,
     })?);
-    let access = Arc::new(LocalHost { guests, service: service.clone(), clock });
+    let access = Arc::new(LocalHost { guests, service: service.clone(), metas, clock });
     let api = Api::new(ApiConfig { tables, access, policy: config.policy, host: host.id });
     let served = serve(api, &config.socket).await;
     end(&service, &composed.drivers, &config.socket).await;

@@ -24,8 +24,10 @@ const HELLO_OVERDUE: Duration = Duration::from_secs(5);
 pub(super) enum Command {
     /// Opens a stream.
     Open { open: Open, reply: oneshot::Sender<Result<GuestStream, Refusal>> },
-    /// Sends the set-up again.
+    /// Sends the set-up again if the guest is not set up.
     SetUp,
+    /// Sends the set-up again, because something in it has changed.
+    Refresh,
     /// Sets the guest's clock.
     SetClock,
     /// Asks the guest to shut down.
@@ -35,14 +37,27 @@ pub(super) enum Command {
 /// What the channel's task and the host share.
 pub(super) struct Shared {
     pub(super) id: VmId,
-    pub(super) setup: Setup,
+    setup: Mutex<Setup>,
     state: Mutex<GuestState>,
     wake: WakeGuest,
 }
 
 impl Shared {
     pub(super) fn new(id: VmId, setup: Setup, wake: WakeGuest) -> Self {
-        Self { id, setup, state: Mutex::new(GuestState::Waiting), wake }
+        Self { id, setup: Mutex::new(setup), state: Mutex::new(GuestState::Waiting), wake }
+    }
+
+    /// What the guest is told of itself.
+    pub(super) fn setup(&self) -> Setup {
+        self.setup.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes what the guest is told of itself. Returns whether that is news.
+    pub(super) fn set_setup(&self, setup: Setup) -> bool {
+        let mut current = self.setup.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_news = *current != setup;
+        *current = setup;
+        is_news
     }
 
     pub(super) fn state(&self) -> GuestState {

@@ -88,6 +88,8 @@ impl Debug for Guests {
 }
 
 struct Guest {
+    /// As the last visit saw it.
+    vm: Vm,
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     console: Console,
@@ -206,6 +208,14 @@ impl Guests {
         }
     }
 
+    /// Tells a guest what has changed about it. One that is not there yet hears it first of all.
+    fn refresh(&self, guest: &Guest, is_news: bool) {
+        if guest.shared.set_setup(self.setup(&guest.vm)) || is_news {
+            // A full or closed channel opens a session anew, and that begins with the set-up.
+            let _ = guest.commands.try_send(Command::Refresh);
+        }
+    }
+
     fn start(&self, vm: &Vm) -> Guest {
         let shared = Arc::new(Shared::new(vm.id, self.setup(vm), self.wake.clone()));
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
@@ -218,7 +228,7 @@ impl Guests {
         let socket = self.layout.console_socket(vm.id);
         let log = self.layout.console_log(vm.id);
         let console = Console::start(&self.runtime, socket, log);
-        Guest { shared, commands, console, channel }
+        Guest { vm: vm.clone(), shared, commands, console, channel }
     }
 
     fn guests(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
@@ -233,6 +243,9 @@ impl Guests {
 impl GuestControl for Guests {
     fn set_names(&self, env: EnvId, members: &[(String, Ipv4Addr)]) {
         self.names().insert(env, members.to_vec());
+        for guest in self.guests().values().filter(|guest| guest.vm.env_id == env) {
+            self.refresh(guest, false);
+        }
     }
 
     fn forget_names(&self, env: EnvId) {
@@ -242,6 +255,12 @@ impl GuestControl for Guests {
     fn ensure(&self, vm: &Vm) -> GuestState {
         let mut guests = self.guests();
         let guest = guests.entry(vm.id).or_insert_with(|| self.start(vm));
+        // A larger disk is no news in the set-up, but with it the guest grows its file system.
+        let has_grown = guest.vm.resource.disk_size != vm.resource.disk_size;
+        if has_grown || guest.vm.generation != vm.generation {
+            guest.vm = vm.clone();
+            self.refresh(guest, has_grown);
+        }
         if guest.channel.is_none() {
             // Without an agent nothing is seen of the guest: it is ready when its machine runs.
             return GuestState::Ready;

@@ -76,7 +76,8 @@ impl<'a> Session<'a> {
             Command::SetUp if self.is_open && !self.is_set_up && !self.awaits_setup => {
                 self.set_up().await
             }
-            Command::SetUp => Ok(()),
+            Command::Refresh if self.is_open => self.set_up().await,
+            Command::SetUp | Command::Refresh => Ok(()),
             Command::ShutDown => {
                 // It is going: neither ready nor to be asked a second time.
                 self.is_set_up = false;
@@ -199,7 +200,7 @@ impl<'a> Session<'a> {
         self.awaits_setup = true;
         // The hello may have waited for as long as the guest took to boot.
         self.set_clock().await?;
-        self.send(&HostMessage::Setup(self.shared.setup.clone())).await
+        self.send(&HostMessage::Setup(self.shared.setup())).await
     }
 
     async fn set_clock(&self) -> Result<(), Broken> {

@@ -3,17 +3,20 @@
 mod kv;
 
 use kv::DyingKv;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex};
 use tt_engine::fake::{FakeEngine, FakeWorld as FakeMachines};
 use tt_engine::{Machine, VmEngine};
-use tt_host::{Clock, Drivers, GuestControl, GuestState, Next, Visitor};
+use tt_host::{
+    Clock, Drivers, GuestControl, GuestState, Metas, Next, Queue, SnapshotTaker, Visitor,
+};
 use tt_model::fault::{Fault, FaultHook, Moment};
-use tt_model::plan::{Policy, World as PlanWorld, needs, plan_destroy, plan_env};
+use tt_model::plan::{ApplyWorld, Policy, World as PlanWorld, needs, plan_apply, plan_env};
+use tt_model::plan::{plan_destroy, plan_snapshot};
 use tt_model::{
-    EngineFacts, EnvId, EnvSpec, Goal, Host, HostId, StorageKind, Vm, VmId, VmSpec, VmTemplate,
-    feat,
+    Env, EnvId, EnvSpec, Goal, Host, HostId, Instance, Layout, Refusal, SnapshotSpec,
+    SnapshotState, StorageKind, Vm, VmId, VmSpec, sample,
 };
 use tt_network::fake::{FakeNetwork, FakeWorld as FakeNets};
 use tt_storage::fake::{FakeDisk, FakeStorage};
@@ -46,45 +49,64 @@ struct Script {
 
 pub struct World {
     kv: Arc<MemoryKv>,
-    machines: Arc<FakeMachines>,
+    pub machines: Arc<FakeMachines>,
     nets: Arc<Mutex<FakeNets>>,
-    disk: Arc<FakeDisk>,
+    pub disk: Arc<FakeDisk>,
     script: Arc<Mutex<Script>>,
+    host: Host,
+    /// Metas are files; these lie in memory.
+    dir: tempfile::TempDir,
+}
+
+/// A daemon on the world.
+struct Daemon {
+    visitor: Arc<Visitor>,
+    taker: SnapshotTaker,
 }
 
 impl World {
     pub fn new() -> Self {
-        Self {
+        Self::with(StorageKind::File)
+    }
+
+    pub fn with(storage: StorageKind) -> Self {
+        let world = Self {
             kv: Arc::new(MemoryKv::new()),
             machines: FakeMachines::new(),
             nets: Arc::default(),
             disk: FakeDisk::new(1 << 30),
             script: Arc::default(),
-        }
+            host: Host { storage, ..sample::host("fake") },
+            dir: tempfile::tempdir_in("/dev/shm").unwrap(),
+        };
+        let registered = Change::new().host(&world.host).unwrap();
+        world.tables().commit(&registered).unwrap();
+        world
     }
 
     pub fn create(&self, name: &str, count: u32) {
         let tables = self.tables();
-        let host = host();
+        let host = &self.host;
         let vm = VmSpec {
             count: Some(count),
             ports: vec!["80".parse().unwrap()],
             ..VmSpec::new("micro")
         };
         let spec = EnvSpec { vms: vec![vm], ..EnvSpec::default() };
-        let needs = needs(&spec);
+        let needs = needs(&spec.vms);
         let usage = tables.usage(host.id).unwrap();
         let next_id = tables.next_id().unwrap();
         let used = usage.clone().map(|row| row.value).unwrap_or_default();
         let world = PlanWorld {
             now: 1000,
             policy: &Policy::default(),
-            host: &host,
+            host,
             usage: &used,
             next_id: next_id.as_ref().map_or(1, |row| row.value),
-            templates: &[("micro".to_owned(), template())].into(),
-            free_addresses: &tables.free_addresses(&host, 0, needs.addresses).unwrap(),
-            free_ports: &tables.free_ports(&host, 0, needs.ports, |_| true).unwrap(),
+            templates: &[("micro".to_owned(), sample::template("fake"))].into(),
+            images: &BTreeMap::new(),
+            free_addresses: &tables.free_addresses(host, 0, needs.addresses).unwrap(),
+            free_ports: &tables.free_ports(host, 0, needs.ports, |_| true).unwrap(),
             random: &vec![7; needs.random_bytes],
         };
         let plan = plan_env(name, "k", &spec, &world).unwrap();
@@ -94,20 +116,80 @@ impl World {
 
     /// Asks for a goal, as the API would; an Env that is ending or gone is left to it.
     pub fn set_goal(&self, name: &str, goal: Goal) {
+        let planned = self.edit(name, |env, vms| {
+            match goal {
+                Goal::Gone => plan_destroy(env, vms),
+                goal => vms.iter_mut().for_each(|vm| vm.set_goal(goal, 0)),
+            }
+            Ok(())
+        });
+        planned.unwrap();
+    }
+
+    /// Wants a snapshot of the whole Env, with memory.
+    pub fn want_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Refusal> {
+        let spec = SnapshotSpec { name: snapshot.into(), life_time: None, with_memory: true };
+        self.edit(name, |env, vms| plan_snapshot(env, vms, &spec, &self.host, 1000, &policy()))
+    }
+
+    /// Applies a snapshot to the whole Env.
+    pub fn apply(&self, name: &str, snapshot: &str) -> Result<(), Refusal> {
         let tables = self.tables();
-        let Some(mut env) = tables.env_by_name(name).unwrap() else { return };
+        let mut usage = tables.usage(self.host.id).unwrap().unwrap().value;
+        self.edit(name, |env, vms| {
+            let frozen: Vec<Vm> = vms
+                .iter()
+                .filter_map(|vm| vm.snapshots.get(snapshot))
+                .filter(|snapshot| snapshot.state == SnapshotState::Ready)
+                .map(|snapshot| self.metas().read(&snapshot.meta_path).unwrap())
+                .collect();
+            let policy = policy();
+            let world =
+                ApplyWorld { now: 1000, policy: &policy, host: &self.host, free_ports: &[] };
+            plan_apply(env, vms, &frozen, snapshot, &mut usage, &world)
+        })
+    }
+
+    /// Changes an Env and its members as `plan` says; one that is ending or gone is left to it.
+    pub fn edit(
+        &self,
+        name: &str,
+        plan: impl FnOnce(&mut Env, &mut [Vm]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let tables = self.tables();
+        let Some(mut env) = tables.env_by_name(name).unwrap() else { return Ok(()) };
         if env.value.is_ending {
-            return;
+            return Ok(());
         }
         let mut rows = tables.vms_of(&env.value).unwrap();
         let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
-        match goal {
-            Goal::Gone => plan_destroy(&mut env.value, &mut vms),
-            goal => vms.iter_mut().for_each(|vm| vm.set_goal(goal, 0)),
-        }
+        plan(&mut env.value, &mut vms)?;
         rows.iter_mut().zip(vms).for_each(|(row, vm)| row.value = vm);
         let change = Change::new().env(&env).unwrap().vms(&rows).unwrap();
         assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
+        Ok(())
+    }
+
+    /// Lets every running guest change its memory and its disk.
+    pub fn change_all(&self, name: &str) {
+        for vm in self.members(name) {
+            if self.machines.tick(vm.id).is_some() {
+                assert!(self.disk.write(vm.id, vm.epoch));
+            }
+        }
+    }
+
+    /// Disk and memory of every member; memory only of those that have a machine.
+    pub fn contents(&self, name: &str) -> Vec<(Option<u64>, Option<u64>)> {
+        let content = |vm: &Vm| (self.disk.content(vm.id, vm.epoch), self.machines.content(vm.id));
+        self.members(name).iter().map(content).collect()
+    }
+
+    /// The members of an Env as recorded.
+    pub fn members(&self, name: &str) -> Vec<Vm> {
+        let tables = self.tables();
+        let env = tables.env_by_name(name).unwrap().unwrap();
+        tables.vms_of(&env.value).unwrap().into_iter().map(|row| row.value).collect()
     }
 
     pub fn fail_always(&self, effect: &'static str) {
@@ -140,11 +222,19 @@ impl World {
             for row in self.tables().vms().unwrap() {
                 // Every step twice: a visit that finds its work done does nothing.
                 for failures in 0..2 {
-                    let next = daemon.visit(row.value.id, failures);
+                    let next = daemon.visitor.visit(row.value.id, failures);
                     if self.script.lock().unwrap().is_dead {
                         return true;
                     }
                     is_settled &= matches!(next, Next::Never) || matches!(next, Next::Settled(_));
+                }
+            }
+            for failures in 0..4 {
+                for row in self.tables().envs().unwrap() {
+                    is_settled &= daemon.taker.visit(row.value.id, failures) == Next::Never;
+                    if self.script.lock().unwrap().is_dead {
+                        return true;
+                    }
                 }
             }
             if is_settled && self.further_visit_does_nothing(&daemon) {
@@ -154,7 +244,7 @@ impl World {
         // A member that can not be made fails again and again until the Env is undone.
         for _ in 0..VISITS_MAX {
             for row in self.tables().vms().unwrap() {
-                daemon.visit(row.value.id, VISITS_MAX);
+                daemon.visitor.visit(row.value.id, VISITS_MAX);
             }
         }
         assert!(self.further_visit_does_nothing(&daemon), "it does not settle");
@@ -178,7 +268,9 @@ impl World {
         let nets = self.nets.lock().unwrap().clone();
         assert_eq!(nets.namespaces.get(&env.id), Some(&members));
         for id in members {
-            assert_eq!(self.disk.images_of(id).len(), 1, "one disk");
+            let disks = tables.vm(id).unwrap().unwrap().value.disks;
+            let images = self.disk.images_of(id);
+            assert_eq!(images.keys().collect::<Vec<_>>(), disks.keys().collect::<Vec<_>>());
             let machine = self.machines.machine(id);
             let expected = match goal {
                 Goal::Running => Machine::Running,
@@ -196,16 +288,19 @@ impl World {
         assert_eq!(nets, FakeNets { host: true, ..FakeNets::default() });
         let left = self.kv.range("", None, 100).unwrap().entries;
         let keys: Vec<_> = left.iter().map(|entry| entry.key.as_str()).collect();
-        assert_eq!(keys, ["next-id", "usage/0000000000000001"]);
+        assert_eq!(keys, ["host/0000000000000001", "next-id", "usage/0000000000000001"]);
         let usage = self.tables().usage(HostId(1)).unwrap().unwrap().value;
         assert_eq!((usage.vm_num, usage.mem_size), (0, 0));
+        let metas = std::fs::read_dir(self.dir.path().join("meta"));
+        let left: Vec<_> = metas.into_iter().flatten().collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 
-    fn further_visit_does_nothing(&self, daemon: &Visitor) -> bool {
+    fn further_visit_does_nothing(&self, daemon: &Daemon) -> bool {
         let revision = self.tables().revision().unwrap();
         let steps = self.script.lock().unwrap().steps;
         for row in self.tables().vms().unwrap() {
-            daemon.visit(row.value.id, 0);
+            daemon.visitor.visit(row.value.id, 0);
         }
         revision == self.tables().revision().unwrap() && steps == self.script.lock().unwrap().steps
     }
@@ -214,7 +309,7 @@ impl World {
         Tables::new(self.kv.clone())
     }
 
-    fn daemon(&self) -> Visitor {
+    fn daemon(&self) -> Daemon {
         let hook = self.hook();
         let engine = FakeEngine::new(self.machines.clone(), hook.clone());
         engine.init(Arc::new(|_| {}));
@@ -223,13 +318,32 @@ impl World {
         self.nets.lock().unwrap().host = true;
         let drivers = Drivers {
             engines: vec![Arc::new(engine)],
-            storages: vec![Arc::new(FakeStorage::new(self.disk.clone(), hook.clone()))],
+            storages: vec![Arc::new(
+                FakeStorage::new(self.disk.clone(), hook.clone()).with_kind(self.host.storage),
+            )],
             network: Arc::new(network),
         };
         let kv = DyingKv { inner: self.kv.clone(), hook };
         let guests = FakeGuests { machines: self.machines.clone() };
         let tables = Tables::new(Arc::new(kv));
-        Visitor::new(tables, drivers, Arc::new(guests), Arc::new(StoppedClock), HostId(1))
+        let snapshots = Arc::new(Queue::new());
+        let clock = Arc::new(StoppedClock);
+        let visitor = Arc::new(Visitor::new(
+            tables.clone(),
+            drivers,
+            Arc::new(guests),
+            clock.clone(),
+            HostId(1),
+            self.metas(),
+            snapshots,
+        ));
+        let taker = SnapshotTaker::new(tables, visitor.clone(), clock, Arc::new(Queue::new()));
+        Daemon { visitor, taker }
+    }
+
+    fn metas(&self) -> Metas {
+        let data = self.dir.path().to_owned();
+        Metas::new(&Layout { run: data.join("run"), data, instance: Instance(1) })
     }
 
     fn hook(&self) -> FaultHook {
@@ -295,37 +409,6 @@ impl Clock for StoppedClock {
     }
 }
 
-fn template() -> VmTemplate {
-    VmTemplate {
-        name: "micro".into(),
-        compatible_engines: vec!["fake".into()],
-        disk_size: 64,
-        ..VmTemplate::default()
-    }
-}
-
-fn host() -> Host {
-    Host {
-        id: HostId(1),
-        name: "h".into(),
-        version: "0".into(),
-        start_timestamp: 0,
-        public_addr: Ipv4Addr::LOCALHOST,
-        range: "10.0.0.0/8".parse().unwrap(),
-        block: "10.0.0.0/16".parse().unwrap(),
-        port_min: 20000,
-        port_max: 29999,
-        cpu_num: 4,
-        mem_size: 1 << 20,
-        disk_size: 1 << 20,
-        storage: StorageKind::File,
-        storage_reason: String::new(),
-        engines: vec![EngineFacts {
-            name: "fake".into(),
-            version: String::new(),
-            detail: String::new(),
-            features: feat::NAT | feat::PAUSE,
-            unusable: None,
-        }],
-    }
+fn policy() -> Policy {
+    Policy { mgmt_interval: 0, ..Policy::default() }
 }

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess};
 use tt_api::views::{Checked, Finding, VerifyReport};
 use tt_guest::session::Open;
-use tt_host::{Clock, Guests, HostService};
-use tt_model::{ErrorCode, Protocol, Refusal, VmId};
+use tt_host::{Clock, Guests, HostService, Metas};
+use tt_model::check::quoted;
+use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId};
 
 /// This host, as the API sees it.
 #[derive(Debug)]
 pub(super) struct LocalHost {
     pub(super) guests: Arc<Guests>,
     pub(super) service: Arc<HostService>,
+    pub(super) metas: Metas,
     pub(super) clock: Arc<dyn Clock>,
 }
 
@@ -68,8 +70,26 @@ impl HostAccess for LocalHost {
         })
     }
 
-    fn verify(&self) -> Result<VerifyReport, Refusal> {
-        let report = self.service.verify().map_err(|error| {
+    fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal> {
+        let refuse = |problem| {
+            Refusal::new(
+                ErrorCode::MetaRestore,
+                format!("snapshot {} of {}", quoted(&snapshot.name), vm.full_name()),
+                problem,
+                "choose another snapshot",
+            )
+        };
+        let frozen: Vm =
+            self.metas.read(&snapshot.meta_path).map_err(|error| refuse(super::chain(&error)))?;
+        if frozen.id != vm.id {
+            return Err(refuse(format!("its meta is of vm {}", frozen.id)));
+        }
+        Ok(frozen)
+    }
+
+    fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal> {
+        let report = if repair { self.service.repair() } else { self.service.verify() };
+        let report = report.map_err(|error| {
             Refusal::new(
                 ErrorCode::Host,
                 "verify",
