@@ -66,7 +66,11 @@ pub(crate) struct Change<'a> {
     pub(crate) add: Vec<Element>,
 }
 
-impl Change<'_> {
+impl<'a> Change<'a> {
+    fn nothing(set: Set<'a>) -> Self {
+        Self { set, remove: Vec::new(), add: Vec::new() }
+    }
+
     /// Whether it happens at once, with a few others beside it.
     pub(crate) fn is_one_batch(&self) -> bool {
         self.remove.len() + self.add.len() <= ELEMENTS_PER_BATCH / 2
@@ -187,33 +191,30 @@ impl Elements {
 
 /// The changes as batches that are not too large.
 fn parts(changes: Vec<Change<'_>>) -> Vec<Vec<Change<'_>>> {
-    let mut parts = vec![Vec::new()];
+    let (mut parts, mut part) = (Vec::new(), Vec::new());
     let mut room = ELEMENTS_PER_BATCH;
     for Change { set, remove, add } in changes {
-        let mut keys: BTreeMap<Vec<u8>, [Vec<Element>; 2]> = BTreeMap::new();
+        let mut of_key: BTreeMap<Vec<u8>, [Vec<Element>; 2]> = BTreeMap::new();
         for (side, elements) in [remove, add].into_iter().enumerate() {
             for element in elements {
-                keys.entry(element.key.clone()).or_default()[side].push(element);
+                of_key.entry(element.key.clone()).or_default()[side].push(element);
             }
         }
-        let mut part = Change { set, remove: Vec::new(), add: Vec::new() };
-        for [mut remove, mut add] in keys.into_values() {
+        let mut change = Change::nothing(set);
+        for [mut remove, mut add] in of_key.into_values() {
             let number = remove.len() + add.len();
             if number > room {
-                let full = std::mem::replace(
-                    &mut part,
-                    Change { set, remove: Vec::new(), add: Vec::new() },
-                );
-                parts.last_mut().map(|last| last.push(full));
-                parts.push(Vec::new());
+                part.push(std::mem::replace(&mut change, Change::nothing(set)));
+                parts.push(std::mem::take(&mut part));
                 room = ELEMENTS_PER_BATCH;
             }
             room = room.saturating_sub(number);
-            part.remove.append(&mut remove);
-            part.add.append(&mut add);
+            change.remove.append(&mut remove);
+            change.add.append(&mut add);
         }
-        parts.last_mut().map(|last| last.push(part));
+        part.push(change);
     }
+    parts.push(part);
     parts
 }
 
@@ -304,4 +305,47 @@ fn read_comment(mut bytes: &[u8]) -> Option<String> {
         bytes = rest;
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(remove: &[u16], add: &[u16]) -> Change<'static> {
+        let set = Set { family: NetfilterProtoFamily::Inet, table: "t", name: "s" };
+        let elements = |keys: &[u16]| {
+            keys.iter().map(|key| Element::of_key(key.to_be_bytes().to_vec())).collect()
+        };
+        Change { set, remove: elements(remove), add: elements(add) }
+    }
+
+    #[test]
+    fn large_changes_go_in_parts_that_fit_and_part_no_key() {
+        let first: Vec<u16> = (0..3000).collect();
+        let second: Vec<u16> = (1500..4500).collect();
+        let parts = parts(vec![change(&[], &[7]), change(&first, &second), change(&[8], &[8])]);
+        assert_eq!(parts.len(), 6);
+        let mut total = 0;
+        for part in &parts {
+            let size: usize = part.iter().map(|c| c.remove.len() + c.add.len()).sum();
+            assert!(size <= ELEMENTS_PER_BATCH, "{size}");
+            total += size;
+        }
+        assert_eq!(total, 6003);
+        for key in 1500..3000u16 {
+            let element = Element::of_key(key.to_be_bytes().to_vec());
+            let together = parts
+                .iter()
+                .flatten()
+                .any(|change| change.remove.contains(&element) && change.add.contains(&element));
+            assert!(together, "{key}");
+        }
+    }
+
+    #[test]
+    fn what_fits_is_one_part() {
+        let keys: Vec<u16> = (0..ELEMENTS_PER_BATCH as u16 / 2).collect();
+        assert_eq!(parts(vec![change(&keys, &keys)]).len(), 1);
+        assert_eq!(parts(vec![]).len(), 1);
+    }
 }

@@ -93,6 +93,10 @@ pub trait Network: Send + Sync + Debug {
     /// Open connections through a public port that is gone, or leads elsewhere now, end: their next
     /// packet meets the host, or who has the port now, as a new one. All others go on.
     ///
+    /// The ports change at one moment and the rest at another one, each all or nothing up to 1,024
+    /// elements (twice what a record can say of ports). More of them change in parts, in which each
+    /// element that stays is there all the time.
+    ///
     /// # Errors
     /// [`NetworkError::PortTaken`] if another Vm has one of the ports, and nothing is published.
     fn set_net(&self, vm: &Vm) -> Result<(), NetworkError>;

@@ -122,6 +122,44 @@ fn members_find_each_other_and_the_world() {
 }
 
 #[test]
+fn renamed_added_and_removed_members_are_known_by_their_new_names_only() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let guest = lab.guest(EnvId(1), 0);
+        let no_such = Some((ResponseCode::NXDomain, vec![]));
+        lab.net.set_names(EnvId(1), &names()).unwrap();
+        assert_eq!(ask(&guest.space, "web.", RecordType::A), data("10.0.1.2"));
+        let mut changed = names();
+        changed.members[0].0 = "www".into();
+        changed.members.push(("cache".into(), Ipv4Addr::new(10, 0, 1, 4)));
+        for _ in 0..2 {
+            lab.net.set_names(EnvId(1), &changed).unwrap();
+            for (name, addr) in [("www.", 2), ("www.shop.", 2), ("db.", 3), ("cache.shop.", 4)] {
+                let addr = format!("10.0.1.{addr}");
+                assert_eq!(ask(&guest.space, name, RecordType::A), data(&addr), "{name}");
+            }
+            let reverse = ask(&guest.space, "2.1.0.10.in-addr.arpa.", RecordType::PTR);
+            assert_eq!(reverse, data("www.shop."));
+            assert_eq!(ask(&guest.space, "web.", RecordType::A), no_such);
+            // `web.shop` could be somebody's in the world outside; nobody is asked there here.
+            let old = ask(&guest.space, "web.shop.", RecordType::A);
+            assert_ne!(old, data("10.0.1.2"), "the old name");
+            lab.restart();
+        }
+        changed.members.retain(|(name, _)| name != "db");
+        lab.net.set_names(EnvId(1), &changed).unwrap();
+        assert_eq!(ask(&guest.space, "db.", RecordType::A), no_such);
+        let reverse = ask(&guest.space, "3.1.0.10.in-addr.arpa.", RecordType::PTR);
+        assert_eq!(reverse, no_such);
+        // One goes, and another one takes its name.
+        changed.members[1].0 = "db".into();
+        lab.net.set_names(EnvId(1), &changed).unwrap();
+        assert_eq!(ask(&guest.space, "db.", RecordType::A), data("10.0.1.4"));
+        assert_eq!(ask(&guest.space, "cache.", RecordType::A), no_such);
+    });
+}
+
+#[test]
 fn a_server_that_never_answers_costs_two_seconds() {
     Lab::run(|lab| {
         lab.net.init().unwrap();
