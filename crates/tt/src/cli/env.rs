@@ -33,9 +33,9 @@ pub enum EnvCommand {
         /// Which Env
         #[arg(value_parser = parse_env_name)]
         env: String,
-        /// How
-        #[arg(long, value_enum, default_value_t)]
-        mode: Mode,
+        /// How [default: suspend where the engine can, else shutdown]
+        #[arg(long, value_enum)]
+        mode: Option<Mode>,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -67,6 +67,24 @@ pub enum EnvCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Let no member open connections to the outside, later ones neither
+    DenyOutgoing {
+        /// Which Env
+        #[arg(value_parser = parse_env_name)]
+        env: String,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Let all members open connections to the outside, later ones too
+    AllowOutgoing {
+        /// Which Env
+        #[arg(value_parser = parse_env_name)]
+        env: String,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Print each change of an Env until it is gone; with --json one state a line
     Events {
         /// Which Env
@@ -76,17 +94,16 @@ pub enum EnvCommand {
 }
 
 /// How running machines are brought to rest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// Ask the guest to shut down, and kill it when its grace time is over
-    #[default]
-    Shutdown,
+    /// Write memory to disk and free the host's memory; it goes on where it was
+    Suspend,
     /// Let it stand still; memory stays in the host's memory
     Pause,
+    /// Ask the guest to shut down, and kill it when its grace time is over
+    Shutdown,
     /// Kill it at once, as when the power fails
     Kill,
-    /// Write memory to disk and free the host's memory
-    Suspend,
 }
 
 impl From<Mode> for StopMode {
@@ -117,8 +134,8 @@ pub async fn run(context: &Context, command: EnvCommand) -> Result<Exit, CliErro
             output.result(&view, || lines::env(&view, now_unix_secs()))?;
         }
         EnvCommand::Stop { env, mode, no_wait } => {
-            let view =
-                patiently(*output, async || client.stop_env(&env, mode.into()).await).await?;
+            let mode = mode.map(StopMode::from);
+            let view = patiently(*output, async || client.stop_env(&env, mode).await).await?;
             settle(context, view, no_wait).await?;
         }
         EnvCommand::Start { env, no_wait } => {
@@ -131,6 +148,10 @@ pub async fn run(context: &Context, command: EnvCommand) -> Result<Exit, CliErro
                 patiently(*output, async || client.extend_env(&env, life_time).await).await?;
             let left = format_left(view.env.end_timestamp, now_unix_secs());
             output.result(&view, || format!("{env}  {left}\n"))?;
+        }
+        EnvCommand::DenyOutgoing { env, no_wait } => outgoing(context, &env, true, no_wait).await?,
+        EnvCommand::AllowOutgoing { env, no_wait } => {
+            outgoing(context, &env, false, no_wait).await?;
         }
         EnvCommand::Destroy { envs, no_wait } => destroy(context, envs, no_wait).await?,
         EnvCommand::Events { env } => events(context, &env).await?,
@@ -150,6 +171,14 @@ async fn settle(context: &Context, view: EnvView, no_wait: bool) -> Result<(), C
         },
     };
     context.output.result(&view, || lines::members(&view))
+}
+
+/// Denies or allows, and waits until it is so for every member.
+async fn outgoing(context: &Context, env: &str, deny: bool, no_wait: bool) -> Result<(), CliError> {
+    let Context { client, output } = context;
+    let ask = async || client.set_env_outgoing(env, deny).await;
+    let view = through_losses(*output, ask).await?;
+    settle(context, view, no_wait).await
 }
 
 /// Asks for the end of all Envs first, so that they go side by side.

@@ -15,10 +15,11 @@ use tt_model::{AtEnd, EnvSpec, VmSpec};
 /// Random bytes in the key of a request: no two requests share one.
 const KEY_BYTES: usize = 16;
 
-/// Help of `--vm`: its grammar is what rustdoc would take for links.
-const VM_HELP: &str = "A member, or several alike:\n\
+/// Help of what describes members: its grammar is what rustdoc would take for links.
+pub const VM_HELP: &str = "A member, or several alike:\n\
     [NAME=]TEMPLATE[,engine=NAME][,cpu=N][,mem=SIZE][,disk=SIZE]\n\
-    [,port=PORT[/udp]]..[,net=nat|flat][,count=N][,no-rand-uuid]";
+    [,port=PORT[/udp]]..[,net=nat|flat][,count=N][,image=ID]\n\
+    [,keep-image][,no-rand-uuid]";
 
 /// Arguments of `tt env create`.
 #[derive(Args, Debug)]

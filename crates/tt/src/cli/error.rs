@@ -105,6 +105,16 @@ pub enum CliError {
         /// What went wrong.
         trouble: Trouble,
     },
+    /// A snapshot could not be taken, and none of it is left. A retry helps if the trouble passes.
+    #[error("snapshot {name} could not be taken: {vm}: {}", trouble.why)]
+    Snapshot {
+        /// The snapshot.
+        name: String,
+        /// The member, as `ENV/VM`.
+        vm: String,
+        /// What went wrong with it.
+        trouble: Trouble,
+    },
     /// What was waited for is gone.
     #[error("{what} went away meanwhile")]
     Follow {
@@ -150,6 +160,7 @@ impl CliError {
             Self::Ask(error) => error.code(),
             Self::Create { trouble, .. }
             | Self::Settle { trouble, .. }
+            | Self::Snapshot { trouble, .. }
             | Self::Build { trouble, .. } => Some(trouble.code),
             _ => None,
         }
@@ -165,10 +176,12 @@ impl CliError {
             Self::Ask(error) if error.is_retryable() => Some("try again".into()),
             Self::Configure(error) => error.remedy(),
             Self::Use { remedy, .. } => Some(remedy.clone()),
-            Self::Create { trouble, .. } | Self::Build { trouble, .. } if trouble.retry => {
-                Some("nothing is left of it; try again".into())
+            Self::Create { trouble, .. }
+            | Self::Build { trouble, .. }
+            | Self::Snapshot { trouble, .. } => {
+                let again = if trouble.retry { "; try again" } else { "" };
+                Some(format!("nothing is left of it{again}"))
             }
-            Self::Create { .. } | Self::Build { .. } => Some("nothing is left of it".into()),
             Self::Settle { vm, .. } => Some(format!("look with: tt vm log {vm}")),
             Self::Interrupt { look } => Some(format!("look with: {look}")),
             _ => None,

@@ -1,7 +1,9 @@
 //! Records as lines for people. Pure; the time is brought by the caller.
 
 use super::text::{Table, format_left, one_line};
-use tt_api::views::{EnvView, VmView};
+use std::collections::BTreeMap;
+use tt_api::views::{EnvView, SnapshotList, VmView};
+use tt_model::units::format_size_mb;
 use tt_model::{AtEnd, Goal, NetKind, Phase, Trouble, Vm};
 
 /// Names of the columns of [`member_cells`].
@@ -24,9 +26,12 @@ pub fn member_cells(view: &VmView) -> [String; 6] {
 /// Where a Vm stands, with the time that it took to become ready: `ready 0.4s`.
 pub fn phase(view: &VmView) -> String {
     let Some(status) = &view.status else { return Phase::Planned.name().into() };
-    let name = match status.phase {
-        Phase::Stopped if view.vm.goal == Goal::Suspended => "suspended",
-        phase => phase.name(),
+    let name = match (status.phase, view.vm.goal) {
+        (Phase::Stopped, Goal::Suspended) => "suspended",
+        (Phase::Stopping, Goal::Suspended) => "suspending",
+        // One that was there before has its image and its network: they are only looked at.
+        (Phase::Image | Phase::Net, Goal::Running) if view.vm.generation > 1 => "starting",
+        (phase, _) => phase.name(),
     };
     let ready_ms = status.ready_ms.filter(|_| status.phase == Phase::Ready);
     match (view.trouble(), ready_ms) {
@@ -79,7 +84,7 @@ pub fn env(view: &EnvView, now: u64) -> String {
     facts.row(["phase", view.phase.name()]);
     facts.row(["lifetime", &format_left(env.end_timestamp, now)]);
     facts.row(["at end", at_end(env.at_end)]);
-    facts.row(["outgoing", if env.state.deny_outgoing { "denied" } else { "allowed" }]);
+    policies(view).into_iter().for_each(|row| facts.row(row));
     if let Some(failure) = &env.failure {
         facts.row(["failure", &format!("{}: {}", failure.vm_name, trouble(&failure.trouble))]);
     }
@@ -88,7 +93,54 @@ pub fn env(view: &EnvView, now: u64) -> String {
     let troubles = view.vms.iter().filter_map(|vm| Some((vm, vm.trouble()?)));
     let troubles: String =
         troubles.map(|(vm, t)| format!("{}: {}\n", vm.vm.name, trouble(t))).collect();
-    format!("{}\n{}{troubles}", facts.render(), table.render())
+    let list = SnapshotList::of(view.vms.iter().map(|view| &view.vm)).snapshots;
+    let snapshots = match list.as_slice() {
+        [] => String::new(),
+        list => format!("\n{}", super::snapshot::table(list, now)),
+    };
+    format!("{}\n{}{troubles}{snapshots}", facts.render(), table.render())
+}
+
+/// What holds for an Env, and for which members something else does.
+fn policies(view: &EnvView) -> Vec<[String; 2]> {
+    let env = &view.env;
+    let members = |is: &dyn Fn(&VmView) -> bool| {
+        let names = view.vms.iter().filter(|view| is(view)).map(|view| view.vm.name.as_str());
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push([name.to_owned(), value]);
+    let deny = env.state.deny_outgoing;
+    let (all, others) = if deny { ("denied", "allowed to") } else { ("allowed", "denied to") };
+    match members(&|view| view.vm.deny_outgoing != deny).as_str() {
+        "" => row("outgoing", all.to_owned()),
+        names => row("outgoing", format!("{all}, {others} {names}")),
+    }
+    let mut blocked: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for VmView { vm, .. } in &view.vms {
+        blocked.entry(addresses(vm)).or_default().push(&vm.name);
+    }
+    for (list, names) in blocked.iter().filter(|(list, _)| !list.is_empty()) {
+        match names.len() == view.vms.len() {
+            true => row("blocked", list.clone()),
+            false => row("blocked", format!("{list} for {}", names.join(", "))),
+        }
+    }
+    for (name, names) in [
+        ("keep image", members(&|view| view.vm.state.keep_image)),
+        ("needs restart", members(&|view| view.needs_restart)),
+    ] {
+        if !names.is_empty() {
+            row(name, names);
+        }
+    }
+    rows
+}
+
+/// The addresses that a Vm can not connect to.
+fn addresses(vm: &Vm) -> String {
+    let list: Vec<String> = vm.state.net_blacklist.iter().map(ToString::to_string).collect();
+    list.join(", ")
 }
 
 /// A line for each Vm, under its full name.
@@ -103,32 +155,51 @@ pub fn vm_list<'a>(vms: impl Iterator<Item = &'a VmView>) -> String {
 }
 
 /// All of a Vm that people ask for.
-pub fn vm(view: &VmView) -> String {
-    use tt_model::units::format_size_mb;
-    let Vm { resource, state, .. } = &view.vm;
+pub fn vm(view: &VmView, now: u64) -> String {
+    let vm = &view.vm;
+    let Vm { resource, .. } = vm;
     let mut facts = Table::default();
-    facts.row(["name", &view.vm.full_name()]);
-    facts.row(["id", &view.vm.id.to_string()]);
+    facts.row(["name", &vm.full_name()]);
+    facts.row(["id", &vm.id.to_string()]);
     facts.row(["phase", &phase(view)]);
-    facts.row(["template", &view.vm.template.name]);
-    facts.row(["engine", &view.vm.engine]);
-    facts.row(["cpu", &resource.cpu_num.to_string()]);
-    facts.row(["memory", &format_size_mb(resource.mem_size.into())]);
-    facts.row(["disk", &format_size_mb(resource.disk_size.into())]);
-    facts.row(["image", &format!("{} ({})", view.vm.runtime_image, view.vm.storage.name())]);
+    facts.row(["template", &vm.template.name]);
+    facts.row(["engine", &vm.engine]);
+    facts.row(["cpu", &pending(vm.machine.cpu_num, resource.cpu_num, view, |n| n.to_string())]);
+    let size = |mb: u32| format_size_mb(mb.into());
+    facts.row(["memory", &pending(vm.machine.mem_size, resource.mem_size, view, size)]);
+    facts.row(["disk", &size(resource.disk_size)]);
+    facts.row(["image", &format!("{} ({})", vm.runtime_image, vm.storage.name())]);
+    if let Some(base) = &vm.base {
+        facts.row(["cloned from", base]);
+    }
+    facts.row(["keep image", if vm.state.keep_image { "yes" } else { "no" }]);
     facts.row(["address", &resource.ip_addr.to_string()]);
     facts.row(["mac", &resource.mac_addr.to_string()]);
-    facts.row(["reached at", &reached(&view.vm)]);
-    facts.row(["machine-id", view.vm.machine_id.as_deref().unwrap_or_default()]);
-    facts.row(["outgoing", if view.vm.deny_outgoing { "denied" } else { "allowed" }]);
-    if !state.net_blacklist.is_empty() {
-        let blocked: Vec<String> = state.net_blacklist.iter().map(ToString::to_string).collect();
-        facts.row(["blocked", &blocked.join(", ")]);
-    }
+    facts.row(["reached at", &reached(vm)]);
+    facts.row(["machine-id", vm.machine_id.as_deref().unwrap_or_default()]);
+    facts.row(["outgoing", if vm.deny_outgoing { "denied" } else { "allowed" }]);
+    facts.row(["blocked", &addresses(vm)]);
     if let Some(found) = view.trouble() {
         facts.row(["trouble", &trouble(found)]);
     }
-    facts.render()
+    match SnapshotList::of([vm].into_iter()).snapshots.as_slice() {
+        [] => facts.render(),
+        list => format!("{}\n{}", facts.render(), super::snapshot::table(list, now)),
+    }
+}
+
+/// What a machine has, and what it gets with its next start if that is something else.
+fn pending<T: Copy + PartialEq>(
+    has: T,
+    wanted: T,
+    view: &VmView,
+    shown: impl Fn(T) -> String,
+) -> String {
+    if view.needs_restart && has != wanted {
+        format!("{}, {} from its next start on", shown(has), shown(wanted))
+    } else {
+        shown(wanted)
+    }
 }
 
 /// A trouble with its code, on one line.

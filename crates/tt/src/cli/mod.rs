@@ -20,16 +20,20 @@ mod error;
 mod exec;
 mod exec_all;
 mod host;
+mod image;
 mod lines;
 mod output;
 mod patience;
 mod progress;
+mod recover;
+mod snapshot;
 mod target;
 mod template;
 mod terminal;
 mod text;
 mod verify;
 mod vm;
+mod vm_change;
 mod vm_spec;
 mod wait;
 
@@ -69,6 +73,8 @@ enum Command {
     Daemon(daemon::DaemonArgs),
     /// Say what this host can do, and what to install for the rest
     Doctor(doctor::DoctorArgs),
+    /// Rebuild a lost or damaged store from what lies beside the disks; no daemon may run
+    Recover(recover::RecoverArgs),
     /// Print a script that completes command lines in a shell
     Completions {
         /// Which shell
@@ -82,7 +88,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum AskCommand {
     /// Compare the host with the records
-    Verify,
+    Verify(verify::VerifyArgs),
     /// Print the versions of this program and of the daemon
     Version,
     /// Envs: sets of Vms that live, stop and end together
@@ -103,6 +109,12 @@ enum AskCommand {
     /// One of SRC and DST is a path in a guest, written ENV/VM:PATH. If DST is an existing directory, the copy gets SRC's
     /// name below it; otherwise DST names the copy, and the directory above it must exist.
     Cp(cp::CpArgs),
+    /// Snapshots: frozen Vms, to go back to
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Kept images: disks that outlived their Vms
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Templates: what Vms are made from
     #[command(subcommand)]
     Template(template::TemplateCommand),
@@ -154,6 +166,7 @@ async fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
     match cli.command {
         Command::Daemon(args) => daemon::run(args, socket.as_deref(), output).await,
         Command::Doctor(args) => doctor::run(&args, socket.as_deref(), output),
+        Command::Recover(args) => recover::run(&args, socket.as_deref(), output),
         Command::Completions { shell } => completions(shell),
         Command::Ask(command) => {
             let client = Client::new(crate::config::client_socket(socket));
@@ -164,13 +177,15 @@ async fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
 
 async fn ask(context: &Context, command: AskCommand) -> Result<Exit, CliError> {
     match command {
-        AskCommand::Verify => verify::run(context).await,
+        AskCommand::Verify(args) => verify::run(context, &args).await,
         AskCommand::Version => version(context).await,
         AskCommand::Env(command) => env::run(context, command).await,
         AskCommand::Vm(command) => vm::run(context, command).await,
         AskCommand::Exec(args) => exec::run(context, args).await,
         AskCommand::Console(args) => console::run(context, args).await,
         AskCommand::Cp(args) => cp::run(context, args).await,
+        AskCommand::Snapshot(command) => snapshot::run(context, command).await,
+        AskCommand::Image(command) => image::run(context, command).await,
         AskCommand::Template(command) => template::run(context, command).await,
         AskCommand::Host(command) => host::run(context, command).await,
     }

@@ -44,7 +44,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// A line for each member whose phase or trouble is another one than at the last call.
+    /// A line for each member whose phase, trouble or snapshots under way are others than at the last call.
     pub fn since_last(&mut self, env: &EnvView) -> Vec<String> {
         let mut lines = Vec::new();
         let gone = |id: &VmId| !env.vms.iter().any(|view| view.vm.id == *id);
@@ -67,10 +67,14 @@ impl Changes {
 }
 
 fn state(view: &VmView) -> String {
-    match view.trouble() {
+    let mut state = match view.trouble() {
         Some(found) => format!("{}: {}", phase(view), trouble(found)),
         None => phase(view),
+    };
+    for wanted in view.vm.wanted_snapshots() {
+        state = format!("{state}, taking snapshot {}", wanted.name);
     }
+    state
 }
 
 /// Lines that change in place.
@@ -98,7 +102,7 @@ impl Live {
         for (view, line) in vms.iter().zip(table.lines()) {
             let area = &self.area;
             let bar = self.bars.entry(view.vm.id).or_insert_with(|| bar(area));
-            if view.is_settled {
+            if view.is_settled && view.vm.wanted_snapshots().next().is_none() {
                 bar.finish_with_message(line);
             } else {
                 bar.set_message(line);

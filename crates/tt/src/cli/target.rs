@@ -33,6 +33,61 @@ impl fmt::Display for VmTarget {
     }
 }
 
+/// An Env or a member of one, written `ENV` or `ENV/VM`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Name of the Env.
+    pub env: String,
+    /// Name of the Vm in it, if one is meant.
+    pub vm: Option<String>,
+}
+
+impl Target {
+    /// Whether a member of that name is meant.
+    pub fn means(&self, vm: &str) -> bool {
+        self.vm.as_ref().is_none_or(|name| name == vm)
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if !text.contains('/') {
+            return Ok(Self { env: parse_env_name(text)?, vm: None });
+        }
+        let VmTarget { env, vm } = text.parse()?;
+        Ok(Self { env, vm: Some(vm) })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.vm {
+            Some(vm) => write!(f, "{}/{vm}", self.env),
+            None => f.write_str(&self.env),
+        }
+    }
+}
+
+/// Reads the name of a Vm.
+///
+/// # Errors
+/// The text names the value and what would be right.
+pub fn parse_vm_name(text: &str) -> Result<String, String> {
+    check_name("vm", text).map_err(|refusal| refusal.to_string())?;
+    Ok(text.to_owned())
+}
+
+/// Reads the name of a snapshot.
+///
+/// # Errors
+/// The text names the value and what would be right.
+pub fn parse_snapshot_name(text: &str) -> Result<String, String> {
+    check_name("snapshot", text).map_err(|refusal| refusal.to_string())?;
+    Ok(text.to_owned())
+}
+
 /// Reads the name of an Env.
 ///
 /// # Errors
@@ -100,6 +155,20 @@ mod tests {
             let error = text.parse::<VmTarget>().unwrap_err();
             assert!(error.contains(expected), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_target_is_an_env_or_a_member() {
+        let target = |text: &str| text.parse::<Target>();
+        assert_eq!(target("shop"), Ok(Target { env: "shop".into(), vm: None }));
+        let web = Target { env: "shop".into(), vm: Some("web".into()) };
+        assert_eq!(target("shop/web"), Ok(web.clone()));
+        assert!(web.means("web") && !web.means("db") && target("shop").unwrap().means("db"));
+        for text in ["", "Shop", "shop/", "/web", "shop/web/x"] {
+            assert!(target(text).is_err(), "{text:?}");
+        }
+        assert!(parse_snapshot_name("before-upgrade").is_ok());
+        assert!(parse_snapshot_name("a/b").unwrap_err().contains("snapshot `a/b`"));
     }
 
     #[test]

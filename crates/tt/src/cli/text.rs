@@ -92,6 +92,11 @@ pub fn format_left(end: u64, now: u64) -> String {
     }
 }
 
+/// How long ago something was at `now`; both in seconds since the epoch.
+pub fn format_ago(then: u64, now: u64) -> String {
+    format!("{} ago", format_duration(Duration::from_secs(now.saturating_sub(then))))
+}
+
 /// A waiting time with tenths of a second: `0.4s`.
 pub fn format_tenths(ms: u64) -> String {
     format!("{}.{}s", ms / 1000, ms % 1000 / 100)
@@ -179,6 +184,8 @@ mod tests {
         assert_eq!(format_left(100, 40), "1m left");
         assert_eq!(format_left(100, 100), "over since 0s");
         assert_eq!(format_left(100, 160), "over since 1m");
+        assert_eq!(format_ago(100, 161), "1m1s ago");
+        assert_eq!(format_ago(100, 99), "0s ago");
         assert_eq!(format_tenths(440), "0.4s");
         assert_eq!(format_tenths(12_999), "12.9s");
     }

@@ -6,10 +6,12 @@ use super::output::print;
 use super::patience::patiently;
 use super::target::{VmTarget, parse_env_name};
 use super::text::parse_bytes;
+use super::vm_change::{AddArgs, UpdateArgs};
 use super::wait::{Seen, Until, wait};
-use super::{Context, lines};
+use super::{Context, lines, now_unix_secs, vm_change};
 use clap::Subcommand;
 use tt_api::views::{VmList, VmView};
+use tt_model::{StopMode, VmId};
 
 /// `tt vm ..`.
 #[derive(Debug, Subcommand)]
@@ -35,14 +37,30 @@ pub enum VmCommand {
         #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
         tail: Option<u64>,
     },
+    /// Add a member, or several alike, to an Env and wait until they are ready
+    Add(Box<AddArgs>),
+    /// Remove a member of an Env with all that belongs to it
+    Rm {
+        /// Which Vm
+        #[arg(value_name = "ENV/VM")]
+        vm: VmTarget,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Change a Vm
+    ///
+    /// Its name, ports, addresses it can not connect to and the growth of its disk reach a running guest. CPUs and
+    /// memory change with its next start.
+    Update(Box<UpdateArgs>),
     /// Bring a Vm to rest; its disk, address and ports are kept
     Stop {
         /// Which Vm
         #[arg(value_name = "ENV/VM")]
         vm: VmTarget,
-        /// How
-        #[arg(long, value_enum, default_value_t)]
-        mode: Mode,
+        /// How [default: suspend where the engine can, else shutdown]
+        #[arg(long, value_enum)]
+        mode: Option<Mode>,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -74,7 +92,7 @@ pub async fn run(context: &Context, command: VmCommand) -> Result<Exit, CliError
         }
         VmCommand::Show { vm } => {
             let view = client.vm(&vm.env, &vm.vm).await?;
-            output.result(&view, || lines::vm(&view))?;
+            output.result(&view, || lines::vm(&view, now_unix_secs()))?;
         }
         VmCommand::Log { vm, tail } => {
             let log = client.log(&vm.env, &vm.vm, tail).await?;
@@ -85,36 +103,47 @@ pub async fn run(context: &Context, command: VmCommand) -> Result<Exit, CliError
             }
         }
         VmCommand::Stop { vm, mode, no_wait } => {
-            let stop = async || client.stop_vm(&vm.env, &vm.vm, mode.into()).await;
+            let mode = mode.map(StopMode::from);
+            let stop = async || client.stop_vm(&vm.env, &vm.vm, mode).await;
             let view = patiently(*output, stop).await?;
-            settle(context, &vm, view, no_wait).await?;
+            settle(context, &vm.env, vec![view], no_wait).await?;
         }
         VmCommand::Start { vm, no_wait } => {
             let start = async || client.start_vm(&vm.env, &vm.vm).await;
             let view = patiently(*output, start).await?;
-            settle(context, &vm, view, no_wait).await?;
+            settle(context, &vm.env, vec![view], no_wait).await?;
         }
+        VmCommand::Add(args) => vm_change::add(context, *args).await?,
+        VmCommand::Rm { vm, no_wait } => vm_change::remove(context, &vm, no_wait).await?,
+        VmCommand::Update(args) => vm_change::update(context, *args).await?,
     }
     Ok(Exit::DONE)
 }
 
-/// Waits until a Vm is where it should be, and prints it.
-async fn settle(
+/// Waits until Vms of an Env are where they should be, prints them, and answers how they stand.
+///
+/// # Errors
+/// Why the wait ended before.
+pub async fn settle(
     context: &Context,
-    target: &VmTarget,
-    view: VmView,
+    env: &str,
+    mut views: Vec<VmView>,
     no_wait: bool,
-) -> Result<(), CliError> {
-    let went = || CliError::Follow { what: format!("vm {target}") };
-    let id = view.vm.id;
-    let view = if no_wait {
-        view
-    } else {
-        let env = context.client.env(&target.env).await?;
-        let Seen::Settled(env) = wait(context, env, Until::MemberSettled(id)).await? else {
-            return Err(went());
+) -> Result<Vec<VmView>, CliError> {
+    let ids: Vec<VmId> = views.iter().map(|view| view.vm.id).collect();
+    if !no_wait {
+        let first = context.client.env(env).await?;
+        let Seen::Settled(seen) = wait(context, first, Until::Members(&ids)).await? else {
+            return Err(CliError::Follow { what: format!("env {env}") });
         };
-        env.vms.into_iter().find(|view| view.vm.id == id).ok_or_else(went)?
-    };
-    context.output.result(&view, || lines::vm_list([&view].into_iter()))
+        views = seen.vms;
+        views.retain(|view| ids.contains(&view.vm.id));
+    }
+    let list = VmList { vms: views };
+    let text = || lines::vm_list(list.vms.iter());
+    match list.vms.as_slice() {
+        [only] => context.output.result(only, text)?,
+        _ => context.output.result(&list, text)?,
+    }
+    Ok(list.vms)
 }

@@ -1,20 +1,24 @@
 //! The grammar of `--vm`: `[NAME=]TEMPLATE[,engine=..][,cpu=N][,mem=SIZE][,disk=SIZE][,port=P[/udp]]..[,net=nat|flat]
-//! [,count=N][,no-rand-uuid]`. A pure function of the text; what a host can do with the result is not decided here.
+//! [,count=N][,image=ID][,keep-image][,no-rand-uuid]`. A pure function of the text; what a host can do with the result is not decided here.
 
 use std::str::FromStr;
 use tt_model::check::{check_vm, quoted};
 use tt_model::units::parse_size_mb;
-use tt_model::{NetKind, Refusal, VmSpec};
+use tt_model::{NetKind, Refusal, VmId, VmSpec};
 
 /// The options, as they are listed in errors.
-const OPTIONS: &str =
-    "engine=NAME, cpu=N, mem=SIZE, disk=SIZE, port=PORT, net=nat|flat, count=N and no-rand-uuid";
+const OPTIONS: &str = "engine=NAME, cpu=N, mem=SIZE, disk=SIZE, port=PORT, net=nat|flat, count=N, image=ID, \
+                       keep-image and no-rand-uuid";
 
 /// Options that are followed by `=` and a value.
-const KEYS: [&str; 7] = ["engine", "cpu", "mem", "disk", "port", "net", "count"];
+const KEYS: [&str; 8] = ["engine", "cpu", "mem", "disk", "port", "net", "count", "image"];
 
-/// The option without a value.
+/// The option for a machine-id that is empty.
 const NO_RAND_UUID: &str = "no-rand-uuid";
+/// The option for a disk that outlives its Vm.
+const KEEP_IMAGE: &str = "keep-image";
+/// Options without a value.
+const SWITCHES: [&str; 2] = [NO_RAND_UUID, KEEP_IMAGE];
 
 /// A text that is no `--vm`. Writing the same again never helps.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,8 +47,10 @@ pub enum VmSpecError {
         right: &'static str,
     },
     /// An option has a value that it does not take.
-    #[error("no-rand-uuid takes no value, but has {}; write it alone", quoted(.value))]
+    #[error("{switch} takes no value, but has {}; write it alone", quoted(.value))]
     RefuseValue {
+        /// The option.
+        switch: &'static str,
         /// The value.
         value: String,
     },
@@ -94,7 +100,7 @@ fn head(part: &str) -> Result<VmSpec, VmSpecError> {
         Some((name, template)) => (Some(name), template),
         None => (None, part),
     };
-    let is_option = |word: &str| KEYS.contains(&word) || word == NO_RAND_UUID;
+    let is_option = |word: &str| KEYS.contains(&word) || SWITCHES.contains(&word);
     if template.is_empty() || is_option(name.unwrap_or(template)) {
         return Err(VmSpecError::FindTemplate { found: part.to_owned() });
     }
@@ -109,12 +115,15 @@ fn option(spec: &mut VmSpec, part: &str) -> Result<&'static str, VmSpecError> {
         Some((word, value)) => (word, Some(value)),
         None => (part, None),
     };
-    if word == NO_RAND_UUID {
+    if let Some(switch) = SWITCHES.into_iter().find(|switch| *switch == word) {
         if let Some(value) = value {
-            return Err(VmSpecError::RefuseValue { value: value.to_owned() });
+            return Err(VmSpecError::RefuseValue { switch, value: value.to_owned() });
         }
-        spec.rand_uuid = false;
-        return Ok(NO_RAND_UUID);
+        match switch {
+            KEEP_IMAGE => spec.keep_image = true,
+            _ => spec.rand_uuid = false,
+        }
+        return Ok(switch);
     }
     let Some(key) = KEYS.into_iter().find(|key| *key == word) else {
         let empty = part.is_empty();
@@ -132,6 +141,7 @@ fn option(spec: &mut VmSpec, part: &str) -> Result<&'static str, VmSpecError> {
         "disk" => spec.disk_size = Some(size(value).map_err(refuse)?),
         "port" => spec.ports.push(value.parse().map_err(|error| refuse(format!("{error}")))?),
         "net" => spec.net_kind = net(value).map_err(refuse)?,
+        "image" => spec.image = Some(VmId(number(value, u64::MAX).map_err(refuse)?)),
         _ => spec.count = Some(number(value, u32::MAX).map_err(refuse)?),
     }
     Ok(key)
@@ -145,6 +155,7 @@ fn example(key: &str) -> &'static str {
         "disk" => "10G",
         "port" => "80",
         "net" => "nat",
+        "image" => "7",
         _ => "3",
     }
 }
@@ -203,7 +214,8 @@ mod tests {
     #[test]
     fn every_option_lands_in_its_field() {
         let spec = parse_vm_spec(
-            "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,count=3,no-rand-uuid",
+            "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,count=3,image=7,keep-image,\
+             no-rand-uuid",
         );
         let port = |port, protocol| InnerPort { port, protocol };
         assert_eq!(
@@ -218,6 +230,8 @@ mod tests {
                 net_kind: NetKind::Flatten,
                 count: Some(3),
                 rand_uuid: false,
+                keep_image: true,
+                image: Some(VmId(7)),
                 ..VmSpec::new("micro")
             })
         );
@@ -241,7 +255,13 @@ mod tests {
             ("micro,", "an option is empty; take the comma away or write one of engine=NAME"),
             ("micro,,cpu=2", "an option is empty"),
             ("micro,color=red", "`color=red` is no option; use engine=NAME, cpu=N, mem=SIZE"),
-            ("micro,keep-image", "`keep-image` is no option"),
+            ("keep-image", "`keep-image` stands where the template belongs"),
+            ("image=7", "`image=7` stands where the template belongs"),
+            ("micro,keep-image=yes", "keep-image takes no value, but has `yes`; write it alone"),
+            ("micro,keep-image,keep-image", "keep-image is given twice"),
+            ("micro,image", "image has no value; write image=7"),
+            ("micro,image=web", "image=web: it is no number; write a whole one from 1"),
+            ("micro,keep-images", "`keep-images` is no option"),
             ("micro,CPU=2", "`CPU=2` is no option"),
             ("micro,cpu", "cpu has no value; write cpu=2"),
             ("micro,mem=", "mem has no value; write mem=512M"),
