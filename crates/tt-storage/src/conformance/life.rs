@@ -26,6 +26,7 @@ pub struct Life<'a> {
     frozen: BTreeMap<String, (Vm, u64)>,
     /// What the runtime image has to be.
     content: u64,
+    /// Counts writes, from another number for each Vm: what two of them write differs.
     writes: u64,
 }
 
@@ -56,7 +57,8 @@ impl<'a> Life<'a> {
         let policy = Policy { mgmt_interval: 0, ..Policy::default() };
         let content = content(rig, &vm);
         let (host, frozen) = (sample::host("qemu"), BTreeMap::new());
-        Self { rig, env, vm, host, policy, frozen, content, writes: 0 }
+        let writes = vm.id.0 * 10;
+        Self { rig, env, vm, host, policy, frozen, content, writes }
     }
 
     /// Its guest writes.
@@ -112,6 +114,11 @@ impl<'a> Life<'a> {
     /// Brings the Vm back to a snapshot.
     pub fn apply(&mut self, name: &str) {
         self.plan_apply(name);
+        self.apply_planned(name);
+    }
+
+    /// The same, once its disk is named.
+    pub fn apply_planned(&mut self, name: &str) {
         must(self.rig.storage().apply_snapshot(&self.vm, &self.vm.snapshots[name]));
         must(self.rig.storage().create_image(&self.vm));
         plan_detach(&mut self.vm);

@@ -152,6 +152,11 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// Whether this machine can look into qcow2 images.
+pub fn has_qemu_img() -> bool {
+    Command::new("qemu-img").arg("--version").output().is_ok()
+}
+
 /// Runs a program; `Err` says what it said.
 pub fn tool(command: &mut Command) -> Result<Output, String> {
     let output = command.output().map_err(|e| format!("{command:?}: {e}"))?;

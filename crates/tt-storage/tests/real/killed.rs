@@ -1,0 +1,169 @@
+//! Daemons that are killed at any moment: the next one, with the same record, ends up where it would have.
+
+use crate::common::{Files, has_qemu_img};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use tt_model::StorageKind::{self, File as Raw, Qcow2};
+use tt_model::{Layout, Vm, VmId};
+use tt_storage::Storage;
+use tt_storage::conformance::{Life, Rig, vm};
+use tt_storage::fake::{FakeDisk, FakeStorage};
+
+/// Set in the child that a test kills: the data directory that it works in.
+const KILL_DIR: &str = "TT_STORAGE_TEST_KILL_DIR";
+/// Which of the records is in force: what a store would tell the next daemon.
+const STEP: &str = "step";
+/// How often a child is killed.
+const ROUNDS: u64 = 30;
+
+/// A back end on paper, to let the planner name things.
+struct Paper {
+    disk: Arc<FakeDisk>,
+    kind: StorageKind,
+}
+
+impl Rig for Paper {
+    fn storage(&self) -> Arc<dyn Storage> {
+        Arc::new(FakeStorage::reliable(Arc::clone(&self.disk)).with_kind(self.kind))
+    }
+
+    fn layout(&self) -> Option<&Layout> {
+        None
+    }
+
+    fn size_mb(&self, vm: &Vm) -> Option<u64> {
+        self.disk.images_of(vm.id).get(&vm.epoch).map(|image| image.size_mb.into())
+    }
+
+    fn read(&self, _: &Vm, _: u64, _: usize) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn content(&self, vm: &Vm) -> Option<u64> {
+        self.disk.content(vm.id, vm.epoch)
+    }
+
+    fn fill(&self, vm: &Vm, _: u64, _: usize, _: u8) {
+        self.disk.write(vm.id, vm.epoch);
+    }
+
+    fn interrupt(&self, _: &Vm) {}
+}
+
+/// The records of a life, one after the other.
+fn records(kind: StorageKind) -> Vec<Vm> {
+    let paper = Paper { disk: FakeDisk::new(1 << 20), kind };
+    let mut life = Life::new(&paper, 1);
+    let mut records = vec![life.vm.clone()];
+    for name in ["a", "b"] {
+        assert!(life.plan_take(name));
+        records.push(life.vm.clone());
+        life.take_planned(name);
+        records.push(life.vm.clone());
+    }
+    for name in ["a", "b"] {
+        life.plan_apply(name);
+        records.push(life.vm.clone());
+        life.apply_planned(name);
+        records.push(life.vm.clone());
+        life.drop(name);
+        records.push(life.vm.clone());
+    }
+    records
+}
+
+/// What a daemon does about a record.
+fn match_record(storage: &dyn Storage, vm: &Vm) {
+    match vm.wanted_snapshots().next() {
+        Some(snapshot) => storage.create_snapshot(vm, snapshot),
+        None => storage.create_image(vm),
+    }
+    .unwrap();
+    storage.destroy_snapshot(vm).unwrap();
+}
+
+/// Lives that life again and again, until it is killed.
+fn live(data: &Path, kind: StorageKind) -> ! {
+    let files = Files::new(data, kind);
+    let records = records(kind);
+    let begin = |step: usize| {
+        fs::write(data.join("next"), step.to_string()).unwrap();
+        fs::rename(data.join("next"), data.join(STEP)).unwrap();
+    };
+    loop {
+        for (step, vm) in records.iter().enumerate() {
+            begin(step);
+            match_record(&*files.storage(), vm);
+        }
+        begin(records.len());
+        files.storage().remove_stray(VmId(1)).unwrap();
+    }
+}
+
+fn kill_again_and_again(test: &str, kind: StorageKind) {
+    if let Some(dir) = std::env::var_os(KILL_DIR) {
+        live(Path::new(&dir), kind);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let files = Files::new(dir.path(), kind);
+    let storage = files.storage();
+    let records = records(kind);
+    let mut steps = vec![0; records.len() + 1];
+    for round in 0..ROUNDS {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", &format!("killed::{test}")]);
+        child.env(KILL_DIR, dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = child.process_group(0).spawn().unwrap();
+        std::thread::sleep(Duration::from_micros(15_000 + round * 4_977));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let Ok(step) = fs::read_to_string(dir.path().join(STEP)) else { continue };
+        let step: usize = step.parse().unwrap();
+        steps[step] += 1;
+        match records.get(step) {
+            Some(vm) => check_matched(&files, vm),
+            None => storage.remove_stray(VmId(1)).unwrap(),
+        }
+        storage.remove_stray(VmId(1)).unwrap();
+        assert_eq!(storage.images().unwrap(), []);
+        fs::remove_file(dir.path().join(STEP)).unwrap();
+    }
+    println!("killed in each step of a life with {}: {steps:?}", kind.name());
+    assert!(steps.iter().filter(|times| **times > 0).count() > 2, "{steps:?}");
+}
+
+/// Lets the next daemon match the record that was in force, and looks at every disk.
+fn check_matched(files: &Files, record: &Vm) {
+    let other = vm(2, files.kind);
+    files.storage().create_image(&other).unwrap();
+    let template = files.content(&other);
+    files.storage().destroy_image(&other).unwrap();
+    match_record(&*files.storage(), record);
+    let names = fs::read_dir(files.layout.images_of(record.id)).unwrap();
+    assert_eq!(names.count(), record.disks.len(), "{:?}", record.disks);
+    for epoch in record.disks.keys() {
+        let name = tt_model::names::runtime_image(files.kind, record.id, *epoch);
+        let view = Vm { epoch: *epoch, runtime_image: name, ..record.clone() };
+        assert_eq!(files.content(&view), template);
+        assert_eq!(files.size_mb(&view), Some(record.resource.disk_size.into()));
+    }
+}
+
+#[test]
+fn a_killed_daemon_leaves_files_that_the_next_one_finishes() {
+    kill_again_and_again("a_killed_daemon_leaves_files_that_the_next_one_finishes", Raw);
+}
+
+#[test]
+fn a_killed_daemon_leaves_layers_that_the_next_one_finishes() {
+    let test = "a_killed_daemon_leaves_layers_that_the_next_one_finishes";
+    if has_qemu_img() {
+        kill_again_and_again(test, Qcow2);
+    } else {
+        println!("SKIPPED {test}: qemu-img is not installed");
+    }
+}
