@@ -3,17 +3,19 @@
 
 use crate::EngineError;
 use crate::cgroup::Cgroups;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::FdFlags;
-use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid};
+use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 use rustix::thread::UnshareFlags;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Descriptors that a program may have open: disks, sockets and worker pipes need a few dozen.
 const NOFILE_MAX: u64 = 1024;
@@ -147,6 +149,16 @@ impl Process {
     /// `ESRCH` if it has ended.
     pub fn kill(&self) -> io::Result<()> {
         Ok(rustix::process::pidfd_send_signal(&self.fd, Signal::KILL)?)
+    }
+
+    /// Waits for its end, and reaps it if it is a child.
+    pub fn reap(&self, within: Duration) {
+        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
+        let within = Timespec::try_from(within).unwrap_or_default();
+        // Interrupted or timed out: then somebody else has to find it.
+        let _ = poll(&mut polled, Some(&within));
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = rustix::process::waitid(WaitId::PidFd(self.fd.as_fd()), options);
     }
 }
 

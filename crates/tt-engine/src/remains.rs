@@ -1,10 +1,9 @@
-//! What a machine has on the host beside its process: a directory, a memory file, a cgroup. All carry its id, so that
+//! What a machine has on the host beside its process: a directory, and cgroups. All carry its id, so that
 //! looking finds them; each is made and removed by calls that may be repeated.
 
 use crate::EngineError;
 use crate::cgroup::{Cgroups, Limits};
 use rustix::fs::{Gid, Uid};
-use rustix::mount::{MountFlags, UnmountFlags};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -16,12 +15,12 @@ use tt_model::{Layout, VmId};
 const OWN: &str = "own";
 /// Below a machine's directory: there from just before the process is made until its remains are removed.
 const BEGUN: &str = "begun";
-/// Below a machine's directory: the program's messages.
-const MESSAGES: &str = "messages";
+/// Below a machine's directory: its program's messages.
+pub(crate) const MESSAGES: &str = "messages";
 /// How much of the messages is read, in bytes from the end: the reason stands there, and a guest may provoke more.
 const MESSAGES_BYTES_MAX: u64 = 4096;
 /// Directories that machines' users pass through but do not list.
-const PASSABLE: u32 = 0o711;
+pub(crate) const PASSABLE: u32 = 0o711;
 
 /// The things of one machine.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +49,6 @@ impl Remains<'_> {
     /// Whether there is anything of it.
     pub fn exist(&self) -> Result<bool, EngineError> {
         Ok(self.layout.vm_dir(self.id).exists()
-            || self.layout.ram(self.id).exists()
             || self.groups.pids(&self.layout.cgroup(self.id))?.is_some())
     }
 
@@ -80,33 +78,23 @@ impl Remains<'_> {
         File::open(&own).map_err(|e| make("directory", &own, e))
     }
 
-    /// Makes its memory file: `bytes` of zeros that take no room yet.
-    pub fn make_ram(&self, bytes: u64, uid: u32) -> Result<(), EngineError> {
-        let path = self.layout.ram(self.id);
-        let mut options = OpenOptions::new();
-        options.create(true).write(true).truncate(true).mode(0o600);
-        let made = options.open(&path).and_then(|file| file.set_len(bytes));
-        made.map_err(|e| make("RAM file", &path, e))?;
-        give(&path, Some(uid), uid)
-    }
-
     /// Makes its cgroup; see [`Cgroups::create`].
     pub fn make_cgroup(&self, limits: &Limits) -> Result<Vec<File>, EngineError> {
         self.groups.create(&self.layout.cgroup(self.id), limits)
     }
 
-    /// Makes the file that its program writes messages to.
-    pub fn make_messages(&self) -> Result<File, EngineError> {
-        let path = self.file(MESSAGES);
+    /// Makes the file `name` that a program of it writes messages to.
+    pub fn make_messages(&self, name: &str) -> Result<File, EngineError> {
+        let path = self.file(name);
         let mut options = OpenOptions::new();
         options.create(true).append(true).mode(0o600);
         options.open(&path).map_err(|e| make("message file", &path, e))
     }
 
-    /// The end of its program's messages.
-    pub fn messages(&self) -> String {
+    /// The end of the messages in the file `name`.
+    pub fn messages(&self, name: &str) -> String {
         let read = || -> io::Result<String> {
-            let mut file = File::open(self.file(MESSAGES))?;
+            let mut file = File::open(self.file(name))?;
             let len = file.metadata()?.len();
             file.seek(SeekFrom::Start(len.saturating_sub(MESSAGES_BYTES_MAX)))?;
             let mut bytes = Vec::new();
@@ -121,12 +109,15 @@ impl Remains<'_> {
         crate::process::kill_group(self.groups, &self.layout.cgroup(self.id))
     }
 
+    /// The cgroup of its mould: the program that takes a copy of its memory.
+    pub fn mould(&self) -> PathBuf {
+        moulds(self.layout).join(self.id.to_string())
+    }
+
     /// Removes everything, if it has no process. False if one is still ending.
     pub fn remove(&self) -> Result<bool, EngineError> {
         // First what says that there was a process, so that a removal cut short is not taken for a clean end.
         gone(fs::remove_file(self.file(BEGUN)), &self.file(BEGUN))?;
-        let ram = self.layout.ram(self.id);
-        gone(fs::remove_file(&ram), &ram)?;
         if !self.groups.remove(&self.layout.cgroup(self.id))? {
             return Ok(false);
         }
@@ -140,7 +131,7 @@ impl Remains<'_> {
 pub(crate) fn ids(layout: &Layout, groups: &Cgroups) -> Result<Vec<VmId>, EngineError> {
     let mut ids = groups.ids(&layout.cgroup_root())?;
     ids.extend(ids_in(&layout.run.join("vm"))?);
-    ids.extend(ids_in(&layout.ram_dir())?);
+    ids.extend(groups.ids(&moulds(layout))?);
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
@@ -162,32 +153,22 @@ pub(crate) fn ids_in(dir: &Path) -> Result<Vec<VmId>, EngineError> {
     Ok(ids)
 }
 
-/// Mounts the file system of all memory files, if it is not there.
-pub(crate) fn mount_ram(layout: &Layout) -> Result<(), EngineError> {
-    let dir = layout.ram_dir();
-    make_dir(&layout.run, PASSABLE)?;
-    make_dir(&dir, PASSABLE)?;
-    let mounted = is_mounted(&dir).map_err(|e| make("directory", &dir, e))?;
-    if !mounted {
-        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        // No bound of its own: the planner hands out no more memory than there is, and cgroups hold it to that.
-        let options = c"mode=0711,size=100%";
-        rustix::mount::mount("tt-ram", &dir, "tmpfs", flags, options)
-            .map_err(|e| make("memory file system", &dir, e.into()))?;
-    }
-    Ok(())
+/// Makes the directory that everything of machines is below.
+pub(crate) fn make_run_dir(layout: &Layout) -> Result<(), EngineError> {
+    make_dir(&layout.run, PASSABLE)
 }
 
 /// Removes what all machines share. To be called when no machine has remains.
 pub(crate) fn close(layout: &Layout, groups: &Cgroups) {
-    let dir = layout.ram_dir();
     // Each refuses if something is left in it after all, and then has to stay.
-    if is_mounted(&dir).unwrap_or(false) {
-        let _ = rustix::mount::unmount(&dir, UnmountFlags::empty());
-    }
-    let _ = fs::remove_dir(&dir);
     let _ = fs::remove_dir(layout.run.join("vm"));
+    groups.close(&moulds(layout));
     groups.close(&layout.cgroup_root());
+}
+
+/// The cgroup of all moulds, relative to a controller's mount.
+pub(crate) fn moulds(layout: &Layout) -> PathBuf {
+    layout.cgroup_root().join("moulds")
 }
 
 /// The first directory on the way to `path` that machines' users can not pass, if there is one.
@@ -212,12 +193,8 @@ pub(crate) fn give(path: &Path, uid: Option<u32>, gid: u32) -> Result<(), Engine
         .map_err(|e| make("owner of", path, e.into()))
 }
 
-fn is_mounted(dir: &Path) -> io::Result<bool> {
-    let above = dir.parent().ok_or(ErrorKind::InvalidInput)?;
-    Ok(fs::metadata(dir)?.dev() != fs::metadata(above)?.dev())
-}
-
-fn make_dir(path: &Path, mode: u32) -> Result<(), EngineError> {
+/// Makes a directory of this mode, if it is not there.
+pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), EngineError> {
     let failed = |e| make("directory", path, e);
     match DirBuilder::new().mode(mode).create(path) {
         Ok(()) => {}
@@ -228,7 +205,8 @@ fn make_dir(path: &Path, mode: u32) -> Result<(), EngineError> {
     fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)
 }
 
-fn gone(removed: io::Result<()>, path: &Path) -> Result<(), EngineError> {
+/// Removing what is not there succeeds.
+pub(crate) fn gone(removed: io::Result<()>, path: &Path) -> Result<(), EngineError> {
     match removed {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),

@@ -6,7 +6,7 @@ use tt_engine::conformance::{self, Fixture};
 use tt_engine::fake::{FakeEngine, FakeWorld, effect};
 use tt_engine::{EngineError, Machine, VmEngine};
 use tt_model::fault::{Fault, FaultHook, Moment, no_fault};
-use tt_model::{StopMode, Vm};
+use tt_model::{StopMode, Vm, VmResource, names};
 
 #[cfg(test)]
 #[path = "common/sample.rs"]
@@ -47,6 +47,36 @@ impl Fixture for World {
     fn leave_remains(&self, vm: &Vm) {
         self.world.leave_remains(vm.id);
     }
+
+    fn layered_vm(&self) -> Vm {
+        self.vm()
+    }
+
+    fn with_layer(&self, vm: &Vm) -> Vm {
+        let epoch = vm.epoch + 1;
+        let runtime_image = names::runtime_image(vm.storage, vm.id, epoch);
+        Vm { epoch, runtime_image, ..vm.clone() }
+    }
+
+    fn tick(&self, vm: &Vm) -> u64 {
+        self.world.tick(vm.id).unwrap()
+    }
+
+    fn content(&self, vm: &Vm) -> u64 {
+        self.world.content(vm.id).unwrap()
+    }
+
+    fn has_open(&self, vm: &Vm) -> bool {
+        self.world.image(vm.id).as_ref() == Some(&vm.runtime_image)
+    }
+
+    fn disk_mb(&self, vm: &Vm) -> u32 {
+        self.world.disk_mb(vm.id).unwrap()
+    }
+
+    fn has_memory(&self, path: &str) -> bool {
+        self.world.memories().contains_key(path)
+    }
 }
 
 #[test]
@@ -71,6 +101,16 @@ fn dies_at_every_effect_and_the_next_daemon_carries_on() {
                 engine.start_vm(&vm)?;
                 engine.stop_vm(&vm, StopMode::Pause)?;
                 engine.start_vm(&vm)?;
+                let larger = VmResource { disk_size: 7, ..vm.resource.clone() };
+                engine.update_vm(&Vm { resource: larger, ..vm.clone() })?;
+                let mut hold = engine.prepare_hold(&vm, Some(&names::memory(vm.id, 1)))?;
+                hold.pause()?;
+                hold.switch_disk(&vm)?;
+                hold.release()?;
+                hold.finish()?;
+                engine.remove_memory(&vm)?;
+                engine.stop_vm(&vm, StopMode::Suspend)?;
+                engine.start_vm(&vm)?;
                 world.set_deaf(vm.id, true);
                 engine.stop_vm(&vm, StopMode::Shutdown)?;
                 engine.stop_vm(&vm, StopMode::Kill)?;
@@ -84,6 +124,8 @@ fn dies_at_every_effect_and_the_next_daemon_carries_on() {
             while next.look(&vm).unwrap() != Machine::Absent {
                 next.stop_vm(&vm, StopMode::Kill).unwrap();
             }
+            next.remove_stray_memory(vm.id).unwrap();
+            assert!(world.is_empty(), "{effect} {moment:?}: {world:?}");
             engine.revive();
             assert_eq!(engine.look(&vm).unwrap(), Machine::Absent);
         }

@@ -173,7 +173,7 @@ impl FakeEngine {
         }
     }
 
-    /// What there is, after what a dead daemon left of a copy is removed.
+    /// What there is, as the Vm sees it.
     fn seen(&self, vm: &Vm) -> Machine {
         match self.world().machine(vm.id) {
             Machine::Running | Machine::Paused
@@ -186,7 +186,7 @@ impl FakeEngine {
     }
 
     fn begin(&self, vm: &Vm) -> Result<(), EngineError> {
-        let memory = self.world().memory(vm);
+        let memory = self.world().memory(vm)?;
         if let Some((path, memory)) = &memory {
             check_size(path, memory, vm)?;
         }
@@ -371,7 +371,8 @@ impl VmEngine for FakeEngine {
             Machine::Running | Machine::Paused if !loaded => {
                 Held::Machine { ran: seen == Machine::Running, step: Step::Prepared }
             }
-            _ => Held::Memory(self.world().memory(vm).map(|(path, _)| path)),
+            _ if memory.is_none() => Held::Memory(None),
+            _ => Held::Memory(self.world().memory(vm)?.map(|(path, _)| path)),
         };
         let hold = FakeHold {
             faults: self.faults.clone(),

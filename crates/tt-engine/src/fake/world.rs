@@ -1,6 +1,6 @@
 //! The host on which fake machines live: processes, their memory, and memory on disk, as values. It knows no faults.
 
-use crate::{Machine, Wake};
+use crate::{EngineError, Machine, Wake};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -178,14 +178,19 @@ impl FakeWorld {
         state.machines.insert(vm.id, fake);
     }
 
-    /// What the next start begins from.
-    pub(super) fn memory(&self, vm: &Vm) -> Option<(String, Memory)> {
+    /// What the next start begins from, if it is not to boot.
+    pub(super) fn memory(&self, vm: &Vm) -> Result<Option<(String, Memory)>, EngineError> {
         let state = self.lock();
         let suspended = names::suspended(vm.id, vm.incarnation);
-        let unbegun = vm.memory.clone().filter(|_| !state.begun.contains(&(vm.id, vm.incarnation)));
-        let found = state.memories.get_key_value(&suspended);
-        let found = found.or_else(|| state.memories.get_key_value(&unbegun?));
-        found.map(|(path, memory)| (path.clone(), *memory))
+        if let Some(memory) = state.memories.get(&suspended) {
+            return Ok(Some((suspended, *memory)));
+        }
+        let begun = state.begun.contains(&(vm.id, vm.incarnation));
+        let Some(path) = vm.memory.clone().filter(|_| !begun) else { return Ok(None) };
+        match state.memories.get(&path).copied() {
+            Some(memory) => Ok(Some((path, memory))),
+            None => Err(EngineError::Load { path: path.into(), problem: "it is not there".into() }),
+        }
     }
 
     /// Notes that the memory at `path` has been begun from.

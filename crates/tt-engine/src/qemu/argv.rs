@@ -4,7 +4,7 @@ use super::Accelerator;
 use serde_json::json;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tt_model::MacAddr;
 
 /// Bound of TCG's buffer of translated code, in MB. A booting Debian kernel fills some 20; QEMU's own default is 1024,
@@ -20,18 +20,69 @@ pub(super) const PID_FILE: &str = "pid";
 pub(super) struct MachineSpec {
     /// For `ps`.
     pub name: String,
+    /// Whether it leaves its id in [`PID_FILE`].
+    pub pid_file: bool,
     pub accelerator: Accelerator,
     pub cpu_num: u16,
     pub mem_mb: u32,
-    /// The file behind its memory; of exactly `mem_mb`.
-    pub ram: PathBuf,
+    pub ram: Ram,
     /// Boot straight into a kernel; `None`: from the disk, by firmware.
     pub kernel: Option<Kernel>,
-    /// `raw` or `qcow2`.
-    pub disk_format: &'static str,
-    pub disk: PathBuf,
+    pub disk: Disk,
     pub mac: MacAddr,
-    pub fds: Fds,
+    /// The tap's descriptor.
+    pub tap: RawFd,
+    /// The serial console.
+    pub console: Channel,
+    /// The agent's channel.
+    pub agent: Channel,
+    pub monitor: Channel,
+    /// Stand still, and take a machine's state: when and from where.
+    pub incoming: Option<Incoming>,
+}
+
+/// What is behind a machine's memory.
+#[derive(Clone, Debug)]
+pub(super) enum Ram {
+    /// Nothing but the host's memory.
+    Host,
+    /// A file of exactly its size, which it writes to.
+    Shared(PathBuf),
+    /// Such a file, which it only reads: what it changes is its own.
+    Private {
+        file: PathBuf,
+        /// Whether this QEMU can open it without the right to write.
+        read_only: bool,
+    },
+}
+
+/// What is behind a machine's disk.
+#[derive(Clone, Debug)]
+pub(super) enum Disk {
+    /// A file, `raw` or `qcow2`.
+    Image { format: &'static str, file: PathBuf },
+    /// Nothing, of this size: for a machine that never runs.
+    Null { bytes: u64 },
+}
+
+/// One end of a byte stream of a machine.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Channel {
+    /// A socket that listens.
+    Listening(RawFd),
+    /// A socket that is connected.
+    Connected(RawFd),
+    /// Nobody is there.
+    Null,
+}
+
+/// Where a machine's state comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Incoming {
+    /// From a descriptor, at once.
+    Fd(RawFd),
+    /// From where the monitor says, when it says so.
+    Deferred,
 }
 
 /// A kernel to boot straight into.
@@ -42,19 +93,6 @@ pub(super) struct Kernel {
     /// Firmware that does nothing but start it (qboot); `None`: QEMU's default one (SeaBIOS), which is slower and, on
     /// `microvm`, puts the ACPI tables where QEMU puts the initramfs of an uncompressed kernel.
     pub firmware: Option<PathBuf>,
-}
-
-/// Descriptors that the program inherits.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Fds {
-    /// The tap.
-    pub tap: RawFd,
-    /// The listening socket of the serial console.
-    pub console: RawFd,
-    /// The listening socket of the agent's channel.
-    pub agent: RawFd,
-    /// The listening socket of the monitor.
-    pub monitor: RawFd,
 }
 
 /// Whether it is QEMU's `microvm`: under TCG that one hangs on a busy host (it has no timer to calibrate the TSC by),
@@ -70,13 +108,20 @@ pub(super) fn argv(spec: &MachineSpec) -> Vec<OsString> {
     args.pair("-name", format!("{},debug-threads=on", spec.name));
     args.pair("-display", "none");
     args.pair("-sandbox", SANDBOX);
-    args.pair("-pidfile", PID_FILE);
+    if spec.pid_file {
+        args.pair("-pidfile", PID_FILE);
+    }
     processor(&mut args, spec);
     memory(&mut args, spec);
     boot(&mut args, spec);
     disk(&mut args, spec);
     network(&mut args, spec);
     channels(&mut args, spec);
+    match spec.incoming {
+        None => {}
+        Some(Incoming::Fd(fd)) => args.flag("-S").pair("-incoming", format!("fd:{fd}")),
+        Some(Incoming::Deferred) => args.flag("-S").pair("-incoming", "defer"),
+    }
     args.0
 }
 
@@ -103,14 +148,27 @@ fn processor(args: &mut Args, spec: &MachineSpec) {
 
 fn memory(args: &mut Args, spec: &MachineSpec) {
     args.pair("-m", format!("{}M", spec.mem_mb));
-    let ram = json!({
+    let mut ram = json!({
         "qom-type": "memory-backend-file",
         "id": "ram",
         "size": u64::from(spec.mem_mb) << 20,
-        "mem-path": spec.ram,
-        "share": true,
         "dump": false,
     });
+    match &spec.ram {
+        Ram::Host => ram["qom-type"] = json!("memory-backend-ram"),
+        Ram::Shared(file) => {
+            ram["mem-path"] = json!(file);
+            ram["share"] = json!(true);
+        }
+        Ram::Private { file, read_only } => {
+            ram["mem-path"] = json!(file);
+            ram["share"] = json!(false);
+            if *read_only {
+                ram["readonly"] = json!(true);
+                ram["rom"] = json!("off");
+            }
+        }
+    }
     args.pair("-object", ram.to_string());
 }
 
@@ -132,19 +190,10 @@ fn boot(args: &mut Args, spec: &MachineSpec) {
 const COMMAND_LINE: &str = "console=ttyS0 quiet panic=1 cryptomgr.notests";
 
 fn disk(args: &mut Args, spec: &MachineSpec) {
-    let blockdev = json!({
-        "node-name": "disk",
-        "driver": spec.disk_format,
-        "discard": "unmap",
-        "file": {
-            "driver": "file",
-            "filename": spec.disk,
-            // Whoever else opens it for writing fails, and so does this machine's own twin.
-            "locking": "on",
-            "aio": "threads",
-            "discard": "unmap",
-        },
-    });
+    let blockdev = match &spec.disk {
+        Disk::Null { bytes } => json!({"node-name": "disk", "driver": "null-co", "size": bytes}),
+        Disk::Image { format, file } => image("disk", format, file),
+    };
     args.pair("-blockdev", blockdev.to_string());
     // A full host is told to the guest; by default the machine would stand still until someone looks.
     let device = json!({
@@ -157,8 +206,25 @@ fn disk(args: &mut Args, spec: &MachineSpec) {
     args.pair("-device", device.to_string());
 }
 
+/// A disk's node.
+pub(super) fn image(node: &str, format: &str, file: &Path) -> serde_json::Value {
+    json!({
+        "node-name": node,
+        "driver": format,
+        "discard": "unmap",
+        "file": {
+            "driver": "file",
+            "filename": file,
+            // Whoever else opens it for writing fails, and so does this machine's own twin.
+            "locking": "on",
+            "aio": "threads",
+            "discard": "unmap",
+        },
+    })
+}
+
 fn network(args: &mut Args, spec: &MachineSpec) {
-    args.pair("-netdev", format!("tap,id=net,fd={}", spec.fds.tap));
+    args.pair("-netdev", format!("tap,id=net,fd={}", spec.tap));
     let mut device = json!({
         "driver": driver(spec, "virtio-net"),
         "netdev": "net",
@@ -172,10 +238,15 @@ fn network(args: &mut Args, spec: &MachineSpec) {
 }
 
 fn channels(args: &mut Args, spec: &MachineSpec) {
-    for (id, fd) in
-        [("console", spec.fds.console), ("agent", spec.fds.agent), ("monitor", spec.fds.monitor)]
+    for (id, channel) in
+        [("console", spec.console), ("agent", spec.agent), ("monitor", spec.monitor)]
     {
-        args.pair("-chardev", format!("socket,id={id},fd={fd},server=on,wait=off"));
+        let chardev = match channel {
+            Channel::Listening(fd) => format!("socket,id={id},fd={fd},server=on,wait=off"),
+            Channel::Connected(fd) => format!("socket,id={id},fd={fd}"),
+            Channel::Null => format!("null,id={id}"),
+        };
+        args.pair("-chardev", chardev);
     }
     args.pair("-serial", "chardev:console");
     args.pair("-mon", "chardev=monitor,mode=control");
@@ -225,15 +296,19 @@ mod tests {
     fn spec(accelerator: Accelerator, kernel: Option<Kernel>) -> MachineSpec {
         MachineSpec {
             name: "tt-0001-7".into(),
+            pid_file: true,
             accelerator,
             cpu_num: 2,
             mem_mb: 256,
-            ram: "/run/tt/ram/7".into(),
+            ram: Ram::Host,
             kernel,
-            disk_format: "raw",
-            disk: "/var/lib/tt/images/7/0.raw".into(),
+            disk: Disk::Image { format: "raw", file: "/var/lib/tt/images/7/0.raw".into() },
             mac: "82:17:0d:00:00:02".parse().unwrap(),
-            fds: Fds { tap: 10, console: 11, agent: 12, monitor: 13 },
+            tap: 10,
+            console: Channel::Listening(11),
+            agent: Channel::Listening(12),
+            monitor: Channel::Listening(13),
+            incoming: None,
         }
     }
 
@@ -269,14 +344,40 @@ mod tests {
     #[test]
     fn a_qcow2_disk_by_firmware() {
         let mut spec = spec(Accelerator::Tcg, None);
-        spec.disk_format = "qcow2";
+        spec.disk = Disk::Image { format: "qcow2", file: "/var/lib/tt/images/7/2.qcow2".into() };
+        insta::assert_snapshot!(lines(&spec));
+    }
+
+    #[test]
+    fn a_machine_that_begins_from_memory() {
+        let mut spec = spec(Accelerator::Tcg, kernel(Some(QBOOT)));
+        let file = "/var/lib/tt/memory/7/3/ram";
+        spec.ram = Ram::Private { file: file.into(), read_only: true };
+        spec.incoming = Some(Incoming::Deferred);
+        insta::assert_snapshot!(lines(&spec));
+        spec.ram = Ram::Private { file: file.into(), read_only: false };
+        assert!(!lines(&spec).contains("readonly"));
+    }
+
+    #[test]
+    fn a_mould() {
+        let spec = MachineSpec {
+            pid_file: false,
+            ram: Ram::Shared("/var/lib/tt/memory/7/3.new/ram".into()),
+            disk: Disk::Null { bytes: 64 << 20 },
+            console: Channel::Null,
+            agent: Channel::Null,
+            monitor: Channel::Connected(13),
+            incoming: Some(Incoming::Fd(14)),
+            ..spec(Accelerator::Tcg, kernel(Some(QBOOT)))
+        };
         insta::assert_snapshot!(lines(&spec));
     }
 
     #[test]
     fn odd_paths_stay_one_value() {
         let mut spec = spec(Accelerator::Tcg, kernel(None));
-        spec.disk = "/d/a,id=\"x\".raw".into();
+        spec.disk = Disk::Image { format: "raw", file: "/d/a,id=\"x\".raw".into() };
         let args = argv(&spec);
         let blockdev = args.iter().position(|a| a == "-blockdev").unwrap();
         let value: serde_json::Value =

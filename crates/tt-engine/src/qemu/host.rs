@@ -8,9 +8,12 @@ use crate::watch::Watcher;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 /// The oldest QEMU that takes the arguments and is tried: Debian 12's.
 const VERSION_MIN: (u32, u32) = (7, 2);
+/// The first QEMU that knows `rom=off`.
+const VERSION_ROM_OFF: (u32, u32) = (8, 2);
 /// Firmware that starts a kernel and does nothing else; part of QEMU.
 const FIRMWARE: &str = "qboot.rom";
 /// Taps are opened through it.
@@ -26,6 +29,8 @@ pub(super) struct Usable {
     /// How machines are executed and why, for people.
     pub detail: String,
     pub firmware: Option<PathBuf>,
+    /// Whether a machine can map a file privately that it may not write to (`rom=off`, since 8.2).
+    pub reads_only: bool,
 }
 
 /// Checks and prepares. Whatever is missing, what can be had for finding and stopping machines is there.
@@ -40,7 +45,13 @@ pub(super) fn prepare(config: &QemuConfig, wake: Wake) -> Host {
         missing.push(why.clone());
     }
     let usable = check(config, missing);
-    Host { groups: groups.unwrap_or_else(|_| Cgroups::none()), watcher: watcher.ok(), usable }
+    Host {
+        config: config.clone(),
+        groups: groups.unwrap_or_else(|_| Cgroups::none()),
+        watcher: watcher.ok(),
+        usable,
+        held: Mutex::default(),
+    }
 }
 
 fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String> {
@@ -50,7 +61,7 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
     if !Path::new(TUN).exists() {
         missing.push(format!("there is no {TUN}: load the module `tun`"));
     }
-    if let Err(error) = remains::mount_ram(&config.layout) {
+    if let Err(error) = remains::make_run_dir(&config.layout) {
         missing.push(crate::error::chain(&error));
     }
     for dir in [&config.layout.run, &config.layout.data] {
@@ -61,6 +72,8 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
     }
     let version = version(&config.binary).map_err(|why| missing.push(why)).unwrap_or_default();
     let accelerator = accelerator(config.accelerator, || probe::probe(Path::new(probe::DEVICE)));
+    let reads_only = parse_version(&format!("QEMU emulator version {version}"))
+        .is_some_and(|(major, minor, _)| (major, minor) >= VERSION_ROM_OFF);
     match (accelerator, missing.is_empty()) {
         (Ok((accelerator, kvm_group, detail)), true) => Ok(Usable {
             accelerator,
@@ -68,6 +81,7 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
             version,
             detail,
             firmware: firmware(&config.binary),
+            reads_only,
         }),
         (accelerator, _) => {
             missing.extend(accelerator.err());

@@ -1,17 +1,20 @@
 //! One machine: from the plan to a running process, and from what is left to how it ended.
 
-use super::argv::{Fds, Kernel, MachineSpec, PID_FILE, TRANSLATIONS_MB, argv};
+use super::argv::{
+    Channel, Disk, Incoming, Kernel, MachineSpec, PID_FILE, Ram, TRANSLATIONS_MB, argv,
+};
 use super::host::Usable;
-use super::{Accelerator, MONITOR, NAME, QemuConfig, tap};
+use super::memory::Memory;
+use super::{Accelerator, INCARNATION, LOADING, MONITOR, NAME, PAUSED, QemuConfig, tap};
 use crate::cgroup::Limits;
 use crate::process::{Confined, Process};
-use crate::remains::{self, Remains, give};
+use crate::remains::{self, MESSAGES, Remains, give};
 use crate::{EngineError, Machine};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use tt_model::{Layout, Vm, names, template};
+use tt_model::{Layout, MachineSize, StorageKind, Vm, names, template};
 
 /// What QEMU needs beside the guest's memory and its translations, in MB: its own heap and stacks, device buffers, and
 /// a kernel image of 64 MB that it hands to the firmware.
@@ -21,12 +24,14 @@ const THREADS: u32 = 96;
 /// QEMU's bound of processors on both machine types without an interrupt remapper.
 const CPU_NUM_MAX: u16 = 255;
 
-/// Makes everything that the machine needs, then its process. To be called when there is nothing of it.
+/// Makes everything that the machine needs, then its process, which boots or, with `memory`, stands still and waits for
+/// its state. To be called when there is nothing of it.
 pub(super) fn start(
     config: &QemuConfig,
     usable: &Usable,
     remains: &Remains<'_>,
     vm: &Vm,
+    memory: Option<&Memory>,
 ) -> Result<Process, EngineError> {
     let layout = &config.layout;
     check(vm)?;
@@ -38,11 +43,11 @@ pub(super) fn start(
 
     let uid = layout.uid(vm.id);
     let dir = remains.make_dirs(uid)?;
-    remains.make_ram(u64::from(vm.resource.mem_size) << 20, uid)?;
-    let doors = remains.make_cgroup(&limits(usable.accelerator, vm))?;
+    let doors = remains.make_cgroup(&limits(usable.accelerator, vm.machine))?;
     give(&disk, Some(uid), uid)?;
     make_pid_file(&remains.own(PID_FILE), uid)?;
-    let stderr = remains.make_messages()?;
+    let stderr = remains.make_messages(MESSAGES)?;
+    note(remains, INCARNATION, &vm.incarnation.to_string())?;
     let listen = |path: &Path| remains::listen(path).map(OwnedFd::from);
     let fds = [
         tap,
@@ -53,19 +58,28 @@ pub(super) fn start(
     let [tap, console, agent, monitor] = fds.each_ref().map(AsRawFd::as_raw_fd);
     let spec = MachineSpec {
         name: format!("tt-{}-{}", layout.instance, vm.id),
+        pid_file: true,
         accelerator: usable.accelerator,
-        cpu_num: vm.resource.cpu_num,
-        mem_mb: vm.resource.mem_size,
-        ram: layout.ram(vm.id),
+        cpu_num: vm.machine.cpu_num,
+        mem_mb: vm.machine.mem_size,
+        ram: memory.map_or(Ram::Host, |memory| Ram::Private {
+            file: memory.ram(),
+            read_only: usable.reads_only,
+        }),
         kernel,
-        disk_format: match vm.storage {
-            tt_model::StorageKind::File => "raw",
-            tt_model::StorageKind::Qcow2 => "qcow2",
-        },
-        disk,
+        disk: Disk::Image { format: format(vm.storage), file: disk },
         mac: vm.resource.mac_addr,
-        fds: Fds { tap, console, agent, monitor },
+        tap,
+        console: Channel::Listening(console),
+        agent: Channel::Listening(agent),
+        monitor: Channel::Listening(monitor),
+        incoming: memory.map(|_| Incoming::Deferred),
     };
+    if memory.is_some() {
+        // Until it has loaded its memory nobody may let it run.
+        note(remains, LOADING, "")?;
+        note(remains, PAUSED, "")?;
+    }
     remains.begin()?;
     let confined = Confined {
         program: config.binary.clone(),
@@ -80,6 +94,20 @@ pub(super) fn start(
     confined.spawn().map_err(|source| EngineError::Spawn { program: config.binary.clone(), source })
 }
 
+/// Writes a small file into the machine's directory.
+pub(super) fn note(remains: &Remains<'_>, name: &str, text: &str) -> Result<(), EngineError> {
+    let path = remains.file(name);
+    fs::write(&path, text).map_err(|source| EngineError::Make { what: "marker", path, source })
+}
+
+/// QEMU's name for the format of a disk.
+pub(super) fn format(storage: StorageKind) -> &'static str {
+    match storage {
+        StorageKind::File => "raw",
+        StorageKind::Qcow2 => "qcow2",
+    }
+}
+
 /// How a machine without a process ended.
 pub(super) fn verdict(remains: &Remains<'_>) -> Machine {
     let group = remains.layout.cgroup(remains.id);
@@ -87,7 +115,7 @@ pub(super) fn verdict(remains: &Remains<'_>) -> Machine {
         begun: remains.begun(),
         pid_file: remains.own(PID_FILE).exists(),
         out_of_memory: remains.groups.was_out_of_memory(&group),
-        messages: remains.messages(),
+        messages: remains.messages(MESSAGES),
     };
     let (clean, why) = end.judge();
     Machine::Exited { clean, why }
@@ -128,8 +156,7 @@ fn check(vm: &Vm) -> Result<(), EngineError> {
         what,
         problem: problem.to_owned(),
     };
-    let resource = &vm.resource;
-    match (resource.cpu_num, resource.mem_size) {
+    match (vm.machine.cpu_num, vm.machine.mem_size) {
         (1..=CPU_NUM_MAX, 1..) => Ok(()),
         (n @ 1..=CPU_NUM_MAX, _) => {
             Err(describe(format!("{n} processors and 0 MB of memory"), "it needs 1 MB or more"))
@@ -138,7 +165,11 @@ fn check(vm: &Vm) -> Result<(), EngineError> {
     }
 }
 
-fn kernel(layout: &Layout, usable: &Usable, vm: &Vm) -> Result<Option<Kernel>, EngineError> {
+pub(super) fn kernel(
+    layout: &Layout,
+    usable: &Usable,
+    vm: &Vm,
+) -> Result<Option<Kernel>, EngineError> {
     if !vm.template.has(template::FEATURE_KERNEL) {
         return Ok(None);
     }
@@ -150,17 +181,17 @@ fn kernel(layout: &Layout, usable: &Usable, vm: &Vm) -> Result<Option<Kernel>, E
     Ok(Some(Kernel { kernel, initramfs, firmware: usable.firmware.clone() }))
 }
 
-fn limits(accelerator: Accelerator, vm: &Vm) -> Limits {
+/// What a machine of this size may use.
+///
+/// Of one that began from memory, pages of that file count, too; they are clean, so the kernel drops them before it
+/// kills anything, and what the guest has changed is bounded by its size.
+pub(super) fn limits(accelerator: Accelerator, size: MachineSize) -> Limits {
     let translations = match accelerator {
         Accelerator::Kvm => 0,
         Accelerator::Tcg => TRANSLATIONS_MB,
     };
-    let mb = u64::from(vm.resource.mem_size) + u64::from(translations + PROGRAM_MB);
-    Limits {
-        mem_bytes: mb << 20,
-        cpu_num: vm.resource.cpu_num,
-        pids: u32::from(vm.resource.cpu_num) + THREADS,
-    }
+    let mb = u64::from(size.mem_size) + u64::from(translations + PROGRAM_MB);
+    Limits { mem_bytes: mb << 20, cpu_num: size.cpu_num, pids: u32::from(size.cpu_num) + THREADS }
 }
 
 /// Made beforehand: QEMU removes it when it ends by itself, so one that is still there says that it did not get so far.

@@ -2,40 +2,49 @@
 //! memory and never waits for a guest.
 
 mod argv;
+mod capture;
+mod disk;
+mod hold;
 mod host;
 mod kvm;
 mod machine;
+mod memory;
+mod migration;
+mod mould;
 mod probe;
 mod qmp;
+mod restore;
+mod state;
 mod tap;
 
 use crate::cgroup::Cgroups;
-use crate::process::Process;
-use crate::remains::{self, Remains};
+use crate::remains;
 use crate::watch::Watcher;
 use crate::{EngineError, Hold, Machine, VmEngine, Wake};
 use host::Usable;
-use qmp::Qmp;
-use std::fs;
-use std::io::{self, ErrorKind};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::OnceLock;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, OnceLock};
 use tt_model::{EngineFacts, Layout, StopMode, Vm, VmEngineFeat, VmId, feat};
 
 const NAME: &str = "qemu";
-const FEATURES: VmEngineFeat =
-    feat::PAUSE | feat::SHUTDOWN | feat::NAT | feat::CONSOLE | feat::EXEC;
+const FEATURES: VmEngineFeat = feat::PAUSE
+    | feat::SUSPEND
+    | feat::SHUTDOWN
+    | feat::SNAPSHOT
+    | feat::MEMORY_SNAPSHOT
+    | feat::LIVE_UPDATE
+    | feat::NAT
+    | feat::CONSOLE
+    | feat::EXEC;
 /// Socket of the monitor, in the machine's directory.
 const MONITOR: &str = "qmp.sock";
-/// There from before a machine is paused until after it went on: without it nobody needs to ask the monitor.
+/// There from before a machine may stand still until after it went on: without it nobody needs to ask the monitor.
 const PAUSED: &str = "paused";
-/// How often the process of a machine is looked up anew because it ended meanwhile.
-const LOOKS_MAX: u32 = 10;
-/// How long a process that hung up may take to be gone: the kernel frees its memory meanwhile.
-const DYING_MAX: Duration = Duration::from_millis(250);
-
+/// There from before the process is made that begins from memory until that memory is consumed.
+const LOADING: &str = "loading";
+/// Holds the incarnation of the process.
+const INCARNATION: &str = "incarnation";
 /// How guests' code is executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcceleratorChoice {
@@ -70,15 +79,18 @@ enum Accelerator {
 #[derive(Debug)]
 pub struct QemuEngine {
     config: QemuConfig,
-    host: OnceLock<Host>,
+    host: OnceLock<Arc<Host>>,
 }
 
 /// What [`VmEngine::init`] found and made.
 #[derive(Debug)]
 struct Host {
+    config: QemuConfig,
     groups: Cgroups,
     watcher: Option<Watcher>,
     usable: Result<Usable, String>,
+    /// The machines that this daemon copies the memory of: their moulds are not stray.
+    held: Mutex<BTreeSet<VmId>>,
 }
 
 impl QemuEngine {
@@ -87,102 +99,8 @@ impl QemuEngine {
         Self { config, host: OnceLock::new() }
     }
 
-    fn host(&self) -> Result<&Host, EngineError> {
+    fn host(&self) -> Result<&Arc<Host>, EngineError> {
         self.host.get().ok_or_else(|| unusable("it was not initialised"))
-    }
-
-    fn remains(&self, id: VmId) -> Result<Remains<'_>, EngineError> {
-        Ok(Remains { layout: &self.config.layout, groups: &self.host()?.groups, id })
-    }
-
-    /// Whether the machine has a process; if so, its end will be told.
-    fn lives(&self, remains: &Remains<'_>) -> Result<bool, EngineError> {
-        for _ in 0..LOOKS_MAX {
-            let Some(pid) = remains.pids()?.first().copied() else {
-                return Ok(false);
-            };
-            let Some(watcher) = &self.host()?.watcher else {
-                return Ok(true);
-            };
-            if watcher.watches(remains.id, pid) {
-                return Ok(true);
-            }
-            let failed = |source| EngineError::Process { action: "watch", pid, source };
-            match Process::open(pid) {
-                // Held by its descriptor and still in the cgroup: it is the machine's, not a later one of that number.
-                Ok(process) if remains.pids()?.contains(&pid) => {
-                    watcher.watch(remains.id, process).map_err(failed)?;
-                    return Ok(true);
-                }
-                Ok(_) => {}
-                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(e) => return Err(failed(e)),
-            }
-        }
-        Ok(true)
-    }
-
-    fn state(&self, remains: &Remains<'_>) -> Result<Machine, EngineError> {
-        if self.lives(remains)? {
-            if !remains.file(PAUSED).exists() {
-                return Ok(Machine::Running);
-            }
-            let monitor = remains.file(MONITOR);
-            match Qmp::connect(&monitor).and_then(|mut qmp| qmp.running()) {
-                Ok(true) => return Ok(Machine::Running),
-                Ok(false) => return Ok(Machine::Paused),
-                Err(error) if self.stays(remains)? => return Err(error),
-                Err(_) => {}
-            }
-        }
-        match remains.exist()? {
-            true => Ok(machine::verdict(remains)),
-            false => Ok(Machine::Absent),
-        }
-    }
-
-    /// Whether it goes on living: a process that is being killed hangs up before it is gone.
-    fn stays(&self, remains: &Remains<'_>) -> Result<bool, EngineError> {
-        let until = Instant::now() + DYING_MAX;
-        while Instant::now() < until {
-            if !self.lives(remains)? {
-                return Ok(false);
-            }
-            thread::sleep(DYING_MAX / 50);
-        }
-        Ok(true)
-    }
-
-    fn pause(&self, remains: &Remains<'_>) -> Result<(), EngineError> {
-        let marker = remains.file(PAUSED);
-        fs::File::create(&marker).map_err(|source| EngineError::Make {
-            what: "marker",
-            path: marker,
-            source,
-        })?;
-        Qmp::connect(&remains.file(MONITOR))?.run("stop")
-    }
-
-    fn resume(&self, remains: &Remains<'_>) -> Result<(), EngineError> {
-        Qmp::connect(&remains.file(MONITOR))?.run("cont")?;
-        let marker = remains.file(PAUSED);
-        match fs::remove_file(&marker) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(EngineError::Remove { path: marker, source })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Removes everything of a machine without a process.
-    fn remove(&self, remains: &Remains<'_>) -> Result<(), EngineError> {
-        match remains.remove()? {
-            true => Ok(()),
-            false => Err(EngineError::Remove {
-                path: self.config.layout.cgroup(remains.id),
-                source: io::Error::from_raw_os_error(libc::EBUSY),
-            }),
-        }
     }
 }
 
@@ -192,7 +110,7 @@ impl VmEngine for QemuEngine {
     }
 
     fn init(&self, wake: Wake) -> EngineFacts {
-        let host = self.host.get_or_init(|| host::prepare(&self.config, wake));
+        let host = self.host.get_or_init(|| Arc::new(host::prepare(&self.config, wake)));
         let (version, detail, why) = match &host.usable {
             Ok(usable) => (usable.version.clone(), usable.detail.clone(), None),
             Err(why) => (String::new(), String::new(), Some(why.clone())),
@@ -205,82 +123,87 @@ impl VmEngine for QemuEngine {
     }
 
     fn look(&self, vm: &Vm) -> Result<Machine, EngineError> {
-        self.state(&self.remains(vm.id)?)
+        self.host()?.look(vm)
     }
 
     fn start_vm(&self, vm: &Vm) -> Result<(), EngineError> {
-        let remains = self.remains(vm.id)?;
-        match self.state(&remains)? {
-            Machine::Running => return Ok(()),
-            Machine::Paused => return self.resume(&remains),
-            Machine::Exited { .. } => self.remove(&remains)?,
-            Machine::Absent | Machine::Outdated => {}
-        }
         let host = self.host()?;
-        let usable = host.usable.as_ref().map_err(|why| unusable(why))?;
-        let process = machine::start(&self.config, usable, &remains, vm)?;
-        let pid = process.pid;
-        tracing::debug!(vm = %vm.id, pid, "machine started");
-        if let Some(watcher) = &host.watcher {
-            let watched = watcher.watch(vm.id, process);
-            watched.map_err(|source| EngineError::Process { action: "watch", pid, source })?;
+        match host.look(vm)? {
+            Machine::Running => return Ok(()),
+            Machine::Outdated => return Err(host.replace(vm)),
+            Machine::Paused if host.is_loaded(vm)? => return host.resume(vm),
+            Machine::Paused => host.end(vm)?,
+            Machine::Exited { .. } => host.remove(vm.id)?,
+            Machine::Absent => {}
         }
-        Ok(())
+        host.begin(vm)
     }
 
     fn stop_vm(&self, vm: &Vm, mode: StopMode) -> Result<(), EngineError> {
-        let remains = self.remains(vm.id)?;
-        match mode {
-            StopMode::Suspend => {
-                return Err(EngineError::Mode { engine: NAME, mode });
-            }
-            // Without asking the monitor: a machine that does not answer can be killed.
-            StopMode::Kill if self.lives(&remains)? => return remains.kill().map(drop),
-            StopMode::Kill => return self.remove(&remains),
-            StopMode::Pause | StopMode::Shutdown => {}
+        let host = self.host()?;
+        // Without asking the monitor: a machine that does not answer can be killed.
+        if mode == StopMode::Kill {
+            return match host.kill(vm.id)? {
+                true => Ok(()),
+                false => host.remove(vm.id),
+            };
         }
-        match (mode, self.state(&remains)?) {
-            (StopMode::Pause, Machine::Running) => self.pause(&remains),
+        match (mode, host.look(vm)?) {
+            (StopMode::Pause, Machine::Running) => host.pause(vm.id),
             (StopMode::Shutdown, Machine::Paused) => {
-                self.resume(&remains)?;
-                Qmp::connect(&remains.file(MONITOR))?.run("system_powerdown")
+                self.start_vm(vm)?;
+                host.order(vm.id, "system_powerdown")
             }
-            (StopMode::Shutdown, Machine::Running) => {
-                Qmp::connect(&remains.file(MONITOR))?.run("system_powerdown")
+            (StopMode::Shutdown, Machine::Running) => host.order(vm.id, "system_powerdown"),
+            (StopMode::Suspend, Machine::Outdated) => host.kill(vm.id).map(drop),
+            (StopMode::Suspend, seen @ (Machine::Running | Machine::Paused)) => {
+                hold::suspend(host, vm, seen == Machine::Running)
             }
             _ => Ok(()),
         }
     }
 
-    fn update_vm(&self, _: &Vm) -> Result<(), EngineError> {
-        Ok(())
+    fn update_vm(&self, vm: &Vm) -> Result<(), EngineError> {
+        let host = self.host()?;
+        match host.look(vm)? {
+            Machine::Running => disk::grow(&host.remains(vm.id), vm),
+            Machine::Paused if host.is_loaded(vm)? => disk::grow(&host.remains(vm.id), vm),
+            _ => Ok(()),
+        }
     }
 
-    fn prepare_hold(&self, _: &Vm, _: Option<&str>) -> Result<Box<dyn Hold>, EngineError> {
-        Err(EngineError::Mode { engine: NAME, mode: StopMode::Suspend })
+    fn prepare_hold(&self, vm: &Vm, memory: Option<&str>) -> Result<Box<dyn Hold>, EngineError> {
+        hold::prepare(self.host()?, vm, memory)
     }
 
-    fn remove_memory(&self, _: &Vm) -> Result<(), EngineError> {
-        Ok(())
+    fn remove_memory(&self, vm: &Vm) -> Result<(), EngineError> {
+        let host = self.host()?;
+        host.end_stray_mould(vm.id)?;
+        let needs_mark = |incarnation| crate::memory::needs_mark(vm, incarnation);
+        memory::remove(&host.config.layout, vm.id, &crate::memory::named(vm), needs_mark)
     }
 
     fn memories(&self) -> Result<Vec<VmId>, EngineError> {
-        Ok(Vec::new())
+        memory::ids(&self.host()?.config.layout)
     }
 
-    fn remove_stray_memory(&self, _: VmId) -> Result<(), EngineError> {
-        Ok(())
+    fn remove_stray_memory(&self, id: VmId) -> Result<(), EngineError> {
+        let host = self.host()?;
+        host.end_stray_mould(id)?;
+        memory::remove(&host.config.layout, id, &[], |_| false)
     }
 
     fn machines(&self) -> Result<Vec<VmId>, EngineError> {
-        remains::ids(&self.config.layout, &self.host()?.groups)
+        let host = self.host()?;
+        remains::ids(&host.config.layout, &host.groups)
     }
 
     fn clear(&self, id: VmId) -> Result<bool, EngineError> {
-        let remains = self.remains(id)?;
-        match remains.kill()? {
+        let host = self.host()?;
+        host.end_stray_mould(id)?;
+        match host.remains(id).kill()? {
             true => Ok(false),
-            false => remains.remove(),
+            false => host.remains(id).remove(),
         }
     }
 
@@ -288,7 +211,7 @@ impl VmEngine for QemuEngine {
         if self.machines().is_ok_and(|ids| ids.is_empty())
             && let Ok(host) = self.host()
         {
-            remains::close(&self.config.layout, &host.groups);
+            remains::close(&host.config.layout, &host.groups);
         }
     }
 }

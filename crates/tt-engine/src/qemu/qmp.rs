@@ -4,18 +4,21 @@
 //! Format: one JSON object a line; see `docs/interop/qmp-spec.rst` in QEMU's source.
 
 use crate::EngineError;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long one conversation may take: a program that is starting greets after some 40 ms, on a busy host much later.
+/// How long one answer may take: a program that is starting greets after some 40 ms, on a busy host much later.
 const TALK_MAX: Duration = Duration::from_secs(5);
-/// Longest line: the answers to the commands used here have some hundred bytes.
-const LINE_BYTES_MAX: usize = 64 << 10;
+/// Longest line: a disk of 64 layers is described by some 30 KB, the other answers have some hundred bytes.
+const LINE_BYTES_MAX: usize = 256 << 10;
 /// Most lines before the answer: events that a guest can provoke.
 const LINES_MAX: u32 = 1000;
 /// How much of a program's own words an error repeats, in characters.
@@ -23,8 +26,8 @@ const QUOTE_CHARS_MAX: usize = 200;
 
 /// A conversation with a machine's monitor. A monitor talks to one at a time: keep it short.
 #[derive(Debug)]
-pub(super) struct Qmp<'a, S = UnixStream> {
-    path: &'a Path,
+pub(super) struct Qmp<S = UnixStream> {
+    path: PathBuf,
     stream: S,
     lines: Lines,
     until: Instant,
@@ -36,19 +39,24 @@ struct Status {
     running: bool,
 }
 
-impl<'a> Qmp<'a> {
+impl Qmp {
     /// Begins a conversation: waits for the greeting and leaves the negotiation mode.
-    pub fn connect(path: &'a Path) -> Result<Self, EngineError> {
-        let until = Instant::now() + TALK_MAX;
+    pub fn connect(path: &Path) -> Result<Self, EngineError> {
         let stream = UnixStream::connect(path);
         let stream = stream.map_err(|e| refuse(path, "greeting", e.to_string()))?;
-        let mut qmp = Self { path, stream, lines: Lines::default(), until };
+        Self::over(stream, path)
+    }
+
+    /// As [`Qmp::connect`], over a stream that is connected; `path` is its name for people.
+    pub fn over(stream: UnixStream, path: &Path) -> Result<Self, EngineError> {
+        let until = Instant::now() + TALK_MAX;
+        let mut qmp = Self { path: path.to_owned(), stream, lines: Lines::default(), until };
         qmp.begin()?;
         Ok(qmp)
     }
 }
 
-impl<S: Talk> Qmp<'_, S> {
+impl<S: Talk> Qmp<S> {
     fn begin(&mut self) -> Result<(), EngineError> {
         self.answer("greeting", |message| message.greeting.map(|_| ()))?;
         self.run("qmp_capabilities")
@@ -64,19 +72,45 @@ impl<S: Talk> Qmp<'_, S> {
         Ok(self.ask::<Status>("query-status")?.running)
     }
 
-    fn ask<T: DeserializeOwned>(&mut self, command: &'static str) -> Result<T, EngineError> {
-        let line = format!("{{\"execute\":\"{command}\",\"id\":\"{command}\"}}\n");
+    /// Does a command with arguments whose answer says nothing.
+    pub fn order(&mut self, command: &'static str, arguments: Value) -> Result<(), EngineError> {
+        self.talk::<IgnoredAny>(command, Some(arguments), None).map(drop)
+    }
+
+    /// Hands a descriptor over, for commands that name it.
+    pub fn give(&mut self, fd: BorrowedFd<'_>, name: &str) -> Result<(), EngineError> {
+        let arguments = Some(serde_json::json!({ "fdname": name }));
+        self.talk::<IgnoredAny>("getfd", arguments, Some(fd)).map(drop)
+    }
+
+    /// Asks for something that takes no arguments.
+    pub fn ask<T: DeserializeOwned>(&mut self, command: &'static str) -> Result<T, EngineError> {
+        self.talk(command, None, None)
+    }
+
+    fn talk<T: DeserializeOwned>(
+        &mut self,
+        command: &'static str,
+        arguments: Option<Value>,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<T, EngineError> {
+        let mut message = serde_json::json!({ "execute": command, "id": command });
+        if let Some(arguments) = arguments {
+            message["arguments"] = arguments;
+        }
+        self.until = Instant::now() + TALK_MAX;
+        let line = format!("{message}\n");
         self.stream
             .limit(self.left(command)?)
-            .and_then(|()| self.stream.write_all(line.as_bytes()))
-            .map_err(|e| refuse(self.path, command, e.to_string()))?;
-        let path = self.path;
+            .and_then(|()| self.stream.say(line.as_bytes(), fd))
+            .map_err(|e| refuse(&self.path, command, e.to_string()))?;
+        let path = self.path.clone();
         self.answer(command, |message| match message.id {
             Some(id) if id == command => Some(match (message.result, message.error) {
                 (Some(result), _) => serde_json::from_value(result)
-                    .map_err(|e| refuse(path, command, format!("the answer is odd: {e}"))),
-                (None, Some(error)) => Err(refuse(path, command, quote(&error.desc))),
-                (None, None) => Err(refuse(path, command, "the answer is empty".into())),
+                    .map_err(|e| refuse(&path, command, format!("the answer is odd: {e}"))),
+                (None, Some(error)) => Err(refuse(&path, command, quote(&error.desc))),
+                (None, None) => Err(refuse(&path, command, "the answer is empty".into())),
             }),
             _ => None,
         })?
@@ -91,13 +125,13 @@ impl<S: Talk> Qmp<'_, S> {
         for _ in 0..LINES_MAX {
             let line = self.line(command)?;
             let message: Message = serde_json::from_slice(&line)
-                .map_err(|e| refuse(self.path, command, format!("no message: {e}")))?;
+                .map_err(|e| refuse(&self.path, command, format!("no message: {e}")))?;
             if let Some(picked) = pick(message) {
                 return Ok(picked);
             }
         }
         let problem = format!("{LINES_MAX} messages came and none was the answer");
-        Err(refuse(self.path, command, problem))
+        Err(refuse(&self.path, command, problem))
     }
 
     fn line(&mut self, command: &'static str) -> Result<Vec<u8>, EngineError> {
@@ -106,16 +140,16 @@ impl<S: Talk> Qmp<'_, S> {
             match self.lines.next() {
                 Ok(Some(line)) => return Ok(line),
                 Ok(None) => {}
-                Err(problem) => return Err(refuse(self.path, command, problem)),
+                Err(problem) => return Err(refuse(&self.path, command, problem)),
             }
             let left = self.left(command)?;
             let read = self.stream.limit(left).and_then(|()| self.stream.read(&mut bytes));
             match read {
-                Ok(0) => return Err(refuse(self.path, command, "it hung up".into())),
+                Ok(0) => return Err(refuse(&self.path, command, "it hung up".into())),
                 Ok(n) => self.lines.push(bytes.get(..n).unwrap_or_default()),
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(e) => return Err(refuse(self.path, command, e.to_string())),
+                Err(e) => return Err(refuse(&self.path, command, e.to_string())),
             }
         }
     }
@@ -123,22 +157,39 @@ impl<S: Talk> Qmp<'_, S> {
     fn left(&self, command: &'static str) -> Result<Duration, EngineError> {
         let left = self.until.saturating_duration_since(Instant::now());
         match left.is_zero() {
-            true => Err(refuse(self.path, command, format!("no answer within {TALK_MAX:?}"))),
+            true => Err(refuse(&self.path, command, format!("no answer within {TALK_MAX:?}"))),
             false => Ok(left),
         }
     }
 }
 
 /// What a conversation runs over.
-pub(super) trait Talk: Read + Write {
+pub(super) trait Talk: Read {
     /// Bounds the next read and write.
     fn limit(&self, time: Duration) -> std::io::Result<()>;
+
+    /// Writes everything, with a descriptor if there is one.
+    fn say(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()>;
 }
 
 impl Talk for UnixStream {
     fn limit(&self, time: Duration) -> std::io::Result<()> {
         self.set_read_timeout(Some(time))?;
         self.set_write_timeout(Some(time))
+    }
+
+    fn say(&mut self, line: &[u8], fd: Option<BorrowedFd<'_>>) -> std::io::Result<()> {
+        let Some(fd) = fd else { return self.write_all(line) };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd];
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
+        let slices = [IoSlice::new(line)];
+        let sent = sendmsg(&*self, &slices, &mut ancillary, SendFlags::NOSIGNAL)?;
+        // The descriptor has gone with the first byte.
+        self.write_all(line.get(sent..).unwrap_or_default())
     }
 }
 
@@ -185,12 +236,13 @@ impl Lines {
     }
 }
 
-fn refuse(path: &Path, command: &'static str, problem: String) -> EngineError {
+/// A failure in a conversation.
+pub(super) fn refuse(path: &Path, command: &'static str, problem: String) -> EngineError {
     EngineError::Monitor { path: path.to_owned(), command, problem: quote(&problem) }
 }
 
 /// Foreign text, made harmless for a log.
-fn quote(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     let printable = |c: char| if c.is_control() { ' ' } else { c };
     text.chars().take(QUOTE_CHARS_MAX).map(printable).collect()
 }
@@ -216,17 +268,12 @@ mod tests {
         }
     }
 
-    impl Write for Script {
-        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-            Ok(buf.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     impl Talk for Script {
         fn limit(&self, _: Duration) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn say(&mut self, _: &[u8], _: Option<BorrowedFd<'_>>) -> io::Result<()> {
             Ok(())
         }
     }
@@ -240,7 +287,7 @@ mod tests {
     fn status(lines: &[&str], step: usize) -> Result<bool, String> {
         let says = lines.iter().flat_map(|l| [l.as_bytes(), b"\r\n"].concat()).collect();
         let mut qmp = Qmp {
-            path: Path::new("qmp.sock"),
+            path: "qmp.sock".into(),
             stream: Script { says, at: 0, step },
             lines: Lines::default(),
             until: Instant::now() + TALK_MAX,
@@ -306,7 +353,7 @@ mod tests {
     fn a_silent_monitor_is_given_up() {
         let (stream, _silent) = UnixStream::pair().unwrap();
         let mut qmp = Qmp {
-            path: Path::new("qmp.sock"),
+            path: "qmp.sock".into(),
             stream,
             lines: Lines::default(),
             until: Instant::now() + Duration::from_millis(50),

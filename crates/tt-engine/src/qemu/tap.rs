@@ -1,8 +1,9 @@
-//! Opens the tap of a machine in its Env's network namespace. It makes no tap and changes none: that is the network's.
+//! Opens the tap of a machine in its Env's network namespace, which it neither makes nor changes: that is the network's. A
+//! machine that never runs gets one that leads nowhere.
 
 use crate::EngineError;
 use rustix::net::{AddressFamily, SocketType};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -11,17 +12,30 @@ use std::thread;
 
 /// Opens `name` in the namespace of the file `netns`, for frames with a virtio header.
 pub(super) fn open(netns: &Path, name: &str) -> Result<OwnedFd, EngineError> {
-    // A namespace belongs to a thread: a throw-away one spares every other thread of the daemon.
-    let opened = thread::scope(|scope| {
-        let inside = thread::Builder::new()
-            .name("tt-tap".into())
-            .spawn_scoped(scope, || open_inside(netns, name))?;
-        inside.join().unwrap_or(Err(io::ErrorKind::Other.into()))
-    });
+    let opened = on_thread(|| open_inside(netns, name));
     opened.map_err(|source| EngineError::OpenTap {
         tap: name.to_owned(),
         netns: netns.to_owned(),
         source,
+    })
+}
+
+/// Makes a tap that leads nowhere, as a machine's one to look at. It goes with its descriptor.
+pub(super) fn nowhere() -> Result<OwnedFd, EngineError> {
+    const NAME: &str = "mould";
+    on_thread(|| {
+        // SAFETY: no descriptor is shared; only the namespace of this thread, which then ends, changes.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
+        attach(NAME)
+    })
+    .map_err(|source| EngineError::Make { what: "tap", path: NAME.into(), source })
+}
+
+/// A namespace belongs to a thread: a throw-away one spares every other thread of the daemon.
+fn on_thread(open: impl FnOnce() -> io::Result<OwnedFd> + Send) -> io::Result<OwnedFd> {
+    thread::scope(|scope| {
+        let inside = thread::Builder::new().name("tt-tap".into()).spawn_scoped(scope, open)?;
+        inside.join().unwrap_or(Err(io::ErrorKind::Other.into()))
     })
 }
 
@@ -31,6 +45,10 @@ fn open_inside(netns: &Path, name: &str) -> io::Result<OwnedFd> {
     // The request below would silently make a tap that nothing is connected to.
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     rustix::net::netdevice::name_to_index(&socket, name)?;
+    attach(name)
+}
+
+fn attach(name: &str) -> io::Result<OwnedFd> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     let request = request(name)?;
     // SAFETY: the kernel reads and writes one `ifreq`, which lives until the call has returned.

@@ -1,5 +1,6 @@
 //! A guest of some dozen instructions, as a kernel that QEMU boots directly (PVH): it says that it is alive on the serial
-//! port, obeys the power button, and does what it is told there: `q` switches it off, `r` resets it.
+//! port, obeys the power button, and does what it is told there: `q` switches it off, `r` resets it, `t` counts and tells
+//! (`a` is 0), `n` tells.
 
 // Ports: 0x3f8 is the serial port, 0x600 the chipset's ACPI block (power button status and enable bits, sleep control),
 // 0xcf9 the reset register.
@@ -35,6 +36,16 @@ core::arch::global_asm!(
     "je 5f",
     "cmp al, 'r'",
     "je 6f",
+    "cmp al, 't'",
+    "jne 4f",
+    "inc dword ptr [{counter}]",
+    "jmp 7f",
+    "4: cmp al, 'n'",
+    "jne 2b",
+    "7: mov dx, 0x3f8",
+    "mov al, byte ptr [{counter}]",
+    "add al, 'a'",
+    "out dx, al",
     "jmp 2b",
     "5: mov dx, 0x604",
     "mov ax, 0x2000",
@@ -47,6 +58,7 @@ core::arch::global_asm!(
     "tt_beat_end:",
     ".code64",
     ".popsection",
+    counter = const COUNTER,
 );
 
 unsafe extern "C" {
@@ -54,6 +66,8 @@ unsafe extern "C" {
     static tt_beat_end: u8;
 }
 
+/// Where it counts in its memory, in bytes: far from where it is loaded to.
+const COUNTER: u32 = 0x180_0000;
 /// Where it is loaded to, in bytes.
 const ADDRESS: u64 = 0x10_0000;
 /// Where the code lies in the file, behind the headers and the note.

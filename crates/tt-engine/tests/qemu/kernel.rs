@@ -31,7 +31,7 @@ fn a_kernel_boots() {
     let facts = engine.init(Arc::new(|_| {}));
     println!("init {:?}: {facts:?}", began.elapsed());
     let mut vm = rig.vm();
-    vm.resource.mem_size = 192;
+    vm.machine.mem_size = 192;
     let began = Instant::now();
     engine.start_vm(&vm).unwrap();
     println!("start_vm returns after {:?}", began.elapsed());

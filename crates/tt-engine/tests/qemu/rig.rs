@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tt_engine::conformance::Fixture;
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
 use tt_engine::{Machine, VmEngine};
-use tt_model::{Instance, Layout, Vm, VmId, names};
+use tt_model::{Instance, Layout, StorageKind, Vm, VmId, names};
 
 /// How long a guest may be silent before it counts as standing still; it speaks some thousand times a second.
 const BEAT_MAX: Duration = Duration::from_secs(5);
@@ -97,6 +97,20 @@ impl Rig {
         }
     }
 
+    /// Says one byte to the guest that it answers with a number, and hears it.
+    pub fn ask(&self, vm: &Vm, byte: u8) -> u64 {
+        let mut console = UnixStream::connect(self.layout.console_socket(vm.id)).unwrap();
+        console.write_all(&[byte]).unwrap();
+        console.set_read_timeout(Some(BEAT_MAX)).unwrap();
+        let mut heard = [0];
+        loop {
+            assert_eq!(console.read(&mut heard).unwrap(), 1, "the guest hung up");
+            if heard[0].is_ascii_lowercase() {
+                return u64::from(heard[0] - b'a');
+            }
+        }
+    }
+
     /// Directories of a machine's cgroups that exist.
     pub fn cgroups(&self, id: VmId) -> Vec<PathBuf> {
         let roots = ["", "cpu", "memory", "pids"].map(|c| Path::new("/sys/fs/cgroup").join(c));
@@ -148,9 +162,48 @@ impl Fixture for Rig {
 
     fn leave_remains(&self, vm: &Vm) {
         fs::create_dir_all(self.layout.vm_dir(vm.id).join("own")).unwrap();
-        fs::write(self.layout.ram(vm.id), b"").unwrap();
         fs::create_dir_all(Path::new("/sys/fs/cgroup/pids").join(self.layout.cgroup(vm.id)))
             .unwrap();
+    }
+
+    fn layered_vm(&self) -> Vm {
+        let vm = self.vm();
+        let storage = StorageKind::Qcow2;
+        let runtime_image = names::runtime_image(storage, vm.id, 0);
+        let base = self.layout.disk(&vm);
+        let vm = Vm { storage, runtime_image, ..vm };
+        make_layer(&self.layout.disk(&vm), &base, "raw");
+        vm
+    }
+
+    fn with_layer(&self, vm: &Vm) -> Vm {
+        let epoch = vm.epoch + 1;
+        let runtime_image = names::runtime_image(vm.storage, vm.id, epoch);
+        let layered = Vm { epoch, runtime_image, ..vm.clone() };
+        make_layer(&self.layout.disk(&layered), &self.layout.disk(vm), "qcow2");
+        layered
+    }
+
+    fn tick(&self, vm: &Vm) -> u64 {
+        self.ask(vm, b't')
+    }
+
+    fn content(&self, vm: &Vm) -> u64 {
+        self.ask(vm, b'n')
+    }
+
+    fn has_open(&self, vm: &Vm) -> bool {
+        let disk = self.layout.disk(vm);
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid(vm.id))).unwrap();
+        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == disk))
+    }
+
+    fn disk_mb(&self, vm: &Vm) -> u32 {
+        (fs::metadata(self.layout.disk(vm)).unwrap().len() >> 20) as u32
+    }
+
+    fn has_memory(&self, path: &str) -> bool {
+        self.layout.data.join(path).exists()
     }
 }
 
@@ -161,6 +214,9 @@ impl Drop for Rig {
         }
         let engine = self.engine();
         engine.init(std::sync::Arc::new(|_| {}));
+        for id in engine.memories().unwrap_or_default() {
+            let _ = engine.remove_stray_memory(id);
+        }
         for id in engine.machines().unwrap_or_default() {
             for _ in 0..100 {
                 if engine.clear(id).unwrap_or(true) {
@@ -191,6 +247,13 @@ pub fn remove(engine: &dyn VmEngine, vm: &Vm) {
         engine.stop_vm(vm, tt_model::StopMode::Kill).unwrap();
         engine.look(vm).unwrap() == Machine::Absent
     });
+}
+
+/// Makes an empty qcow2 layer.
+fn make_layer(path: &Path, base: &Path, format: &str) {
+    let mut img = std::process::Command::new("qemu-img");
+    img.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(base).arg(path);
+    assert!(img.status().unwrap().success());
 }
 
 /// Makes a network namespace at `path` with a persistent tap of this name, as the network does.

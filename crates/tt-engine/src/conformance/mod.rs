@@ -1,6 +1,8 @@
 //! The suite that every engine runs. It judges by the contract in `lib.rs` alone, and it panics at the first clause that
 //! is broken, with its name.
 
+mod memory;
+
 use crate::{EngineError, Machine, VmEngine, Wake};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -34,6 +36,28 @@ pub trait Fixture {
 
     /// Leaves what a start leaves that was cut short before it made a process.
     fn leave_remains(&self, vm: &Vm);
+
+    /// As [`Fixture::vm`], with a disk that can get a layer on top.
+    fn layered_vm(&self) -> Vm;
+
+    /// The Vm with one more layer on its disk, as plan and storage make it: the layer is there, and is empty.
+    fn with_layer(&self, vm: &Vm) -> Vm;
+
+    /// Lets the running guest change its memory; answers the new content. It never repeats in a machine's life and in
+    /// what goes on from its memory, and 0 is the content after a boot.
+    fn tick(&self, vm: &Vm) -> u64;
+
+    /// The content of the running guest's memory.
+    fn content(&self, vm: &Vm) -> u64;
+
+    /// Whether the machine's process has `vm.runtime_image` open.
+    fn has_open(&self, vm: &Vm) -> bool;
+
+    /// The size of the disk of a Vm of [`Fixture::vm`], in MB.
+    fn disk_mb(&self, vm: &Vm) -> u32;
+
+    /// Whether the Vm has memory on disk that is complete and named so (relative to the data directory).
+    fn has_memory(&self, path: &str) -> bool;
 }
 
 /// A named clause.
@@ -66,7 +90,7 @@ pub fn run(engine: &dyn VmEngine, fixture: &dyn Fixture) {
     assert_eq!(facts.unusable, None, "{} can not be tested here", engine.name());
     assert_eq!(facts.name, engine.name());
     let suite = Suite { engine, fixture, ends };
-    for (name, clause) in CLAUSES {
+    for (name, clause) in CLAUSES.iter().chain(memory::CLAUSES) {
         tracing::info!(clause = name, "conformance");
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| clause(&suite)));
         if let Err(panic) = outcome {
@@ -76,6 +100,7 @@ pub fn run(engine: &dyn VmEngine, fixture: &dyn Fixture) {
         }
     }
     assert_eq!(done(engine.machines()), [], "machines are left over");
+    assert_eq!(done(engine.memories()), [], "memory is left over");
     engine.close();
 }
 

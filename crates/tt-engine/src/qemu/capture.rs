@@ -1,0 +1,157 @@
+//! A machine's memory on its way to disk. It copies while the guest runs, needs it to stand still for the last bit, and
+//! completes the copy while the guest runs again. Whether the guest goes on is its caller's choice.
+
+use super::memory::{Draft, Meta};
+use super::migration::{self, CRAWL, FULL_SPEED, Progress};
+use super::mould::{self, Mould};
+use super::{Host, MONITOR, disk, machine, unusable};
+use crate::EngineError;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+use tt_model::Vm;
+
+/// How small the rest is when the guest may be stopped for it: a copy does some GB in a second.
+const REST_BYTES_MAX: u64 = 32 << 20;
+/// How long copying may take: this much, and ...
+const COPY_MAX: Duration = Duration::from_secs(30);
+/// ... a second for so much memory in MB. An emulated host that touches its memory for the first time does 150 MB.
+const COPY_MB_PER_S: u32 = 32;
+/// How long a guest is given before the pause, so that what it changed since the first pass is copied.
+const CHASE_MAX: Duration = Duration::from_millis(500);
+/// How long the rest may take.
+const REST_MAX: Duration = Duration::from_secs(30);
+/// How often a copy is looked at. The monitor serves one at a time: between the looks it is free for others.
+const POLL: Duration = Duration::from_millis(2);
+
+/// A copy that is under way. Dropped, it comes to nothing and leaves nothing.
+#[derive(Debug)]
+pub(super) struct Capture {
+    host: Arc<Host>,
+    vm: Vm,
+    // Before the draft: a mould writes to it until it has ended.
+    mould: Option<Mould>,
+    draft: Option<Draft>,
+}
+
+impl Capture {
+    /// Begins to copy the machine of `vm`, whose guest may run, to the directory `path`.
+    pub fn begin(host: &Arc<Host>, vm: &Vm, path: &str) -> Result<Self, EngineError> {
+        let usable = host.usable.as_ref().map_err(|why| unusable(why))?;
+        let layout = &host.config.layout;
+        let remains = host.remains(vm.id);
+        let kernel = machine::kernel(layout, usable, vm)?;
+        let monitor = remains.file(MONITOR);
+        let mut qmp = host.monitor(vm.id)?;
+        migration::cancel(&mut qmp, &monitor)?;
+        if migration::was_sent(&mut qmp)? {
+            // QEMU sends no machine twice that has not run in between; it does for some microseconds.
+            qmp.run("cont")?;
+            qmp.run("stop")?;
+        }
+        let disk_bytes = disk::top(&mut qmp, &monitor)?.bytes;
+        drop(qmp);
+
+        let mut capture = Self { host: host.clone(), vm: vm.clone(), mould: None, draft: None };
+        // First the registration, or a look takes the mould for a stray one.
+        host.held().insert(vm.id);
+        let draft = capture.draft.insert(Draft::begin(layout, vm.id, path)?);
+        let ram = draft.make_ram(vm.machine.mem_size, layout.uid(vm.id))?;
+        let (config, groups) = (&host.config, &remains);
+        let mould = mould::start(config, usable, groups, vm, kernel, ram, disk_bytes)?;
+        let mould = capture.mould.insert(mould);
+        if let Some(feed) = mould.feed.take() {
+            migration::begin(&mut host.monitor(vm.id)?, feed.as_fd(), false)?;
+        }
+        Ok(capture)
+    }
+
+    /// Waits until nearly everything is copied, and sees to it that the rest waits for [`Capture::stand`].
+    pub fn settle(&self) -> Result<(), EngineError> {
+        let copy_max =
+            COPY_MAX + Duration::from_secs(1) * (self.vm.machine.mem_size / COPY_MB_PER_S);
+        let until = Instant::now() + copy_max;
+        loop {
+            let mut qmp = self.host.monitor(self.vm.id)?;
+            let progress = Progress::of(&mut qmp)?;
+            if progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX) {
+                return migration::set_speed(&mut qmp, CRAWL);
+            }
+            if progress.stands() {
+                return Ok(());
+            }
+            if let Some(problem) = progress.failure() {
+                return Err(self.failed(problem));
+            }
+            if Instant::now() > until {
+                return Err(self.failed(format!("it is not done after {copy_max:?}")));
+            }
+            drop(qmp);
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Brings the guest to a halt, and everything to disk but the devices' state.
+    pub fn stand(&self) -> Result<(), EngineError> {
+        let mut qmp = self.host.monitor(self.vm.id)?;
+        let passes = Progress::of(&mut qmp)?.passes();
+        migration::set_speed(&mut qmp, FULL_SPEED)?;
+        let until = Instant::now() + CHASE_MAX;
+        migration::wait(&mut qmp, self.target(), REST_MAX, |progress| {
+            let is_near = progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX);
+            progress.stands() || is_near && progress.passes() > passes || Instant::now() > until
+        })?;
+        qmp.run("stop")?;
+        migration::wait(&mut qmp, self.target(), REST_MAX, Progress::stands)
+    }
+
+    /// Sends the rest. On return the machine's memory may change.
+    pub fn complete(&self) -> Result<(), EngineError> {
+        let mut qmp = self.host.monitor(self.vm.id)?;
+        migration::go_on(&mut qmp)?;
+        migration::wait(&mut qmp, self.target(), REST_MAX, Progress::is_complete)
+    }
+
+    /// Lets the mould write the devices' state, and completes the directory.
+    pub fn save(mut self) -> Result<(), EngineError> {
+        let usable = self.host.usable.as_ref().map_err(|why| unusable(why))?;
+        let target = self.target().to_owned();
+        let (Some(mut mould), Some(draft)) = (self.mould.take(), self.draft.take()) else {
+            return Err(self.failed("it has not begun".into()));
+        };
+        let state = mould.state(&target).map_err(|error| self.explain(error))?;
+        // It has nothing to write any more.
+        drop(mould);
+        let meta = Meta::new(usable, self.vm.machine, &state);
+        let uid = self.host.config.layout.uid(self.vm.id);
+        draft.publish(&state, &meta, uid, usable.reads_only)
+    }
+
+    /// An error, with what the mould said about it.
+    pub fn explain(&self, error: EngineError) -> EngineError {
+        match mould::last_words(&self.host.remains(self.vm.id)) {
+            said if said.is_empty() => error,
+            said => self.failed(format!("{}; {said}", crate::error::chain(&error))),
+        }
+    }
+
+    fn target(&self) -> &Path {
+        self.draft.as_ref().map_or(Path::new(""), Draft::target)
+    }
+
+    fn failed(&self, problem: String) -> EngineError {
+        EngineError::Capture { path: self.target().to_owned(), problem }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.mould = None;
+        self.draft = None;
+        // What can not be removed now, the next look finds.
+        let _ = mould::end(&self.host.remains(self.vm.id));
+        self.host.held().remove(&self.vm.id);
+    }
+}

@@ -1,0 +1,168 @@
+//! QEMU's migration as its monitor tells of it. It moves nothing itself.
+//!
+//! Commands and states: `qapi/migration.json` in QEMU's source.
+
+use super::qmp::{Qmp, refuse};
+use crate::EngineError;
+use serde::Deserialize;
+use serde_json::json;
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// As fast as it goes, in bytes a second: QEMU's default is a thirtieth of what memory does.
+pub(super) const FULL_SPEED: u64 = 1 << 36;
+/// So slow, in bytes a second, that a copy that is nearly complete does not become complete: QEMU would stop the guest.
+pub(super) const CRAWL: u64 = 10_000;
+/// How often the state is asked for.
+const POLL: Duration = Duration::from_millis(1);
+/// How long a migration may take to give up.
+const CANCEL_MAX: Duration = Duration::from_secs(10);
+
+/// How far a migration is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) struct Progress {
+    #[serde(default)]
+    pub status: String,
+    #[serde(default)]
+    ram: Ram,
+    #[serde(default)]
+    error_desc: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Ram {
+    #[serde(default)]
+    remaining: u64,
+    #[serde(default)]
+    dirty_sync_count: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct RunState {
+    status: String,
+}
+
+impl Progress {
+    pub fn of(qmp: &mut Qmp) -> Result<Self, EngineError> {
+        qmp.ask("query-migrate")
+    }
+
+    /// Bytes that were not copied when it last counted; `None` before it began.
+    pub fn remaining(&self) -> Option<u64> {
+        (self.status == "active" && self.ram.dirty_sync_count > 0).then_some(self.ram.remaining)
+    }
+
+    /// How often it has gone through the memory.
+    pub fn passes(&self) -> u64 {
+        self.ram.dirty_sync_count
+    }
+
+    /// Everything but the last bit is copied, and the machine stands still.
+    pub fn stands(&self) -> bool {
+        self.status == "pre-switchover"
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.status == "completed"
+    }
+
+    /// Why it came to nothing, if it did.
+    pub fn failure(&self) -> Option<String> {
+        let failed = matches!(&*self.status, "failed" | "cancelled" | "cancelling");
+        failed.then(|| match &*self.error_desc {
+            "" => format!("the copy ended as {:?}", self.status),
+            why => super::qmp::quote(why),
+        })
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(&*self.status, "" | "none" | "completed" | "failed" | "cancelled")
+    }
+}
+
+/// Begins to send what `qmp`'s machine is over `fd`. `without_ram`: all but the memory that lies in a shared file;
+/// else it comes to a halt before the disk is let go.
+pub(super) fn begin(
+    qmp: &mut Qmp,
+    fd: BorrowedFd<'_>,
+    without_ram: bool,
+) -> Result<(), EngineError> {
+    let capabilities = json!({"capabilities": [
+        {"capability": "x-ignore-shared", "state": without_ram},
+        {"capability": "pause-before-switchover", "state": !without_ram},
+    ]});
+    qmp.order("migrate-set-capabilities", capabilities)?;
+    // Without a limit there is no moment at which QEMU would find the rest small enough to stop the guest for it.
+    qmp.order("migrate-set-parameters", json!({"max-bandwidth": FULL_SPEED, "downtime-limit": 0}))?;
+    qmp.give(fd, "out")?;
+    qmp.order("migrate", json!({"uri": "fd:out"}))
+}
+
+/// Begins to take what [`begin`] without memory has sent.
+pub(super) fn take(qmp: &mut Qmp, fd: BorrowedFd<'_>) -> Result<(), EngineError> {
+    let capabilities = json!({"capabilities": [{"capability": "x-ignore-shared", "state": true}]});
+    qmp.order("migrate-set-capabilities", capabilities)?;
+    qmp.give(fd, "in")?;
+    qmp.order("migrate-incoming", json!({"uri": "fd:in"}))
+}
+
+/// Sets how fast it sends.
+pub(super) fn set_speed(qmp: &mut Qmp, bytes_per_s: u64) -> Result<(), EngineError> {
+    qmp.order("migrate-set-parameters", json!({"max-bandwidth": bytes_per_s}))
+}
+
+/// Lets go the disk and sends the rest.
+pub(super) fn go_on(qmp: &mut Qmp) -> Result<(), EngineError> {
+    qmp.order("migrate-continue", json!({"state": "pre-switchover"}))
+}
+
+/// Polls until `done` holds.
+pub(super) fn wait(
+    qmp: &mut Qmp,
+    path: &Path,
+    within: Duration,
+    mut done: impl FnMut(&Progress) -> bool,
+) -> Result<(), EngineError> {
+    let until = Instant::now() + within;
+    loop {
+        let progress = Progress::of(qmp)?;
+        if done(&progress) {
+            return Ok(());
+        }
+        if let Some(problem) = progress.failure() {
+            return Err(EngineError::Capture { path: path.to_owned(), problem });
+        }
+        if Instant::now() > until {
+            let problem = format!("it is {:?} after {within:?}", progress.status);
+            return Err(EngineError::Capture { path: path.to_owned(), problem });
+        }
+        thread::sleep(POLL);
+    }
+}
+
+/// Ends whatever migration is under way.
+pub(super) fn cancel(qmp: &mut Qmp, monitor: &Path) -> Result<(), EngineError> {
+    let until = Instant::now() + CANCEL_MAX;
+    let mut asked = false;
+    while !Progress::of(qmp)?.is_over() {
+        if !asked {
+            qmp.run("migrate_cancel")?;
+            asked = true;
+        }
+        if Instant::now() > until {
+            let problem = format!("the copy of memory goes on after {CANCEL_MAX:?}");
+            return Err(refuse(monitor, "migrate_cancel", problem));
+        }
+        thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Whether it stands still because it was sent: then it can not be sent again before it ran.
+pub(super) fn was_sent(qmp: &mut Qmp) -> Result<bool, EngineError> {
+    Ok(qmp.ask::<RunState>("query-status")?.status == "postmigrate")
+}
