@@ -192,14 +192,14 @@ impl Network for NetnsNetwork {
         let _locked = self.locks.lock(vm.env_id)?;
         self.set_inside(&made, vm.env_id, &Member::from(vm))?;
         made.host.set_route(vm.env_id, vm.resource.ip_addr)?;
-        made.host.ports().set(vm)
+        made.host.change_ports(|ports| ports.set(vm))
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {
         let made = self.made()?;
         let env = vm.env_id;
         let _locked = self.locks.lock(env)?;
-        made.host.ports().remove(vm.id)?;
+        made.host.change_ports(|ports| ports.remove(vm.id))?;
         if !netns::exists(&self.netns(env)) {
             return self.remove_env(&made, env);
         }
@@ -251,7 +251,7 @@ impl Network for NetnsNetwork {
     fn remove_stray(&self, env: EnvId) -> Result<(), NetworkError> {
         let made = self.made()?;
         let _locked = self.locks.lock(env)?;
-        made.host.ports().remove_env(env)?;
+        made.host.change_ports(|ports| ports.remove_env(env))?;
         self.remove_env(&made, env)?;
         made.resolver.forget(env);
         Ok(())

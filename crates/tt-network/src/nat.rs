@@ -5,6 +5,7 @@
 use crate::env::HOST_END;
 use crate::link::{Links, Route};
 use crate::ports::Ports;
+use crate::tracked::Connections;
 use crate::{NetworkConfig, NetworkError, facts, foreign, netns, nft, sysctl};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
@@ -25,6 +26,7 @@ pub(crate) struct Host {
     namespace: File,
     links: Mutex<Links>,
     ports: Mutex<Ports>,
+    connections: Connections,
 }
 
 impl Host {
@@ -46,7 +48,11 @@ impl Host {
             path: PathBuf::from(netns::OWN),
             source,
         })?;
-        Ok(Self { layout, namespace, links: Mutex::new(links), ports: Mutex::new(ports) })
+        let (links, ports) = (Mutex::new(links), Mutex::new(ports));
+        let connections = Connections::open().map_err(fail_to_end)?;
+        let host = Self { layout, namespace, links, ports, connections };
+        host.change_ports(|_| Ok(()))?;
+        Ok(host)
     }
 
     /// Takes [`prepare`](Self::prepare) back.
@@ -72,6 +78,22 @@ impl Host {
 
     pub(crate) fn ports(&self) -> MutexGuard<'_, Ports> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes ports, and ends the connections through those that are gone.
+    pub(crate) fn change_ports(
+        &self,
+        change: impl FnOnce(&mut Ports) -> Result<(), NetworkError>,
+    ) -> Result<(), NetworkError> {
+        let (result, has_removed) = {
+            let mut ports = self.ports();
+            (change(&mut ports), ports.take_removed())
+        };
+        let ended = self.connections.end(has_removed, |all| {
+            let ports = self.ports();
+            all.retain(|tracked| ports.is_over(tracked));
+        });
+        result.and(ended.map_err(fail_to_end))
     }
 
     /// Makes the outer end of an Env's edge ready and leads a member's address there. The pair
@@ -197,6 +219,10 @@ fn set_edge_sysctls(edge: &str) -> Result<(), NetworkError> {
 
 fn make_dir(path: &Path) -> Result<(), NetworkError> {
     fs::create_dir_all(path).map_err(|source| fail("make", path, source))
+}
+
+fn fail_to_end(source: io::Error) -> NetworkError {
+    NetworkError::EndConnections { source }
 }
 
 fn fail(action: &'static str, path: &Path, source: io::Error) -> NetworkError {

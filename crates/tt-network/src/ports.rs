@@ -4,7 +4,7 @@
 use crate::NetworkError;
 use crate::elements::{Change, Element, Elements, Set};
 use crate::nft::PORTS;
-use crate::tracked::{Connections, Tracked};
+use crate::tracked::Tracked;
 use ipnet::Ipv4Net;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,12 +29,11 @@ struct Target {
 #[derive(Debug)]
 pub(crate) struct Ports {
     elements: Elements,
-    connections: Connections,
     table: String,
     block: Ipv4Net,
     known: Known,
-    /// Ports were removed and connections through them may be open still.
-    has_to_end: bool,
+    /// Since it was last asked.
+    has_removed: bool,
 }
 
 #[derive(Debug, Default)]
@@ -77,12 +76,10 @@ impl Ports {
     /// In the calling thread's namespace, where the table must be. Ports lead into `block`.
     pub(crate) fn open(table: String, block: Ipv4Net) -> Result<Self, NetworkError> {
         let elements = Elements::open().map_err(|source| fail("open netlink for", source))?;
-        let connections = Connections::open().map_err(fail_to_end)?;
         let known = Known::default();
-        // The last daemon may have died between the two.
-        let mut ports = Self { elements, connections, table, block, known, has_to_end: true };
+        // The last daemon may have died before it ended connections through what it removed.
+        let mut ports = Self { elements, table, block, known, has_removed: true };
         ports.read()?;
-        ports.end_connections(None)?;
         Ok(ports)
     }
 
@@ -151,19 +148,17 @@ impl Ports {
         self.commit(stale, missing)
     }
 
-    /// Ends the connections through ports that no longer lead where they did. `to`: only those to
-    /// that address.
-    fn end_connections(&mut self, to: Option<Ipv4Addr>) -> Result<(), NetworkError> {
-        let (known, block) = (&self.known.targets, self.block);
-        let is_over = |tracked: &Tracked| {
-            let public = protocol_of(tracked.protocol).map(|protocol| (protocol, tracked.public));
-            let target = public.and_then(|public| known.get(&public));
-            let leads = target.map(|target| (target.addr, target.port));
-            block.contains(&tracked.to.0) && leads != Some(tracked.to)
-        };
-        self.connections.end(to, is_over).map_err(fail_to_end)?;
-        self.has_to_end = false;
-        Ok(())
+    /// Whether ports were removed since it was last asked.
+    pub(crate) fn take_removed(&mut self) -> bool {
+        std::mem::take(&mut self.has_removed)
+    }
+
+    /// Whether that connection came through a port that does not lead there any more.
+    pub(crate) fn is_over(&self, tracked: &Tracked) -> bool {
+        let public = protocol_of(tracked.protocol).map(|protocol| (protocol, tracked.public));
+        let target = public.and_then(|public| self.known.targets.get(&public));
+        let leads = target.map(|target| (target.addr, target.port));
+        self.block.contains(&tracked.to.0) && leads != Some(tracked.to)
     }
 
     fn remove_known(&mut self, gone: impl Fn(&Known) -> Vec<Public>) -> Result<(), NetworkError> {
@@ -188,18 +183,14 @@ impl Ports {
         };
         let result = self.elements.change(vec![change]);
         result.map_err(|source| fail("change", source))?;
-        let gone = remove.iter().filter_map(|key| Some(self.known.targets.get(key)?.addr));
-        let gone: BTreeSet<_> = gone.collect();
+        self.has_removed |= !remove.is_empty();
         for key in &remove {
             self.known.remove(key);
         }
         for (key, target) in add {
             self.known.insert(key, target);
         }
-        // Each look goes through all connections of the host: one is enough.
-        let only = gone.first().copied().filter(|_| gone.len() == 1 && !self.has_to_end);
-        self.has_to_end |= !gone.is_empty();
-        if self.has_to_end { self.end_connections(only) } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -249,10 +240,6 @@ fn read_element(element: &Element) -> Option<(Public, Target)> {
 
 fn protocol_of(number: u8) -> Option<Protocol> {
     [Protocol::Tcp, Protocol::Udp].into_iter().find(|known| known.number() == number)
-}
-
-fn fail_to_end(source: io::Error) -> NetworkError {
-    NetworkError::EndConnections { source }
 }
 
 fn fail(action: &'static str, source: io::Error) -> NetworkError {

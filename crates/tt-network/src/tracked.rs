@@ -8,6 +8,8 @@ use netlink_packet_netfilter::NetfilterProtoFamily;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The subsystem (`NFNL_SUBSYS_CTNETLINK` of linux/netfilter/nfnetlink.h).
 const CONNECTIONS: u8 = 1;
@@ -18,16 +20,12 @@ const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
 const CTA_ID: u16 = 12;
-const CTA_FILTER: u16 = 25;
-const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
-/// A filter by the source address (`CTA_FILTER_F_CTA_IP_SRC` of the kernel).
-const FILTER_IP_SRC: u32 = 1;
 /// The destination was rewritten (`IPS_DST_NAT` of linux/netfilter/nf_conntrack_common.h).
 const IPS_DST_NAT: u32 = 1 << 5;
 
@@ -44,29 +42,64 @@ pub(crate) struct Tracked {
     name: Vec<Vec<u8>>,
 }
 
-/// A socket for connections in one namespace.
+/// Ends connections for who removes ports. A pass goes through all connections of the host, for
+/// 16 ms with a usual table, so those who wait at the same time share one.
 #[derive(Debug)]
 pub(crate) struct Connections {
+    /// How often ports were removed.
+    asked: AtomicU64,
+    /// A pass is owed.
+    has_failed: AtomicBool,
+    pass: Mutex<Pass>,
+}
+
+#[derive(Debug)]
+struct Pass {
     wire: Wire,
+    /// How many of `asked` were answered.
+    answered: u64,
 }
 
 impl Connections {
     /// In the calling thread's namespace.
     pub(crate) fn open() -> io::Result<Self> {
-        Wire::open(NETLINK_NETFILTER).map(|wire| Self { wire })
+        let pass = Mutex::new(Pass { wire: Wire::open(NETLINK_NETFILTER)?, answered: 0 });
+        Ok(Self { asked: AtomicU64::new(0), has_failed: AtomicBool::new(false), pass })
     }
 
-    /// Ends the connections that `is_over` names: with their next packet they are new ones. `to`:
-    /// only those that lead to that address are looked at.
+    /// Ends the connections that `retain` leaves, if `has_removed` or an earlier pass failed: with
+    /// their next packet they are new ones. To be called after ports were removed.
     pub(crate) fn end(
-        &mut self,
-        to: Option<Ipv4Addr>,
-        is_over: impl Fn(&Tracked) -> bool,
+        &self,
+        has_removed: bool,
+        retain: impl FnOnce(&mut Vec<Tracked>),
     ) -> io::Result<()> {
-        let mut over = Vec::new();
-        for answer in self.wire.dump(message(GET, &to.map(filter).unwrap_or_default()))? {
-            over.extend(read(&answer)?.filter(&is_over));
+        if !has_removed && !self.has_failed.load(Ordering::SeqCst) {
+            return Ok(());
         }
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut pass = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
+        if pass.answered >= ticket {
+            return Ok(());
+        }
+        let asked = self.asked.load(Ordering::SeqCst);
+        let result = pass.run(retain);
+        self.has_failed.store(result.is_err(), Ordering::SeqCst);
+        result?;
+        pass.answered = asked;
+        Ok(())
+    }
+}
+
+impl Pass {
+    fn run(&mut self, retain: impl FnOnce(&mut Vec<Tracked>)) -> io::Result<()> {
+        // Kernels before 5.15 take no notice and list all.
+        let filter = attribute(CTA_STATUS, &IPS_DST_NAT.to_be_bytes());
+        let mut over = Vec::new();
+        for answer in self.wire.dump(message(GET, &[filter]))? {
+            over.extend(read(&answer)?);
+        }
+        retain(&mut over);
         for tracked in over {
             match self.wire.ask(message(DELETE, &tracked.name), 0) {
                 // It ended by itself.
@@ -76,16 +109,6 @@ impl Connections {
         }
         Ok(())
     }
-}
-
-/// Replies come from `from`. Kernels before 5.8 take no notice and list all.
-fn filter(from: Ipv4Addr) -> Vec<Vec<u8>> {
-    let addr = attribute(CTA_IP_V4_SRC, &from.octets());
-    let tuple = attribute(CTA_TUPLE_IP | NLA_F_NESTED, &addr);
-    let flags = attribute(CTA_FILTER_REPLY_FLAGS, &FILTER_IP_SRC.to_ne_bytes());
-    [(CTA_TUPLE_REPLY, tuple), (CTA_FILTER, flags)]
-        .map(|(kind, value)| attribute(kind | NLA_F_NESTED, &value))
-        .into()
 }
 
 fn message(kind: u8, attributes: &[Vec<u8>]) -> Message {

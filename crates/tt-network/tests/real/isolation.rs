@@ -1,7 +1,7 @@
 //! What must not be reachable, with hostile guests.
 
-use crate::frame::{self, BROADCAST};
-use crate::lab::{CLIENT, Echo, Frames, GATEWAY, Guest, HOST, Lab, Space, echoes, ip, is_cut};
+use crate::frame::{self, BROADCAST, Frames};
+use crate::lab::{CLIENT, Echo, GATEWAY, Guest, HOST, Lab, Space, echoes, ip, is_cut};
 use std::net::Ipv4Addr;
 use tt_model::{EnvId, MacAddr};
 use tt_network::Network;

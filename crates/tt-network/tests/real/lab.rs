@@ -3,15 +3,14 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::mem;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 use tt_model::{EnvId, Instance, Layout, Vm, names};
 use tt_network::conformance::sample_vm;
@@ -25,8 +24,8 @@ pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 /// Where the stand-in for an upstream resolver listens on the host.
 pub const UPSTREAM: &str = "127.0.0.1:5300";
 /// How long a packet that should come may take, and one that should not is waited for.
-const ARRIVES: Duration = Duration::from_secs(5);
-const NEVER: Duration = Duration::from_millis(250);
+pub const ARRIVES: Duration = Duration::from_secs(5);
+pub const NEVER: Duration = Duration::from_millis(250);
 
 /// A network namespace without a name: it ends with the last descriptor.
 #[derive(Clone)]
@@ -210,66 +209,6 @@ impl Drop for Echo {
     }
 }
 
-/// A packet socket on the stand-in's link: sees and sends whole frames.
-pub struct Frames(OwnedFd);
-
-impl Frames {
-    pub fn new(space: &Space, link: &str) -> Self {
-        space.run(|| {
-            let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
-            // SAFETY: plain calls with numbers, and one structure of integers that outlives its
-            // call; the descriptor belongs to nobody else.
-            let fd = unsafe {
-                let fd =
-                    libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
-                assert!(fd >= 0);
-                let mut addr: libc::sockaddr_ll = mem::zeroed();
-                addr.sll_family = libc::AF_PACKET as u16;
-                addr.sll_protocol = protocol as u16;
-                let name = std::ffi::CString::new(link).unwrap();
-                addr.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-                let length = size_of_val(&addr) as u32;
-                assert_eq!(libc::bind(fd, (&raw const addr).cast(), length), 0);
-                OwnedFd::from_raw_fd(fd)
-            };
-            let wait = Some(Duration::from_millis(20));
-            rustix::net::sockopt::set_socket_timeout(
-                &fd,
-                rustix::net::sockopt::Timeout::Recv,
-                wait,
-            )
-            .unwrap();
-            Self(fd)
-        })
-    }
-
-    pub fn send(&self, frame: &[u8]) {
-        rustix::io::write(&self.0, frame).unwrap();
-    }
-
-    /// Whether a frame that contains `mark` comes in.
-    pub fn sees(&self, mark: &[u8]) -> bool {
-        self.waits(mark, ARRIVES)
-    }
-
-    pub fn sees_not(&self, mark: &[u8]) -> bool {
-        !self.waits(mark, NEVER)
-    }
-
-    fn waits(&self, mark: &[u8], wait: Duration) -> bool {
-        let end = Instant::now() + wait;
-        let mut frame = [0; 2048];
-        while Instant::now() < end {
-            if let Ok(length) = rustix::io::read(&self.0, &mut frame)
-                && frame[..length].windows(mark.len()).any(|part| part == mark)
-            {
-                return true;
-            }
-        }
-        false
-    }
-}
-
 /// A member with its stand-in.
 pub struct Guest {
     pub vm: Vm,
@@ -372,10 +311,9 @@ impl Lab {
         guest
     }
 
-    /// Puts a stand-in in the place of the member's tap, which goes and is made anew as if by an
-    /// engine that starts a machine again. Connections of the guest are not told.
+    /// Puts a stand-in in the place of the member's tap, which goes and is made anew.
     pub fn plug(&self, guest: &Guest) {
-        let (vm, space) = (&guest.vm, &guest.space);
+        let Guest { vm, space } = guest;
         let tap = names::tap(vm.id);
         let inside = self.env(vm.env_id);
         inside.ip(&format!("link del {tap}"));

@@ -1,7 +1,7 @@
 //! What must be reachable: members, published ports, the outside.
 
-use crate::frame;
-use crate::lab::{CLIENT, Echo, Frames, GATEWAY, HOST, Lab, echoes, is_cut, run};
+use crate::frame::{self, Frames};
+use crate::lab::{CLIENT, Echo, GATEWAY, HOST, Lab, echoes, is_cut, run};
 use std::net::Ipv4Addr;
 use tt_model::{EnvId, MacAddr};
 use tt_network::Network;
