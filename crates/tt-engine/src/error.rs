@@ -81,7 +81,7 @@ pub enum EngineError {
     /// A process could not be signalled or watched. A retry may help.
     #[error("{action} process {pid}")]
     Process {
-        /// `kill` or `watch`.
+        /// `kill`, `signal` or `watch`.
         action: &'static str,
         /// The process.
         pid: u32,

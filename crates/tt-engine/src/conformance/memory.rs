@@ -1,7 +1,7 @@
 //! Clauses about memory on disk, holds and incarnations.
 
 use super::{Clause, END_MAX, REMOVALS_MAX, Suite, bell, done};
-use crate::{EngineError, Hold, Machine, VmEngine};
+use crate::{EngineError, Hold, Machine};
 use std::time::Instant;
 use tt_model::{Goal, MachineSize, Snapshot, StopMode, Vm, feat, names};
 
@@ -230,7 +230,7 @@ fn switches(suite: &Suite<'_>) {
     }
     let mut vm = suite.fixture.layered_vm();
     suite.start(&vm);
-    assert!(suite.fixture.has_open(&vm));
+    assert!(suite.fixture.beats(&vm) && suite.fixture.has_open(&vm));
     for memory in [None, Some(names::memory(vm.id, 1)), None] {
         let mut hold = suite.hold(&vm, memory.as_deref());
         let layered = suite.fixture.with_layer(&vm);

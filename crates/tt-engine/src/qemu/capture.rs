@@ -2,7 +2,7 @@
 //! completes the copy while the guest runs again. Whether the guest goes on is its caller's choice.
 
 use super::memory::{Draft, Meta};
-use super::migration::{self, CRAWL, FULL_SPEED, Progress};
+use super::migration::{self, Progress};
 use super::mould::{self, Mould};
 use super::{Host, MONITOR, disk, machine, unusable};
 use crate::EngineError;
@@ -25,6 +25,10 @@ const CHASE_MAX: Duration = Duration::from_millis(500);
 const REST_MAX: Duration = Duration::from_secs(30);
 /// How often a copy is looked at. The monitor serves one at a time: between the looks it is free for others.
 const POLL: Duration = Duration::from_millis(2);
+/// From where on it is watched more closely.
+const NEAR_BYTES_MAX: u64 = 8 * REST_BYTES_MAX;
+/// How often it is looked at then.
+const POLL_NEAR: Duration = Duration::from_micros(200);
 
 /// A copy that is under way. Dropped, it comes to nothing and leaves nothing.
 #[derive(Debug)]
@@ -62,7 +66,11 @@ impl Capture {
         let (config, groups) = (&host.config, &remains);
         let mould = mould::start(config, usable, groups, vm, kernel, ram, disk_bytes)?;
         let mould = capture.mould.insert(mould);
-        if let Some(feed) = mould.feed.take() {
+        if u64::from(vm.machine.mem_size) << 20 <= REST_BYTES_MAX {
+            // Of so little memory there is no beginning that is not also the end.
+            mould.freeze()?;
+        }
+        if let Some(feed) = &mould.feed {
             migration::begin(&mut host.monitor(vm.id)?, feed.as_fd(), false)?;
         }
         Ok(capture)
@@ -76,20 +84,34 @@ impl Capture {
         loop {
             let mut qmp = self.host.monitor(self.vm.id)?;
             let progress = Progress::of(&mut qmp)?;
+            let is_near = progress.remaining().is_some_and(|rest| rest <= NEAR_BYTES_MAX);
+            if is_near || progress.stands() {
+                break;
+            }
+            self.go_on_waiting(&progress, until)?;
+            drop(qmp);
+            thread::sleep(POLL);
+        }
+        // From here on it may be over in some milliseconds, and the guest would stand still too early.
+        let mut qmp = self.host.monitor(self.vm.id)?;
+        loop {
+            let progress = Progress::of(&mut qmp)?;
             if progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX) {
-                return migration::set_speed(&mut qmp, CRAWL);
+                return self.mould.as_ref().map_or(Ok(()), Mould::freeze);
             }
             if progress.stands() {
                 return Ok(());
             }
-            if let Some(problem) = progress.failure() {
-                return Err(self.failed(problem));
-            }
-            if Instant::now() > until {
-                return Err(self.failed(format!("it is not done after {copy_max:?}")));
-            }
-            drop(qmp);
-            thread::sleep(POLL);
+            self.go_on_waiting(&progress, until)?;
+            thread::sleep(POLL_NEAR);
+        }
+    }
+
+    fn go_on_waiting(&self, progress: &Progress, until: Instant) -> Result<(), EngineError> {
+        match progress.failure() {
+            Some(problem) => Err(self.failed(problem)),
+            None if Instant::now() > until => Err(self.failed("it takes too long".into())),
+            None => Ok(()),
         }
     }
 
@@ -97,7 +119,7 @@ impl Capture {
     pub fn stand(&self) -> Result<(), EngineError> {
         let mut qmp = self.host.monitor(self.vm.id)?;
         let passes = Progress::of(&mut qmp)?.passes();
-        migration::set_speed(&mut qmp, FULL_SPEED)?;
+        self.mould.as_ref().map_or(Ok(()), Mould::thaw)?;
         let until = Instant::now() + CHASE_MAX;
         migration::wait(&mut qmp, self.target(), REST_MAX, |progress| {
             let is_near = progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX);
@@ -121,6 +143,7 @@ impl Capture {
         let (Some(mut mould), Some(draft)) = (self.mould.take(), self.draft.take()) else {
             return Err(self.failed("it has not begun".into()));
         };
+        mould.feed = None;
         let state = mould.state(&target).map_err(|error| self.explain(error))?;
         // It has nothing to write any more.
         drop(mould);

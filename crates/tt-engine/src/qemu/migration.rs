@@ -12,9 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// As fast as it goes, in bytes a second: QEMU's default is a thirtieth of what memory does.
-pub(super) const FULL_SPEED: u64 = 1 << 36;
-/// So slow, in bytes a second, that a copy that is nearly complete does not become complete: QEMU would stop the guest.
-pub(super) const CRAWL: u64 = 10_000;
+const FULL_SPEED: u64 = 1 << 36;
 /// How often the state is asked for.
 const POLL: Duration = Duration::from_millis(1);
 /// How long a migration may take to give up.
@@ -96,7 +94,7 @@ pub(super) fn begin(
         {"capability": "pause-before-switchover", "state": !without_ram},
     ]});
     qmp.order("migrate-set-capabilities", capabilities)?;
-    // Without a limit there is no moment at which QEMU would find the rest small enough to stop the guest for it.
+    // With a downtime limit QEMU would stop the guest as soon as it finds the rest small; so only if there is none.
     qmp.order("migrate-set-parameters", json!({"max-bandwidth": FULL_SPEED, "downtime-limit": 0}))?;
     qmp.give(fd, "out")?;
     qmp.order("migrate", json!({"uri": "fd:out"}))
@@ -108,11 +106,6 @@ pub(super) fn take(qmp: &mut Qmp, fd: BorrowedFd<'_>) -> Result<(), EngineError>
     qmp.order("migrate-set-capabilities", capabilities)?;
     qmp.give(fd, "in")?;
     qmp.order("migrate-incoming", json!({"uri": "fd:in"}))
-}
-
-/// Sets how fast it sends.
-pub(super) fn set_speed(qmp: &mut Qmp, bytes_per_s: u64) -> Result<(), EngineError> {
-    qmp.order("migrate-set-parameters", json!({"max-bandwidth": bytes_per_s}))
 }
 
 /// Lets go the disk and sends the rest.

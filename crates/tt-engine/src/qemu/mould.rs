@@ -10,6 +10,8 @@ use super::{QemuConfig, machine, tap};
 use crate::EngineError;
 use crate::process::{self, Confined, Process};
 use crate::remains::Remains;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::process::Signal;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -24,6 +26,10 @@ const MESSAGES: &str = "mould-messages";
 const ARRIVE_MAX: Duration = Duration::from_secs(60);
 /// How long a state may take.
 const STATE_MAX: Duration = Duration::from_secs(60);
+/// What a frozen mould's feed holds, in bytes; the kernel takes the least that it does. It is worth some hundred pages.
+const FROZEN_BYTES: usize = 1;
+/// What the feed holds otherwise; the kernel takes no more than its limit.
+const FLOWING_BYTES: usize = 1 << 20;
 /// How long a killed mould is waited for: the kernel unmaps its memory meanwhile.
 const END_MAX: Duration = Duration::from_secs(5);
 
@@ -33,7 +39,7 @@ pub(super) struct Mould {
     qmp: Qmp,
     /// Where to send to; gone once it is sent.
     pub feed: Option<UnixStream>,
-    _process: Ended,
+    process: Ended,
 }
 
 /// A process that ends, and is reaped, when this is dropped.
@@ -101,10 +107,41 @@ pub(super) fn start(
     );
     drop(fds);
     let qmp = Qmp::over(monitor, &remains.file("mould"))?;
-    Ok(Mould { qmp, feed: Some(feed), _process: process })
+    Ok(Mould { qmp, feed: Some(feed), process })
 }
 
 impl Mould {
+    /// Takes nothing any more until [`Mould::thaw`]: whoever sends waits, having sent no more than `FROZEN_BYTES`.
+    pub fn freeze(&self) -> Result<(), EngineError> {
+        self.set_feed(FROZEN_BYTES)?;
+        self.signal(Signal::STOP)
+    }
+
+    /// Goes on taking what is sent.
+    pub fn thaw(&self) -> Result<(), EngineError> {
+        self.set_feed(FLOWING_BYTES)?;
+        self.signal(Signal::CONT)
+    }
+
+    fn set_feed(&self, bytes: usize) -> Result<(), EngineError> {
+        let feed = self.feed.as_ref();
+        let set = feed.map_or(Ok(()), |feed| set_socket_send_buffer_size(feed, bytes));
+        set.map_err(|e| EngineError::Make {
+            what: "buffer of the socket",
+            path: "pair".into(),
+            source: e.into(),
+        })
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), EngineError> {
+        let process = &self.process.0;
+        rustix::process::pidfd_send_signal(&process.fd, signal).map_err(|e| EngineError::Process {
+            action: "signal",
+            pid: process.pid,
+            source: e.into(),
+        })
+    }
+
     /// Waits until everything that was sent has arrived, then answers the state without the memory.
     pub fn state(&mut self, target: &Path) -> Result<Vec<u8>, EngineError> {
         migration::wait(&mut self.qmp, target, ARRIVE_MAX, Progress::is_complete)?;
