@@ -44,7 +44,8 @@ pub enum Machine {
     Outdated,
 }
 
-/// Runs machines. Calls block for milliseconds, never for a guest; any number of threads may make them at once, but
+/// Runs machines. Calls block for milliseconds, those that copy memory for as long as that takes (a GB a second where
+/// hosts are fast, bounded in any case), never for a guest; any number of threads may make them at once, but
 /// only one at a time for one Vm.
 ///
 /// Every call is idempotent, and whoever is killed in the middle of one leaves a host on which the same call, made
@@ -107,7 +108,7 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
 
     /// Prepares to hold the machine still for a moment, in which its disk, and its memory, can be taken. The guest still
     /// runs on return. `memory`: the directory, relative to the data directory, where its memory is to lie after
-    /// [`Hold::finish`]; copying begins here, so it takes as long as that takes, at most a minute.
+    /// [`Hold::finish`]; most of the copying is done here.
     ///
     /// Without a process, or with one of an earlier incarnation, the calls on the [`Hold`] do nothing but
     /// [`Hold::finish`]: memory that the next start would begin from is the machine's memory.

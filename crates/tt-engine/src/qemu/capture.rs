@@ -7,7 +7,7 @@ use super::mould::{self, Mould};
 use super::{Host, MONITOR, disk, machine, unusable};
 use crate::EngineError;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -38,6 +38,7 @@ pub(super) struct Capture {
     // Before the draft: a mould writes to it until it has ended.
     mould: Option<Mould>,
     draft: Option<Draft>,
+    target: PathBuf,
 }
 
 impl Capture {
@@ -58,7 +59,8 @@ impl Capture {
         let disk_bytes = disk::top(&mut qmp, &monitor)?.bytes;
         drop(qmp);
 
-        let mut capture = Self { host: host.clone(), vm: vm.clone(), mould: None, draft: None };
+        let (host_too, vm_too, target) = (host.clone(), vm.clone(), layout.data.join(path));
+        let mut capture = Self { host: host_too, vm: vm_too, mould: None, draft: None, target };
         // First the registration, or a look takes the mould for a stray one.
         host.held().insert(vm.id);
         let draft = capture.draft.insert(Draft::begin(layout, vm.id, path)?);
@@ -121,30 +123,29 @@ impl Capture {
         let passes = Progress::of(&mut qmp)?.passes();
         self.mould.as_ref().map_or(Ok(()), Mould::thaw)?;
         let until = Instant::now() + CHASE_MAX;
-        migration::wait(&mut qmp, self.target(), REST_MAX, |progress| {
+        migration::wait(&mut qmp, &self.target, REST_MAX, |progress| {
             let is_near = progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX);
             progress.stands() || is_near && progress.passes() > passes || Instant::now() > until
         })?;
         qmp.run("stop")?;
-        migration::wait(&mut qmp, self.target(), REST_MAX, Progress::stands)
+        migration::wait(&mut qmp, &self.target, REST_MAX, Progress::stands)
     }
 
     /// Sends the rest. On return the machine's memory may change.
     pub fn complete(&self) -> Result<(), EngineError> {
         let mut qmp = self.host.monitor(self.vm.id)?;
         migration::go_on(&mut qmp)?;
-        migration::wait(&mut qmp, self.target(), REST_MAX, Progress::is_complete)
+        migration::wait(&mut qmp, &self.target, REST_MAX, Progress::is_complete)
     }
 
     /// Lets the mould write the devices' state, and completes the directory.
     pub fn save(mut self) -> Result<(), EngineError> {
         let usable = self.host.usable.as_ref().map_err(|why| unusable(why))?;
-        let target = self.target().to_owned();
         let (Some(mut mould), Some(draft)) = (self.mould.take(), self.draft.take()) else {
             return Err(self.failed("it has not begun".into()));
         };
         mould.feed = None;
-        let state = mould.state(&target).map_err(|error| self.explain(error))?;
+        let state = mould.state(&self.target).map_err(|error| self.explain(error))?;
         // It has nothing to write any more.
         drop(mould);
         let meta = Meta::new(usable, self.vm.machine, &state);
@@ -154,18 +155,13 @@ impl Capture {
 
     /// An error, with what the mould said about it.
     pub fn explain(&self, error: EngineError) -> EngineError {
-        match mould::last_words(&self.host.remains(self.vm.id)) {
-            said if said.is_empty() => error,
-            said => self.failed(format!("{}; {said}", crate::error::chain(&error))),
-        }
-    }
-
-    fn target(&self) -> &Path {
-        self.draft.as_ref().map_or(Path::new(""), Draft::target)
+        let said = mould::last_words(&self.host.remains(self.vm.id));
+        let problem = crate::error::chain(&error);
+        self.failed(if said.is_empty() { problem } else { format!("{problem}; {said}") })
     }
 
     fn failed(&self, problem: String) -> EngineError {
-        EngineError::Capture { path: self.target().to_owned(), problem }
+        EngineError::Capture { path: self.target.clone(), problem }
     }
 }
 

@@ -220,11 +220,7 @@ impl Draft {
         self.settle()
     }
 
-    pub fn target(&self) -> &Path {
-        &self.target
-    }
-
-    pub fn failed(&self, problem: String) -> EngineError {
+    fn failed(&self, problem: String) -> EngineError {
         EngineError::Capture { path: self.target.clone(), problem }
     }
 

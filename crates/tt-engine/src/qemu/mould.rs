@@ -171,8 +171,9 @@ pub(super) fn end(remains: &Remains<'_>) -> Result<bool, EngineError> {
 /// What the mould said last, for errors.
 pub(super) fn last_words(remains: &Remains<'_>) -> String {
     let said = remains.messages(MESSAGES);
-    let errors = said.lines().filter(|line| !line.contains(": warning: "));
-    errors.last().map(super::qmp::quote).unwrap_or_default()
+    let mut lines = said.lines().rev();
+    let error = lines.find(|line| !line.contains(": warning: "));
+    error.map(super::qmp::quote).unwrap_or_default()
 }
 
 fn pair() -> Result<(UnixStream, UnixStream), EngineError> {

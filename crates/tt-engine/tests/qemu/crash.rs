@@ -8,35 +8,51 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tt_engine::conformance::Fixture;
 use tt_engine::{Machine, VmEngine};
-use tt_model::StopMode;
+use tt_model::{StopMode, Vm, names};
 
-/// Environment variable that makes [`daemon`] the process that is killed: directory, instance.
+/// Environment variable that makes [`daemon`] the process that is killed: directory, instance, what it does.
 const DAEMON: &str = "TT_TEST_DAEMON";
 
-/// No test of its own: starts a machine and waits to be killed.
+/// No test of its own: does something to a machine and waits to be killed.
 #[test]
 fn daemon() {
     let Ok(value) = std::env::var(DAEMON) else {
         return;
     };
-    let (dir, instance) = value.split_once(',').unwrap();
+    let (dir, rest) = value.split_once(',').unwrap();
+    let (instance, deed) = rest.split_once(',').unwrap();
     let rig = Rig::at(Path::new(dir), instance.parse().unwrap());
     let engine = rig.engine();
     engine.init(Arc::new(|_| {}));
     fs::write(Path::new(dir).join("begun"), b"").unwrap();
-    engine.start_vm(&sample::vm(1)).unwrap();
+    let vm = sample::vm(1);
+    match deed {
+        "start" => engine.start_vm(&vm).unwrap(),
+        "suspend" => engine.stop_vm(&vm, StopMode::Suspend).unwrap(),
+        _ => {
+            let mut hold = engine.prepare_hold(&vm, Some(&names::memory(vm.id, 1))).unwrap();
+            hold.pause().unwrap();
+            hold.release().unwrap();
+            assert!(hold.finish().unwrap());
+        }
+    }
     fs::write(Path::new(dir).join("done"), b"").unwrap();
     std::thread::sleep(Duration::from_secs(60));
 }
 
 /// Starts a machine from another process, which is killed `after` its start began. True if it had finished.
 fn start_and_die(rig: &Rig, after: Duration) -> bool {
+    do_and_die(rig, "start", after)
+}
+
+/// As [`start_and_die`], for `start`, `suspend` or `hold`.
+fn do_and_die(rig: &Rig, deed: &str, after: Duration) -> bool {
     let [begun, done] = ["begun", "done"].map(|name| rig.path().join(name));
     let _ = fs::remove_file(&begun);
     let _ = fs::remove_file(&done);
     let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::daemon"])
-        .env(DAEMON, format!("{},{}", rig.path().display(), rig.layout.instance.0))
+        .env(DAEMON, format!("{},{},{deed}", rig.path().display(), rig.layout.instance.0))
         .stdout(std::process::Stdio::null())
         .spawn()
         .unwrap();
@@ -102,4 +118,60 @@ fn a_machine_outlives_its_daemon() {
     assert_eq!(ends.recv_timeout(Duration::from_secs(20)), Ok(vm.id));
     assert!(matches!(engine.look(&vm).unwrap(), Machine::Exited { clean: true, .. }));
     remove(&engine, &vm);
+}
+
+/// Kills daemons that do `deed`, ever later, until they have done it, and calls `judge` with the next one.
+fn die_doing(deed: &str, judge: impl Fn(&Rig, &dyn VmEngine, &Vm)) {
+    let rig = Rig::new();
+    let vm = rig.vm();
+    let engine = rig.engine();
+    engine.init(Arc::new(|_| {}));
+    engine.start_vm(&vm).unwrap();
+    let (mut before, mut after) = (0, Duration::ZERO);
+    loop {
+        let content = rig.tick(&vm);
+        let done = do_and_die(&rig, deed, after);
+        let next = rig.engine();
+        next.init(Arc::new(|_| {}));
+        judge(&rig, &next, &vm);
+        wait_until("a running guest", || next.start_vm(&vm).is_ok() && rig.beats(&vm));
+        assert_eq!(rig.content(&vm), content, "{deed} died after {after:?}");
+        if done {
+            break;
+        }
+        before += 1;
+        after += Duration::from_millis(29);
+    }
+    println!("{deed}: {before} daemons died before its end, which came within {after:?}");
+    assert!(before > 2);
+    remove(&engine, &vm);
+    engine.remove_stray_memory(vm.id).unwrap();
+    assert_eq!(engine.memories().unwrap(), []);
+    assert_eq!(engine.machines().unwrap(), []);
+}
+
+#[test]
+fn whenever_the_daemon_dies_suspending_the_memory_is_not_lost() {
+    die_doing("suspend", |rig, engine, vm| {
+        engine.look(vm).unwrap();
+        engine.remove_memory(vm).unwrap();
+        let mut left = memory_names(rig, vm);
+        left.retain(|name| name != "suspended-0");
+        assert_eq!(left, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn whenever_the_daemon_dies_holding_the_guest_goes_on_and_nothing_is_left() {
+    die_doing("hold", |rig, engine, vm| {
+        let seen = engine.look(vm).unwrap();
+        assert!(matches!(seen, Machine::Running | Machine::Paused), "{seen:?}");
+        engine.remove_memory(vm).unwrap();
+        assert_eq!(memory_names(rig, vm), Vec::<String>::new());
+    });
+}
+
+fn memory_names(rig: &Rig, vm: &Vm) -> Vec<String> {
+    let entries = fs::read_dir(rig.layout.memory_of(vm.id)).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().into_string().unwrap()).collect()
 }

@@ -1,6 +1,6 @@
 //! A guest of some dozen instructions, as a kernel that QEMU boots directly (PVH): it says that it is alive on the serial
 //! port, obeys the power button, and does what it is told there: `q` switches it off, `r` resets it, `t` counts and tells
-//! (`a` is 0), `n` tells.
+//! (`a` is 0, after `p` comes `a` again), `n` tells.
 
 // Ports: 0x3f8 is the serial port, 0x600 the chipset's ACPI block (power button status and enable bits, sleep control),
 // 0xcf9 the reset register.
@@ -44,6 +44,7 @@ core::arch::global_asm!(
     "jne 2b",
     "7: mov dx, 0x3f8",
     "mov al, byte ptr [{counter}]",
+    "and al, 15",
     "add al, 'a'",
     "out dx, al",
     "jmp 2b",

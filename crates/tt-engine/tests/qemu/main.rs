@@ -9,6 +9,8 @@ mod kernel;
 #[cfg(test)]
 mod machine;
 #[cfg(test)]
+mod memory;
+#[cfg(test)]
 mod rig;
 #[cfg(test)]
 #[path = "../common/sample.rs"]
