@@ -59,11 +59,11 @@ impl Fixture for World {
     }
 
     fn tick(&self, vm: &Vm) -> u64 {
-        self.world.tick(vm.id).unwrap()
+        self.world.tick(vm.id).unwrap_or(u64::MAX)
     }
 
     fn content(&self, vm: &Vm) -> u64 {
-        self.world.content(vm.id).unwrap()
+        self.world.content(vm.id).unwrap_or(u64::MAX)
     }
 
     fn has_open(&self, vm: &Vm) -> bool {
@@ -71,7 +71,7 @@ impl Fixture for World {
     }
 
     fn disk_mb(&self, vm: &Vm) -> u32 {
-        self.world.disk_mb(vm.id).unwrap()
+        self.world.disk_mb(vm.id).unwrap_or(u32::MAX)
     }
 
     fn has_memory(&self, path: &str) -> bool {

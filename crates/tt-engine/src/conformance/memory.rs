@@ -1,4 +1,4 @@
-//! Clauses about memory on disk, holds and incarnations.
+//! Clauses about memory on disk and incarnations.
 
 use super::{Clause, END_MAX, REMOVALS_MAX, Suite, bell, done};
 use crate::{EngineError, Hold, Machine};
@@ -12,26 +12,18 @@ pub(super) const CLAUSES: &[Clause] = &[
     ("a machine of an earlier incarnation is outdated, and is replaced", replaces),
     ("a new incarnation begins from memory once", begins_from_memory),
     ("memory that does not fit is refused, and nothing is changed", refuses_misfit),
-    ("a hold takes the memory of its moment, and the guest goes on", holds),
-    ("a hold of a paused machine leaves it paused", holds_paused),
-    ("while held, the disk gets a layer", switches),
-    ("a hold that is dropped leaves no memory, and the guest goes on", drops),
-    ("a hold without memory keeps none", holds_without_memory),
-    ("an absent machine's memory is what it would begin from", holds_absent),
-    ("what a daemon held that died is found, and goes on", survives_death),
-    ("a held machine of a dead daemon can be suspended and held again", works_after_death),
     ("memory of memory of memory is as good", goes_on_for_generations),
     ("update grows the disk of a living machine", updates),
     ("memory that no record names is removed", removes_memory),
 ];
 
 impl Suite<'_> {
-    fn hold(&self, vm: &Vm, memory: Option<&str>) -> Box<dyn Hold> {
+    pub(super) fn hold(&self, vm: &Vm, memory: Option<&str>) -> Box<dyn Hold> {
         done(self.engine.prepare_hold(vm, memory))
     }
 
     /// A whole hold; answers whether there was memory.
-    fn capture(&self, vm: &Vm, memory: Option<&str>) -> bool {
+    pub(super) fn capture(&self, vm: &Vm, memory: Option<&str>) -> bool {
         let mut hold = self.hold(vm, memory);
         done(hold.pause());
         done(hold.release());
@@ -39,7 +31,7 @@ impl Suite<'_> {
     }
 
     /// Suspends it, and removes what is left of the machine.
-    fn suspend(&self, vm: &Vm) {
+    pub(super) fn suspend(&self, vm: &Vm) {
         self.stop(vm, StopMode::Suspend);
         let until = Instant::now() + END_MAX;
         while matches!(self.look(vm), Machine::Running | Machine::Paused) {
@@ -50,19 +42,19 @@ impl Suite<'_> {
     }
 
     /// Removes machine and memory.
-    fn forget(&self, vm: &Vm) {
+    pub(super) fn forget(&self, vm: &Vm) {
         self.remove(vm);
         done(self.engine.remove_stray_memory(vm.id));
         assert!(!done(self.engine.memories()).contains(&vm.id), "memory is left");
     }
 
-    fn has_memory(&self) -> bool {
+    pub(super) fn has_memory(&self) -> bool {
         self.has(feat::SUSPEND | feat::MEMORY_SNAPSHOT | feat::PAUSE)
     }
 }
 
 /// The Vm as after an apply of memory at `path`.
-fn next(vm: &Vm, path: &str) -> Vm {
+pub(super) fn next(vm: &Vm, path: &str) -> Vm {
     Vm { incarnation: vm.incarnation + 1, memory: Some(path.to_owned()), ..vm.clone() }
 }
 
@@ -175,217 +167,6 @@ fn refuses_misfit(suite: &Suite<'_>) {
     suite.start(&vm);
     assert_eq!(suite.fixture.content(&vm), content);
     suite.forget(&vm);
-}
-
-fn holds(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let vm = suite.running();
-    let path = names::memory(vm.id, 1);
-    let content = suite.fixture.tick(&vm);
-    let mut hold = suite.hold(&vm, Some(&path));
-    assert!(suite.fixture.beats(&vm), "the guest stands still before the pause");
-    done(hold.pause());
-    assert!(!suite.fixture.beats(&vm), "a held guest goes on");
-    assert_eq!(suite.look(&vm), Machine::Paused);
-    done(hold.release());
-    assert_eq!(suite.look(&vm), Machine::Running);
-    assert!(suite.fixture.tick(&vm) > content, "the guest lost its memory");
-    assert!(!suite.fixture.has_memory(&path), "memory is there before it is complete");
-    assert!(done(hold.finish()));
-    assert!(suite.fixture.has_memory(&path));
-    assert_eq!(suite.look(&vm), Machine::Running);
-    let next = next(&vm, &path);
-    suite.remove(&vm);
-    suite.start(&next);
-    assert_eq!(suite.fixture.content(&next), content, "it is not the memory of that moment");
-    suite.forget(&next);
-}
-
-fn holds_paused(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let vm = suite.running();
-    let content = suite.fixture.tick(&vm);
-    suite.stop(&vm, StopMode::Pause);
-    for number in 1..=2 {
-        assert!(suite.capture(&vm, Some(&names::memory(vm.id, number))));
-        assert_eq!(suite.look(&vm), Machine::Paused);
-        assert!(!suite.fixture.beats(&vm), "a paused guest goes on");
-    }
-    suite.start(&vm);
-    assert_eq!(suite.fixture.content(&vm), content);
-    let next = next(&vm, &names::memory(vm.id, 2));
-    suite.remove(&vm);
-    suite.start(&next);
-    assert_eq!(suite.fixture.content(&next), content);
-    suite.forget(&next);
-}
-
-fn switches(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let mut vm = suite.fixture.layered_vm();
-    suite.start(&vm);
-    assert!(suite.fixture.beats(&vm) && suite.fixture.has_open(&vm));
-    for memory in [None, Some(names::memory(vm.id, 1)), None] {
-        let mut hold = suite.hold(&vm, memory.as_deref());
-        let layered = suite.fixture.with_layer(&vm);
-        let refused = hold.switch_disk(&layered);
-        assert!(matches!(refused, Err(EngineError::Order { .. })), "{refused:?}");
-        done(hold.pause());
-        done(hold.switch_disk(&layered));
-        done(hold.release());
-        assert_eq!(done(hold.finish()), memory.is_some());
-        assert!(suite.fixture.has_open(&layered), "it has another disk");
-        assert!(suite.fixture.beats(&layered), "the guest stands still");
-        vm = layered;
-    }
-    let content = suite.fixture.tick(&vm);
-    suite.suspend(&vm);
-    suite.start(&vm);
-    assert_eq!(suite.fixture.content(&vm), content);
-    assert!(suite.fixture.has_open(&vm), "a new process has an old disk");
-    suite.forget(&vm);
-}
-
-fn drops(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let vm = suite.running();
-    let path = names::memory(vm.id, 1);
-    let content = suite.fixture.tick(&vm);
-    for steps in 0..3 {
-        let mut hold = suite.hold(&vm, Some(&path));
-        if steps > 0 {
-            done(hold.pause());
-        }
-        if steps > 1 {
-            done(hold.release());
-        }
-        drop(hold);
-        assert_eq!(suite.look(&vm), Machine::Running, "after {steps} steps");
-        assert!(suite.fixture.beats(&vm), "the guest stands still after {steps} steps");
-        assert_eq!(suite.fixture.content(&vm), content);
-        assert!(!suite.fixture.has_memory(&path), "memory is left after {steps} steps");
-    }
-    suite.forget(&vm);
-}
-
-fn holds_without_memory(suite: &Suite<'_>) {
-    if !suite.has(feat::SNAPSHOT) {
-        return;
-    }
-    let vm = suite.running();
-    let mut hold = suite.hold(&vm, None);
-    done(hold.pause());
-    assert!(!suite.fixture.beats(&vm), "a held guest goes on");
-    done(hold.release());
-    assert!(suite.fixture.beats(&vm), "a released guest stands still");
-    assert!(!done(hold.finish()));
-    assert_eq!(suite.look(&vm), Machine::Running);
-    suite.remove(&vm);
-    assert_eq!(done(suite.engine.memories()), []);
-}
-
-fn holds_absent(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let vm = suite.running();
-    let path = names::memory(vm.id, 1);
-    suite.remove(&vm);
-    assert!(!suite.capture(&vm, Some(&path)), "a machine that is not there has no memory");
-    assert!(!suite.fixture.has_memory(&path));
-    suite.start(&vm);
-    let content = suite.fixture.tick(&vm);
-    suite.suspend(&vm);
-    assert!(suite.capture(&vm, Some(&path)));
-    // The suspended machine goes on, and what was taken stays.
-    suite.start(&vm);
-    assert_eq!(suite.fixture.content(&vm), content);
-    assert!(suite.fixture.tick(&vm) > content);
-    suite.remove(&vm);
-    let next = next(&vm, &path);
-    let copy = names::memory(vm.id, 2);
-    assert!(suite.capture(&next, Some(&copy)), "memory that was not begun from");
-    for path in [path, copy] {
-        let next = Vm { memory: Some(path), ..next.clone() };
-        suite.start(&next);
-        assert_eq!(suite.fixture.content(&next), content);
-        suite.remove(&next);
-        assert!(!suite.capture(&next, Some(&names::memory(vm.id, 3))), "it has begun from it");
-        let unmarked = Vm { memory: None, ..next.clone() };
-        let keep = |n| Snapshot { memory: Some(names::memory(vm.id, n)), ..Snapshot::default() };
-        let snapshots = [1, 2].map(|n| (n.to_string(), keep(n))).into();
-        done(suite.engine.remove_memory(&Vm { snapshots, ..unmarked }));
-    }
-    suite.forget(&vm);
-}
-
-/// A daemon's death in the middle of a hold: nobody drops it.
-fn dies_holding(suite: &Suite<'_>, vm: &Vm, path: &str, steps: u32) {
-    let mut hold = suite.hold(vm, Some(path));
-    if steps > 0 {
-        done(hold.pause());
-    }
-    if steps > 1 {
-        done(hold.release());
-    }
-    std::mem::forget(hold);
-}
-
-fn survives_death(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    for steps in 0..3 {
-        let vm = suite.running();
-        let path = names::memory(vm.id, 1);
-        let content = suite.fixture.tick(&vm);
-        dies_holding(suite, &vm, &path, steps);
-        let engine = suite.fixture.restarted();
-        let (wake, ends) = bell();
-        assert_eq!(engine.init(wake).unusable, None);
-        let next = Suite { engine: &*engine, fixture: suite.fixture, ends };
-        match steps {
-            1 => assert_eq!(next.look(&vm), Machine::Paused),
-            _ => assert_eq!(next.look(&vm), Machine::Running, "after {steps} steps"),
-        }
-        next.start(&vm);
-        assert_eq!(next.look(&vm), Machine::Running);
-        assert!(next.fixture.beats(&vm), "the guest stands still after {steps} steps");
-        assert_eq!(next.fixture.content(&vm), content);
-        assert!(!next.fixture.has_memory(&path));
-        next.remove(&vm);
-        done(next.engine.remove_memory(&vm));
-        assert_eq!(done(next.engine.memories()), [], "memory is left after {steps} steps");
-        assert_eq!(done(next.engine.machines()), []);
-    }
-}
-
-fn works_after_death(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let vm = suite.running();
-    let path = names::memory(vm.id, 1);
-    let content = suite.fixture.tick(&vm);
-    dies_holding(suite, &vm, &path, 1);
-    let engine = suite.fixture.restarted();
-    let (wake, ends) = bell();
-    assert_eq!(engine.init(wake).unusable, None);
-    let next = Suite { engine: &*engine, fixture: suite.fixture, ends };
-    assert!(next.capture(&vm, Some(&path)));
-    assert_eq!(next.look(&vm), Machine::Paused);
-    next.suspend(&vm);
-    next.start(&vm);
-    assert_eq!(next.fixture.content(&vm), content);
-    next.forget(&vm);
 }
 
 fn goes_on_for_generations(suite: &Suite<'_>) {

@@ -1,6 +1,7 @@
 //! The suite that every engine runs. It judges by the contract in `lib.rs` alone, and it panics at the first clause that
 //! is broken, with its name.
 
+mod hold;
 mod memory;
 
 use crate::{EngineError, Machine, VmEngine, Wake};
@@ -90,7 +91,7 @@ pub fn run(engine: &dyn VmEngine, fixture: &dyn Fixture) {
     assert_eq!(facts.unusable, None, "{} can not be tested here", engine.name());
     assert_eq!(facts.name, engine.name());
     let suite = Suite { engine, fixture, ends };
-    for (name, clause) in CLAUSES.iter().chain(memory::CLAUSES) {
+    for (name, clause) in CLAUSES.iter().chain(memory::CLAUSES).chain(hold::CLAUSES) {
         tracing::info!(clause = name, "conformance");
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| clause(&suite)));
         if let Err(panic) = outcome {

@@ -156,7 +156,10 @@ impl Capture {
     /// An error, with what the mould said about it.
     pub fn explain(&self, error: EngineError) -> EngineError {
         let said = mould::last_words(&self.host.remains(self.vm.id));
-        let problem = crate::error::chain(&error);
+        let problem = match error {
+            EngineError::Capture { problem, .. } => problem,
+            error => crate::error::chain(&error),
+        };
         self.failed(if said.is_empty() { problem } else { format!("{problem}; {said}") })
     }
 

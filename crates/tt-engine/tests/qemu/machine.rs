@@ -140,9 +140,9 @@ fn what_is_missing_is_named_and_nothing_is_left() {
         assert!(matches!(&refused, EngineError::Read { path: p, .. } if p == path), "{refused:?}");
         fs::rename(&aside, path).unwrap();
     }
-    vm.resource.cpu_num = 0;
+    vm.machine.cpu_num = 0;
     assert!(matches!(engine.start_vm(&vm), Err(EngineError::Describe { .. })));
-    vm.resource.cpu_num = 1;
+    vm.machine.cpu_num = 1;
     // A tap that is not there must not be made: nothing would be connected to it.
     let other = tt_model::VmId(99);
     let wrong = Vm { id: other, ..vm.clone() };

@@ -26,9 +26,12 @@ fn engine(rig: &Rig) -> QemuEngine {
     engine
 }
 
+/// What was heard, and when.
+type Heard = Vec<(Instant, Vec<u8>)>;
+
 /// One connection to a guest's console, heard all the time.
 struct Listener {
-    heard: Arc<Mutex<Vec<(Instant, Vec<u8>)>>>,
+    heard: Arc<Mutex<Heard>>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,7 +39,7 @@ struct Listener {
 impl Listener {
     fn new(rig: &Rig, vm: &Vm) -> Self {
         let mut console = UnixStream::connect(rig.layout.console_socket(vm.id)).unwrap();
-        let heard: Arc<Mutex<Vec<_>>> = Arc::default();
+        let heard: Arc<Mutex<Heard>> = Arc::default();
         let over: Arc<AtomicBool> = Arc::default();
         let (to, end) = (heard.clone(), over.clone());
         let thread = thread::spawn(move || {
