@@ -1,6 +1,6 @@
 //! Clauses about memory on disk and incarnations.
 
-use super::{Clause, END_MAX, REMOVALS_MAX, Suite, bell, done};
+use super::{Clause, END_MAX, REMOVALS_MAX, Suite, done};
 use crate::{EngineError, Hold, Machine};
 use std::time::Instant;
 use tt_model::{Goal, MachineSize, Snapshot, StopMode, Vm, feat, names};

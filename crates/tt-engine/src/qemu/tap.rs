@@ -9,10 +9,23 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long somebody else may have it open: a program that this daemon is about to start holds copies of all descriptors
+/// until it is executed, and a machine that was killed holds its own until it is gone.
+const BUSY_MAX: Duration = Duration::from_millis(250);
 
 /// Opens `name` in the namespace of the file `netns`, for frames with a virtio header.
 pub(super) fn open(netns: &Path, name: &str) -> Result<OwnedFd, EngineError> {
-    let opened = on_thread(|| open_inside(netns, name));
+    let until = Instant::now() + BUSY_MAX;
+    let opened = loop {
+        match on_thread(|| open_inside(netns, name)) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < until => {
+                thread::sleep(BUSY_MAX / 50);
+            }
+            opened => break opened,
+        }
+    };
     opened.map_err(|source| EngineError::OpenTap {
         tap: name.to_owned(),
         netns: netns.to_owned(),
