@@ -40,7 +40,7 @@ fn wrong_command_lines_are_usage_errors() {
         (&["env", "show", ""], "env ``: it is empty"),
         (
             &["env", "stop", "shop", "--mode", "sleep"],
-            "[possible values: shutdown, pause, kill, suspend]",
+            "[possible values: suspend, pause, shutdown, kill]",
         ),
         (&["env", "start"], "<ENV>"),
         (&["env", "extend", "shop"], "<DURATION>"),
@@ -52,6 +52,42 @@ fn wrong_command_lines_are_usage_errors() {
         (&["vm", "show", "shop/web/x"], "vm `web/x`"),
         (&["vm", "log", "shop/web", "--tail", "1G"], "`1G` is no number of bytes"),
         (&["vm", "log", "shop/web", "--tail", "0"], "`0` is no number of bytes"),
+        (&["env", "deny-outgoing"], "<ENV>"),
+        (&["env", "allow-outgoing", "Shop"], "env `Shop`"),
+        (&["vm", "add", "shop"], "<SPEC>"),
+        (&["vm", "add", "shop/web", "micro"], "env `shop/web`"),
+        (&["vm", "add", "shop", "micro,cpu=0"], "cpu=0: it is no number"),
+        (&["vm", "rm", "shop"], "`shop` names no Vm"),
+        (&["vm", "update", "shop/web"], "required arguments were not provided"),
+        (&["vm", "update", "shop/web", "--name", "Web"], "vm `Web`"),
+        (&["vm", "update", "shop/web", "--cpu", "0"], "0 is not in 1..=65535"),
+        (&["vm", "update", "shop/web", "--mem", "1GB"], "\"1GB\" is no size"),
+        (&["vm", "update", "shop/web", "--mem", "1M"], "mem_size 1: no guest boots in so little"),
+        (&["vm", "update", "shop/web", "--port", "0"], "\"0\" is no port"),
+        (&["vm", "update", "shop/web", "--port", "80", "--port", "80"], "it is given twice"),
+        (&["vm", "update", "shop/web", "--port", "80", "--no-ports"], "cannot be used with"),
+        (&["vm", "update", "shop/web", "--block", "::1"], "invalid value '::1'"),
+        (
+            &["vm", "update", "shop/web", "--block", "192.0.2.1", "--no-block"],
+            "cannot be used with",
+        ),
+        (
+            &["vm", "update", "shop/web", "--deny-outgoing", "--allow-outgoing"],
+            "cannot be used with",
+        ),
+        (&["vm", "update", "shop/web", "--keep-image", "--no-keep-image"], "cannot be used with"),
+        (&["snapshot"], "Usage: tt snapshot"),
+        (&["snapshot", "create", "shop"], "<NAME>"),
+        (&["snapshot", "create", "shop/web/x", "s"], "vm `web/x`"),
+        (&["snapshot", "create", "shop", "a/b"], "snapshot `a/b`"),
+        (&["snapshot", "create", "shop", "s", "--ttl", "0s"], "`0s` is no whole number"),
+        (&["snapshot", "apply", "shop", ""], "snapshot ``: it is empty"),
+        (&["snapshot", "rm", "shop"], "<NAME>"),
+        (&["snapshot", "ls"], "<ENV[/VM]>"),
+        (&["image", "rm", "web"], "invalid value 'web' for '<ID>'"),
+        (&["image", "rm"], "<ID>"),
+        (&["verify", "--fix"], "unexpected argument '--fix'"),
+        (&["recover", "now"], "unexpected argument 'now'"),
         (&["vm", "stop", "shop/web", "--mode", ""], "a value is required for '--mode <MODE>'"),
         (&["exec", "shop/web"], "<CMD>"),
         (&["exec", "shop/web", "--"], "<CMD>"),
@@ -95,7 +131,9 @@ fn a_wrong_member_is_a_usage_error_that_names_it() {
         ("micro,mem=1", "mem_size 1: no guest boots in so little memory"),
         ("micro,port=80,port=80", "port 80: it is given twice"),
         ("micro,net=bridge", "it is no kind of network; write nat or flat"),
-        ("micro,keep-image", "`keep-image` is no option; use engine=NAME"),
+        ("micro,keep-images", "`keep-images` is no option; use engine=NAME"),
+        ("micro,keep-image=1", "keep-image takes no value, but has `1`"),
+        ("micro,image=x", "image=x: it is no number"),
     ] {
         assert_refused(&["env", "create", "shop", "--vm", spec], 2, expected);
     }
@@ -126,6 +164,17 @@ fn without_a_daemon_every_question_fails_and_says_what_to_do() {
         &["template", "build", "micro"],
         &["host", "show"],
         &["verify"],
+        &["verify", "--repair"],
+        &["env", "deny-outgoing", "shop"],
+        &["vm", "add", "shop", "web=micro"],
+        &["vm", "rm", "shop/web"],
+        &["vm", "update", "shop/web", "--no-ports"],
+        &["snapshot", "create", "shop", "s"],
+        &["snapshot", "ls", "shop/web"],
+        &["snapshot", "apply", "shop/web", "s"],
+        &["snapshot", "rm", "shop", "s"],
+        &["image", "ls"],
+        &["image", "rm", "7"],
         &["console", "shop/web"],
         &["cp", "shop/web:/a", "/tmp"],
     ] {
@@ -144,6 +193,7 @@ fn a_wrong_configuration_is_named_before_anything_is_touched() {
     let long = path(&"r".repeat(80));
     std::fs::write(&config, "port_min = 4\nporst = 5\n").unwrap();
     assert_refused(&["daemon", "--config", &config], 1, "unknown field `porst`");
+    assert_refused(&["recover", "--config", &config], 1, "unknown field `porst`");
     assert_refused(&["daemon", "--config", &path("none")], 1, "none: No such file or directory");
     let run = ["daemon", "--data", &path("d"), "--run", &path("r")];
     for (more, expected) in [
@@ -179,6 +229,9 @@ fn help_version_and_completions_need_no_daemon() {
         (&["--help"][..], "Usage: tt"),
         (&["--version"], env!("CARGO_PKG_VERSION")),
         (&["env", "create", "--help"], "[NAME=]TEMPLATE"),
+        (&["vm", "add", "--help"], "[,keep-image]"),
+        (&["snapshot", "create", "--help"], "--no-memory"),
+        (&["recover", "--help"], "--skip-damaged"),
         (&["exec", "--help"], "126 if it can not be run"),
         (&["version", "--socket", "/nowhere/api.sock"], "daemon unknown: no daemon answers"),
         (&["version", "--json", "--socket", "/nowhere/api.sock"], "\"daemon\":null"),

@@ -7,6 +7,8 @@
 mod daemon;
 #[path = "served/guest.rs"]
 mod guest;
+#[path = "served/life.rs"]
+mod life;
 #[path = "served/terminal.rs"]
 mod terminal;
 
@@ -77,6 +79,11 @@ fn an_env_lives_from_create_to_destroy() {
         "{}",
         started.err
     );
+    let rests = daemon.tt(&["env", "stop", "shop"]);
+    assert!(rests.out.contains("10.0.0.3  suspended\n"), "{}", rests.out);
+    assert!(daemon.tt(&["env", "ls"]).out.contains("shop  suspended  2"));
+    let started = daemon.tt(&["env", "start", "shop"]);
+    assert!(started.err.contains("shop/web starting\n"), "{}", started.err);
     let paused = daemon.tt(&["vm", "stop", "shop/db", "--mode", "pause"]);
     assert!(paused.out.contains("shop/db  micro     qemu    10.0.0.3  paused\n"), "{}", paused.out);
     let running = daemon.tt(&["vm", "start", "shop/db", "-q"]);
@@ -110,6 +117,17 @@ fn json_prints_the_result_and_nothing_else() {
         &["host", "ls"],
         &["host", "show"],
         &["verify"],
+        &["verify", "--repair"],
+        &["image", "ls"],
+        &["snapshot", "create", "shop", "s", "--ttl", "1d"],
+        &["snapshot", "ls", "shop"],
+        &["snapshot", "apply", "shop/micro-1", "s"],
+        &["snapshot", "rm", "shop", "s"],
+        &["vm", "update", "shop/micro-1", "--cpu", "2"],
+        &["vm", "add", "shop", "web=micro"],
+        &["vm", "rm", "shop/web"],
+        &["env", "deny-outgoing", "shop"],
+        &["env", "allow-outgoing", "shop"],
         &["version"],
         &["env", "stop", "shop", "--no-wait"],
         &["env", "destroy", "shop"],
@@ -208,8 +226,14 @@ fn templates_and_hosts_are_listed() {
     assert!(daemon.tt(&["host", "ls"]).out.contains("here  192.0.2.7  0    4     0M of 8G  qemu"));
     let host = daemon.tt(&["host", "show"]).out;
     assert!(host.contains("inner addresses  10.0.0.0/16 of 10.0.0.0/8\n"), "{host}");
-    assert!(host.contains("qemu    10.0     pause,shutdown,nat,console,exec  tcg\n"), "{host}");
-    assert_eq!(daemon.tt(&["verify"]).out, "the host is what the records say (0 Envs, 0 Vms)\n");
+    assert!(host.contains("qemu    10.0     pause,suspend,shutdown,snapshot,"), "{host}");
+    let well = "the host is what the records say (0 Envs, 0 Vms)\n";
+    assert_eq!(daemon.tt(&["verify"]).out, well);
+    let repaired = daemon.tt(&["verify", "--repair"]);
+    assert!(
+        repaired.out.starts_with("repaired:\nKIND   NAME   ID  WHAT\nimage  stray  9   images/9")
+    );
+    assert!(repaired.code == Some(0) && repaired.out.ends_with(well), "{}", repaired.out);
 }
 
 #[test]

@@ -1,22 +1,24 @@
 //! A daemon's surface and records, with a host that the test plays: it moves every member one step at a time towards its
-//! goal. Members named `slow` wait in phase `guest` until they are hurried; one named `bad` undoes its Env.
+//! goal. Members named `slow` wait in phase `guest` until they are hurried; one named `bad` undoes its Env; of one named
+//! `full` no snapshot can be taken.
 
 use super::guest::Guests;
 use super::terminal::Session;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::runtime::Runtime;
 use tt_api::server::{Api, ApiConfig, router, serve};
 use tt_model::env::Failure;
-use tt_model::plan::{Policy, plan_undo};
+use tt_model::plan::{Policy, plan_take, plan_take_failed, plan_taken, plan_undo};
 use tt_model::{
-    EngineFacts, ErrorCode, Goal, Host, HostId, Phase, StorageKind, Trouble, Usage, Vm, VmStatus,
-    VmTemplate, feat,
+    EngineFacts, ErrorCode, Goal, Host, HostId, KeptImage, Phase, Trouble, Usage, Vm, VmId,
+    VmStatus, VmTemplate, sample,
 };
 use tt_store::memory::MemoryKv;
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
@@ -64,16 +66,19 @@ impl Daemon {
         let change = Change::new().host(&host()).unwrap().new_template(&micro()).unwrap();
         tables.commit(&change).unwrap();
         let (stop, hurry) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let metas = Arc::new(Mutex::new(BTreeMap::new()));
         let played = {
             let (tables, stop, hurry) = (tables.clone(), stop.clone(), hurry.clone());
+            let metas = metas.clone();
             std::thread::spawn(move || {
                 while !stop.load(Ordering::SeqCst) {
                     step_all(&tables, hurry.load(Ordering::SeqCst));
+                    take_all(&tables, &mut metas.lock().unwrap());
                     std::thread::sleep(STEP);
                 }
             })
         };
-        let access = Arc::new(Guests { root, open: Arc::new(AtomicUsize::new(0)) });
+        let access = Arc::new(Guests { root, open: Arc::new(AtomicUsize::new(0)), metas });
         let mut daemon =
             Self { dir, tables, access, runtime: None, stop, hurry, host: Some(played) };
         daemon.replace();
@@ -210,6 +215,32 @@ fn step_all(tables: &Tables, hurry: bool) {
     }
 }
 
+/// Takes the snapshots that are wanted, and removes the images that are not.
+fn take_all(tables: &Tables, metas: &mut BTreeMap<(VmId, String), Vm>) {
+    for mut row in tables.vms().unwrap() {
+        let Some(wanted) = row.value.wanted_snapshots().next().cloned() else { continue };
+        let frozen = row.value.clone();
+        plan_take(&mut row.value, &wanted.name);
+        if row.value.name == "full" {
+            let why = "no space is left".into();
+            let trouble = Trouble { code: ErrorCode::SnapshotCreate, why, retry: false };
+            plan_take_failed(&mut row.value, &wanted.name, trouble);
+        } else {
+            let version = wanted.with_memory.then(|| "qemu 10.0".to_owned());
+            plan_taken(&mut row.value, &wanted.name, version, now());
+            metas.insert((frozen.id, wanted.name), frozen);
+        }
+        tables.commit(&Change::new().vm(&row).unwrap()).unwrap();
+    }
+    for row in tables.images().unwrap().iter().filter(|row| !row.value.is_wanted) {
+        tables.commit(&Change::new().remove_image(row)).unwrap();
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
 fn next(goal: Goal, phase: Option<Phase>) -> Phase {
     match (goal, phase) {
         (Goal::Gone, _) => Phase::Removing,
@@ -250,33 +281,16 @@ fn erase(tables: &Tables, vm: &Row<Vm>) {
     let mut usage: Row<Usage> = tables.usage(vm.value.host).unwrap().unwrap();
     usage.value.vm_num -= 1;
     usage.value.mem_size -= u64::from(vm.value.resource.mem_size);
-    tables.commit(&Change::new().erase_vm(vm, &env, &usage).unwrap()).unwrap();
+    let kept = vm.value.state.keep_image.then(|| KeptImage::of(&vm.value, now()));
+    let change = Change::new().erase_vm(vm, &env, &usage, kept.as_ref()).unwrap();
+    tables.commit(&change).unwrap();
 }
 
 fn host() -> Host {
-    Host {
-        id: HostId(1),
-        name: "here".into(),
-        version: "0.1.0".into(),
-        start_timestamp: 1,
-        public_addr: [192, 0, 2, 7].into(),
-        range: "10.0.0.0/8".parse().unwrap(),
-        block: "10.0.0.0/16".parse().unwrap(),
-        port_min: 20000,
-        port_max: 20009,
-        cpu_num: 4,
-        mem_size: 8192,
-        disk_size: 100_000,
-        storage: StorageKind::File,
-        storage_reason: "it is a test".into(),
-        engines: vec![EngineFacts {
-            name: "qemu".into(),
-            version: "10.0".into(),
-            detail: "tcg".into(),
-            features: feat::PAUSE | feat::SHUTDOWN | feat::NAT | feat::EXEC | feat::CONSOLE,
-            unusable: None,
-        }],
-    }
+    let sample = sample::host("qemu");
+    let qemu =
+        EngineFacts { version: "10.0".into(), detail: "tcg".into(), ..sample.engines[0].clone() };
+    Host { name: "here".into(), port_max: 20009, mem_size: 8192, engines: vec![qemu], ..sample }
 }
 
 fn micro() -> TemplateRecord {
@@ -287,12 +301,9 @@ fn micro() -> TemplateRecord {
         is_wanted: true,
         template: Some(VmTemplate {
             name: "micro".into(),
-            path: "templates/micro".into(),
             memo: Some("a kernel and an agent".into()),
-            compatible_engines: vec!["qemu".into()],
             features: vec!["kernel".into(), "agent".into()],
-            digest: "0".repeat(64),
-            disk_size: 64,
+            ..sample::template("qemu")
         }),
         step: None,
         trouble: None,
