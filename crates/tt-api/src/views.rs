@@ -87,7 +87,7 @@ pub struct VmView {
     /// Whether the host has answered the record as it is now: the Vm is where its goal says, and
     /// nothing is wrong with it.
     pub is_settled: bool,
-    /// Whether a changed number of CPUs or size of memory waits for its next start.
+    /// Whether a changed number of CPUs or size of memory waits until it is shut down and started.
     pub needs_restart: bool,
 }
 

@@ -45,7 +45,7 @@ pub(super) async fn add(
 }
 
 /// Changes a member. Its name, ports, policies and the growth of its disk reach a running guest;
-/// CPUs and memory change with its next start, and `needs_restart` says so.
+/// CPUs and memory change once it is shut down and started, and `needs_restart` says so.
 #[utoipa::path(
     patch, path = "/v1/envs/{env}/vms/{vm}", tag = "vms", operation_id = "update_vm",
     params(

@@ -53,7 +53,7 @@ enum End {
     /// It is destroyed
     #[default]
     Destroy,
-    /// Its machines are shut down; disks, addresses and ports are kept
+    /// It is stopped as by `tt env stop`; disks, addresses and ports are kept
     Stop,
 }
 

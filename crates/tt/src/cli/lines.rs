@@ -196,7 +196,7 @@ fn pending<T: Copy + PartialEq>(
     shown: impl Fn(T) -> String,
 ) -> String {
     if view.needs_restart && has != wanted {
-        format!("{}, {} from its next start on", shown(has), shown(wanted))
+        format!("{}, {} once it is shut down and started", shown(has), shown(wanted))
     } else {
         shown(wanted)
     }

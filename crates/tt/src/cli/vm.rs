@@ -51,7 +51,7 @@ pub enum VmCommand {
     /// Change a Vm
     ///
     /// Its name, ports, addresses it can not connect to and the growth of its disk reach a running guest. CPUs and
-    /// memory change with its next start.
+    /// memory change once it is shut down and started: one that was suspended or paused goes on with those that it had.
     Update(Box<UpdateArgs>),
     /// Bring a Vm to rest; its disk, address and ports are kept
     Stop {

@@ -48,10 +48,10 @@ struct Wanted {
     /// Another name
     #[arg(long, value_parser = parse_vm_name)]
     name: Option<String>,
-    /// Virtual CPUs, from the next start on
+    /// Virtual CPUs, once it is shut down and started
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     cpu: Option<u16>,
-    /// Memory, from the next start on
+    /// Memory, once it is shut down and started
     #[arg(long, value_name = "SIZE", value_parser = parse_size_mb)]
     mem: Option<u32>,
     /// Disk; it only grows
@@ -150,7 +150,8 @@ pub async fn update(context: &Context, args: UpdateArgs) -> Result<(), CliError>
     for view in settle(context, &vm.env, vec![view], no_wait).await? {
         if view.needs_restart {
             let name = view.vm.full_name();
-            output.note(&format!("{name}: CPUs and memory change with its next start"));
+            output
+                .note(&format!("{name}: CPUs and memory change once it is shut down and started"));
         }
     }
     Ok(())

@@ -73,12 +73,12 @@ fn a_vm_is_changed_and_says_what_waits() {
     let more = ["--cpu", "2", "--mem", "256M", "--disk", "1G", "--deny-outgoing", "--keep-image"];
     let changed = daemon.tt(&[&["vm", "update", "shop/web"], &port[..], &more[..]].concat());
     assert!(changed.out.contains("192.0.2.7:20001 -> 53/udp, 192.0.2.7:20000 -> 80\n"));
-    let hint = "shop/web: CPUs and memory change with its next start\n";
+    let hint = "shop/web: CPUs and memory change once it is shut down and started\n";
     assert!(changed.err.ends_with(hint), "{}", changed.err);
     let shown = daemon.tt(&["vm", "show", "shop/web"]).out;
     for line in [
-        "cpu         1, 2 from its next start on\n",
-        "memory      128M, 256M from its next start on\n",
+        "cpu         1, 2 once it is shut down and started\n",
+        "memory      128M, 256M once it is shut down and started\n",
         "disk        1G\n",
         "keep image  yes\n",
         "outgoing    denied\n",
