@@ -10,12 +10,12 @@ use tokio::net::UnixListener;
 use tt_api::Client;
 use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess};
 use tt_api::server::{Api, ApiConfig, router, serve};
-use tt_api::views::{Checked, VerifyReport};
+use tt_api::views::VerifyReport;
 use tt_guest::session::Open;
 use tt_model::plan::Policy;
 use tt_model::{
-    EngineFacts, EnvSpec, ErrorCode, Host, HostId, Phase, Protocol, Refusal, StorageKind, VmId,
-    VmSpec, VmStatus, VmTemplate, feat,
+    EngineFacts, EnvSpec, ErrorCode, Host, HostId, Phase, Protocol, Refusal, Snapshot, StorageKind,
+    Vm, VmId, VmSpec, VmStatus, VmTemplate, feat,
 };
 use tt_store::Kv;
 use tt_store::memory::MemoryKv;
@@ -165,8 +165,12 @@ impl HostAccess for NoHost {
         Err(nothing(vm))
     }
 
-    fn verify(&self) -> Result<VerifyReport, Refusal> {
-        Ok(VerifyReport { findings: Vec::new(), checked: Checked { envs: 0, vms: 0 } })
+    fn frozen(&self, vm: &Vm, _snapshot: &Snapshot) -> Result<Vm, Refusal> {
+        Err(nothing(vm.id))
+    }
+
+    fn verify(&self, _repair: bool) -> Result<VerifyReport, Refusal> {
+        Ok(VerifyReport::default())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{Clock, Drivers, HostError, Metas, Next, Queue, SnapshotTaker, Visito
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tt_image::Catalogue;
 use tt_model::plan::Policy;
 use tt_model::{EnvId, HostId, VmId};
@@ -22,6 +22,9 @@ const WORKERS: usize = 16;
 const TAKERS: usize = 4;
 /// How often passed lifetimes are looked for: nobody's lifetime is off by more.
 const EXPIRE_TICK: Duration = Duration::from_millis(500);
+/// How long a repair waits for the visits that it causes, and how often it looks.
+const REPAIR_MAX: Duration = Duration::from_secs(5);
+const REPAIR_LOOK: Duration = Duration::from_millis(100);
 /// How often the host is compared with the records.
 const SWEEP_TICK: Duration = Duration::from_secs(30);
 
@@ -84,12 +87,19 @@ impl HostService {
         self.sweeper.verify()
     }
 
-    /// Compares the host with the records, clears at once what no record knows, visits every Vm,
-    /// and says what was wrong.
-    pub fn repair(&self) -> Result<Report, HostError> {
-        let report = self.sweeper.repair()?;
+    /// Compares the host with the records, clears at once what no record knows, and visits every
+    /// Vm. Answers what was wrong, and what still is after some seconds.
+    pub fn repair(&self) -> Result<(Report, Report), HostError> {
+        let before = self.sweeper.repair()?;
         self.sweeper.vms()?.into_iter().for_each(|id| self.vms.push(id));
-        Ok(report)
+        let begin = Instant::now();
+        loop {
+            let after = self.sweeper.verify()?;
+            if after.findings.is_empty() || begin.elapsed() > REPAIR_MAX {
+                return Ok((before, after));
+            }
+            std::thread::sleep(REPAIR_LOOK);
+        }
     }
 
     /// Finishes the visits under way and begins no more. Guests run on.

@@ -2,7 +2,8 @@
 //! pair of goals and every goal after the restart. Each time the next daemon reaches the goal,
 //! leaves nothing over, and a further visit does nothing.
 
-#[cfg(test)]
+#[path = "world/sweep.rs"]
+mod sweep;
 mod world;
 
 use tt_model::{Goal, SnapshotState, StorageKind};
@@ -67,7 +68,7 @@ fn death_at_every_step_of_a_create_converges() {
 
 #[test]
 fn a_member_that_fails_for_good_undoes_the_whole_env() {
-    for effect in world::CREATE_EFFECTS {
+    for effect in sweep::CREATE_EFFECTS {
         let world = World::new();
         world.create("shop", MEMBERS);
         world.fail_always(effect);
@@ -78,7 +79,7 @@ fn a_member_that_fails_for_good_undoes_the_whole_env() {
 
 #[test]
 fn a_failure_that_passes_is_survived() {
-    for effect in world::CREATE_EFFECTS {
+    for effect in sweep::CREATE_EFFECTS {
         let world = World::new();
         world.create("shop", MEMBERS);
         world.fail_times(effect, 2);

@@ -42,11 +42,43 @@ impl KeptImage {
             template: vm.template.clone(),
             storage: vm.storage,
             runtime_image: vm.runtime_image.clone(),
-            disks: vm.disks.clone(),
+            disks: needed(vm),
             base: vm.base.clone(),
             disk_size: vm.resource.disk_size,
             kept_timestamp: now,
             is_wanted: true,
+        }
+    }
+}
+
+/// The runtime image of `vm` and what it is layered on; disks of snapshots go with the Vm.
+fn needed(vm: &Vm) -> BTreeMap<u32, Disk> {
+    let mut needed = BTreeMap::new();
+    let mut next = Some(vm.epoch);
+    while let Some(epoch) = next.filter(|epoch| !needed.contains_key(epoch)) {
+        let parent = vm.disks.get(&epoch).and_then(|disk| disk.parent);
+        next = parent.filter(|_| vm.storage.is_layered());
+        needed.insert(epoch, Disk { parent: next });
+    }
+    needed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn only_disks_that_stay_are_named() {
+        let disk = |parent| Disk { parent };
+        for (storage, kept) in [
+            (StorageKind::File, BTreeMap::from([(3, disk(None))])),
+            (StorageKind::Qcow2, BTreeMap::from([(0, disk(None)), (3, disk(Some(0)))])),
+        ] {
+            let mut vm = sample::vm(7, "qemu", storage);
+            vm.disks.extend([(1, disk(Some(0))), (3, disk(Some(0)))]);
+            vm.epoch = 3;
+            assert_eq!(KeptImage::of(&vm, 1).disks, kept, "{storage:?}");
         }
     }
 }

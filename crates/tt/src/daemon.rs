@@ -190,7 +190,7 @@ fn choose_storage(config: &Config) -> Result<(StorageKind, String), DaemonError>
         StorageChoice::File => configured(StorageKind::File),
         StorageChoice::Qcow2 => configured(StorageKind::Qcow2),
         StorageChoice::Auto => {
-            let choice = tt_storage::choose(&config.data_dir)?;
+            let choice = tt_storage::choose(&config.data_dir, &config.qemu.binary)?;
             Ok((choice.kind, choice.reason))
         }
     }

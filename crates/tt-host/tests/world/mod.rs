@@ -5,30 +5,18 @@ mod kv;
 use kv::DyingKv;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tt_engine::fake::{FakeEngine, FakeWorld as FakeMachines};
+use tt_engine::fake::{FakeEngine, FakeWorld as FakeMachines, effect};
 use tt_engine::{Machine, VmEngine};
-use tt_host::{
-    Clock, Drivers, GuestControl, GuestState, Metas, Next, Queue, SnapshotTaker, Visitor,
-};
+use tt_host::{Clock, Drivers, GuestControl, GuestState, Metas, Queue, SnapshotTaker, Visitor};
 use tt_model::fault::{Fault, FaultHook, Moment};
-use tt_model::plan::{ApplyWorld, Policy, World as PlanWorld, needs, plan_apply, plan_env};
-use tt_model::plan::{plan_destroy, plan_snapshot};
-use tt_model::{
-    Env, EnvId, EnvSpec, Goal, Host, HostId, Instance, Layout, Refusal, SnapshotSpec,
-    SnapshotState, StorageKind, Vm, VmId, VmSpec, sample,
-};
+use tt_model::{EnvId, Host, HostId, Instance, Layout, StorageKind, Vm, VmId, sample};
 use tt_network::fake::{FakeNetwork, FakeWorld as FakeNets};
+use tt_storage::Storage;
 use tt_storage::fake::{FakeDisk, FakeStorage};
-use tt_store::Kv;
 use tt_store::memory::MemoryKv;
-use tt_store::tables::{Change, Committed, Tables};
-
-/// Side effects of a create, one of each driver.
-pub const CREATE_EFFECTS: [&str; 3] = ["image.", "net.", "machine."];
-
-/// Visits to one Vm after which it must have settled.
-const VISITS_MAX: u32 = 60;
+use tt_store::tables::{Change, Tables};
 
 /// When the daemon dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,37 +26,46 @@ pub enum Death {
     At(u32),
 }
 
+/// How the fakes behave towards the daemon.
 #[derive(Debug, Default)]
-struct Script {
-    steps: u32,
+pub struct Script {
+    /// Effects so far, each side counted.
+    pub steps: u32,
     die_at: Option<u32>,
-    is_dead: bool,
+    pub is_dead: bool,
+    /// This effect fails, if it can.
+    pub fail_at: Option<u32>,
     /// Effects that begin with this fail that many times more.
-    failing: Option<(&'static str, u32)>,
+    pub failing: Option<(&'static str, u32)>,
 }
 
+/// The names of the members that were told for each Env, with their addresses.
+pub type Names = BTreeMap<EnvId, Vec<(String, Ipv4Addr)>>;
+
+/// See the module.
 pub struct World {
-    kv: Arc<MemoryKv>,
+    pub kv: Arc<MemoryKv>,
     pub machines: Arc<FakeMachines>,
-    nets: Arc<Mutex<FakeNets>>,
+    pub nets: Arc<Mutex<FakeNets>>,
     pub disk: Arc<FakeDisk>,
-    script: Arc<Mutex<Script>>,
-    host: Host,
+    pub script: Arc<Mutex<Script>>,
+    pub clock: Arc<FakeClock>,
+    /// What the present daemon told the guests.
+    pub names: Arc<Mutex<Names>>,
+    /// Whose machine has ended.
+    pub woken: Arc<Mutex<BTreeSet<VmId>>>,
+    pub host: Host,
     /// Metas are files; these lie in memory.
-    dir: tempfile::TempDir,
+    pub dir: tempfile::TempDir,
 }
 
 /// A daemon on the world.
-struct Daemon {
-    visitor: Arc<Visitor>,
-    taker: SnapshotTaker,
+pub struct Daemon {
+    pub visitor: Arc<Visitor>,
+    pub taker: SnapshotTaker,
 }
 
 impl World {
-    pub fn new() -> Self {
-        Self::with(StorageKind::File)
-    }
-
     pub fn with(storage: StorageKind) -> Self {
         let world = Self {
             kv: Arc::new(MemoryKv::new()),
@@ -76,258 +73,68 @@ impl World {
             nets: Arc::default(),
             disk: FakeDisk::new(1 << 30),
             script: Arc::default(),
+            clock: Arc::new(FakeClock(AtomicU64::new(1_000_000))),
+            names: Arc::default(),
+            woken: Arc::default(),
             host: Host { storage, ..sample::host("fake") },
             dir: tempfile::tempdir_in("/dev/shm").unwrap(),
         };
-        let registered = Change::new().host(&world.host).unwrap();
-        world.tables().commit(&registered).unwrap();
+        world.register();
         world
     }
 
-    pub fn create(&self, name: &str, count: u32) {
-        let tables = self.tables();
-        let host = &self.host;
-        let vm = VmSpec {
-            count: Some(count),
-            ports: vec!["80".parse().unwrap()],
-            ..VmSpec::new("micro")
+    /// The host says what it is, as its daemon does when it starts.
+    pub fn register(&self) {
+        let registered = Change::new().host(&self.host).unwrap();
+        self.tables().commit(&registered).unwrap();
+    }
+
+    /// The next daemon begins to live, and dies as `death` says.
+    pub fn begin(&self, death: Death) {
+        reopen(&self.machines, &self.disk);
+        let mut script = self.script.lock().unwrap();
+        script.steps = 0;
+        script.is_dead = false;
+        script.die_at = match death {
+            Death::Never => None,
+            Death::At(step) => Some(step),
         };
-        let spec = EnvSpec { vms: vec![vm], ..EnvSpec::default() };
-        let needs = needs(&spec.vms);
-        let usage = tables.usage(host.id).unwrap();
-        let next_id = tables.next_id().unwrap();
-        let used = usage.clone().map(|row| row.value).unwrap_or_default();
-        let world = PlanWorld {
-            now: 1000,
-            policy: &Policy::default(),
-            host,
-            usage: &used,
-            next_id: next_id.as_ref().map_or(1, |row| row.value),
-            templates: &[("micro".to_owned(), sample::template("fake"))].into(),
-            images: &BTreeMap::new(),
-            free_addresses: &tables.free_addresses(host, 0, needs.addresses).unwrap(),
-            free_ports: &tables.free_ports(host, 0, needs.ports, |_| true).unwrap(),
-            random: &vec![7; needs.random_bytes],
-        };
-        let plan = plan_env(name, "k", &spec, &world).unwrap();
-        let change = Change::new().create_env(&plan, usage.as_ref(), next_id.as_ref()).unwrap();
-        assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
     }
 
-    /// Asks for a goal, as the API would; an Env that is ending or gone is left to it.
-    pub fn set_goal(&self, name: &str, goal: Goal) {
-        let planned = self.edit(name, |env, vms| {
-            match goal {
-                Goal::Gone => plan_destroy(env, vms),
-                goal => vms.iter_mut().for_each(|vm| vm.set_goal(goal, 0)),
-            }
-            Ok(())
-        });
-        planned.unwrap();
-    }
-
-    /// Wants a snapshot of the whole Env, with memory.
-    pub fn want_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Refusal> {
-        let spec = SnapshotSpec { name: snapshot.into(), life_time: None, with_memory: true };
-        self.edit(name, |env, vms| plan_snapshot(env, vms, &spec, &self.host, 1000, &policy()))
-    }
-
-    /// Applies a snapshot to the whole Env.
-    pub fn apply(&self, name: &str, snapshot: &str) -> Result<(), Refusal> {
-        let tables = self.tables();
-        let mut usage = tables.usage(self.host.id).unwrap().unwrap().value;
-        self.edit(name, |env, vms| {
-            let frozen: Vec<Vm> = vms
-                .iter()
-                .filter_map(|vm| vm.snapshots.get(snapshot))
-                .filter(|snapshot| snapshot.state == SnapshotState::Ready)
-                .map(|snapshot| self.metas().read(&snapshot.meta_path).unwrap())
-                .collect();
-            let policy = policy();
-            let world =
-                ApplyWorld { now: 1000, policy: &policy, host: &self.host, free_ports: &[] };
-            plan_apply(env, vms, &frozen, snapshot, &mut usage, &world)
-        })
-    }
-
-    /// Changes an Env and its members as `plan` says; one that is ending or gone is left to it.
-    pub fn edit(
-        &self,
-        name: &str,
-        plan: impl FnOnce(&mut Env, &mut [Vm]) -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        let tables = self.tables();
-        let Some(mut env) = tables.env_by_name(name).unwrap() else { return Ok(()) };
-        if env.value.is_ending {
-            return Ok(());
-        }
-        let mut rows = tables.vms_of(&env.value).unwrap();
-        let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
-        plan(&mut env.value, &mut vms)?;
-        rows.iter_mut().zip(vms).for_each(|(row, vm)| row.value = vm);
-        let change = Change::new().env(&env).unwrap().vms(&rows).unwrap();
-        assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
-        Ok(())
-    }
-
-    /// Lets every running guest change its memory and its disk.
-    pub fn change_all(&self, name: &str) {
-        for vm in self.members(name) {
-            if self.machines.tick(vm.id).is_some() {
-                assert!(self.disk.write(vm.id, vm.epoch));
-            }
-        }
-    }
-
-    /// Disk and memory of every member; memory only of those that have a machine.
-    pub fn contents(&self, name: &str) -> Vec<(Option<u64>, Option<u64>)> {
-        let content = |vm: &Vm| (self.disk.content(vm.id, vm.epoch), self.machines.content(vm.id));
-        self.members(name).iter().map(content).collect()
-    }
-
-    /// The members of an Env as recorded.
-    pub fn members(&self, name: &str) -> Vec<Vm> {
-        let tables = self.tables();
-        let env = tables.env_by_name(name).unwrap().unwrap();
-        tables.vms_of(&env.value).unwrap().into_iter().map(|row| row.value).collect()
-    }
-
-    pub fn fail_always(&self, effect: &'static str) {
-        self.fail_times(effect, u32::MAX);
-    }
-
-    pub fn fail_times(&self, effect: &'static str, times: u32) {
-        self.script.lock().unwrap().failing = Some((effect, times));
-    }
-
-    pub fn exit_all(&self, name: &str, clean: bool) {
-        let env = self.tables().env_by_name(name).unwrap().unwrap();
-        env.value.vm_set.iter().for_each(|id| self.machines.exit(*id, clean));
-    }
-
-    /// A daemon is started and visits every Vm until all have settled. Returns whether it died.
-    pub fn converge(&self, death: Death) -> bool {
-        {
-            let mut script = self.script.lock().unwrap();
-            script.steps = 0;
-            script.is_dead = false;
-            script.die_at = match death {
-                Death::Never => None,
-                Death::At(step) => Some(step),
-            };
-        }
-        let daemon = self.daemon();
-        for _ in 0..VISITS_MAX {
-            let mut is_settled = true;
-            for row in self.tables().vms().unwrap() {
-                // Every step twice: a visit that finds its work done does nothing.
-                for failures in 0..2 {
-                    let next = daemon.visitor.visit(row.value.id, failures);
-                    if self.script.lock().unwrap().is_dead {
-                        return true;
-                    }
-                    is_settled &= matches!(next, Next::Never) || matches!(next, Next::Settled(_));
-                }
-            }
-            for failures in 0..4 {
-                for row in self.tables().envs().unwrap() {
-                    is_settled &= daemon.taker.visit(row.value.id, failures) == Next::Never;
-                    if self.script.lock().unwrap().is_dead {
-                        return true;
-                    }
-                }
-            }
-            if is_settled && self.further_visit_does_nothing(&daemon) {
-                return false;
-            }
-        }
-        // A member that can not be made fails again and again until the Env is undone.
-        for _ in 0..VISITS_MAX {
-            for row in self.tables().vms().unwrap() {
-                daemon.visitor.visit(row.value.id, VISITS_MAX);
-            }
-        }
-        assert!(self.further_visit_does_nothing(&daemon), "it does not settle");
-        false
-    }
-
-    pub fn assert_settled(&self, name: &str, goal: Goal) {
-        let tables = self.tables();
-        let env = tables.env_by_name(name).unwrap();
-        if goal == Goal::Gone {
-            assert!(env.is_none(), "{name} should be gone");
-            if tables.envs().unwrap().is_empty() {
-                self.assert_empty();
-            }
-            return;
-        }
-        let env = env.unwrap_or_else(|| panic!("{name} should be {goal:?}")).value;
-        assert!(env.is_created);
-        let members: BTreeSet<VmId> = env.vm_set.clone();
-        assert_eq!(members.len(), 2);
-        let nets = self.nets.lock().unwrap().clone();
-        assert_eq!(nets.namespaces.get(&env.id), Some(&members));
-        for id in members {
-            let disks = tables.vm(id).unwrap().unwrap().value.disks;
-            let images = self.disk.images_of(id);
-            assert_eq!(images.keys().collect::<Vec<_>>(), disks.keys().collect::<Vec<_>>());
-            let machine = self.machines.machine(id);
-            let expected = match goal {
-                Goal::Running => Machine::Running,
-                Goal::Paused => Machine::Paused,
-                _ => Machine::Absent,
-            };
-            assert_eq!(machine, expected, "{name} to {goal:?}");
-        }
-    }
-
-    fn assert_empty(&self) {
-        assert!(self.machines.is_empty());
-        assert!(self.disk.is_empty());
-        let nets = self.nets.lock().unwrap().clone();
-        assert_eq!(nets, FakeNets { host: true, ..FakeNets::default() });
-        let left = self.kv.range("", None, 100).unwrap().entries;
-        let keys: Vec<_> = left.iter().map(|entry| entry.key.as_str()).collect();
-        assert_eq!(keys, ["host/0000000000000001", "next-id", "usage/0000000000000001"]);
-        let usage = self.tables().usage(HostId(1)).unwrap().unwrap().value;
-        assert_eq!((usage.vm_num, usage.mem_size), (0, 0));
-        let metas = std::fs::read_dir(self.dir.path().join("meta"));
-        let left: Vec<_> = metas.into_iter().flatten().collect();
-        assert!(left.is_empty(), "{left:?}");
-    }
-
-    fn further_visit_does_nothing(&self, daemon: &Daemon) -> bool {
-        let revision = self.tables().revision().unwrap();
-        let steps = self.script.lock().unwrap().steps;
-        for row in self.tables().vms().unwrap() {
-            daemon.visitor.visit(row.value.id, 0);
-        }
-        revision == self.tables().revision().unwrap() && steps == self.script.lock().unwrap().steps
-    }
-
-    fn tables(&self) -> Tables {
+    pub fn tables(&self) -> Tables {
         Tables::new(self.kv.clone())
     }
 
-    fn daemon(&self) -> Daemon {
+    /// The records as a daemon has them: it can die at each commit.
+    pub fn dying_tables(&self) -> Tables {
+        Tables::new(Arc::new(DyingKv { inner: self.kv.clone(), hook: self.hook() }))
+    }
+
+    /// The drivers of one daemon.
+    pub fn drivers(&self) -> Drivers {
         let hook = self.hook();
         let engine = FakeEngine::new(self.machines.clone(), hook.clone());
-        engine.init(Arc::new(|_| {}));
-        let network = FakeNetwork::new(self.nets.clone(), hook.clone());
-        // Setting the host up is not what is swept here.
+        let woken = self.woken.clone();
+        engine.init(Arc::new(move |id| {
+            woken.lock().unwrap().insert(id);
+        }));
+        // Setting the host up is not what is tested here.
         self.nets.lock().unwrap().host = true;
-        let drivers = Drivers {
+        Drivers {
             engines: vec![Arc::new(engine)],
             storages: vec![Arc::new(
                 FakeStorage::new(self.disk.clone(), hook.clone()).with_kind(self.host.storage),
             )],
-            network: Arc::new(network),
-        };
-        let kv = DyingKv { inner: self.kv.clone(), hook };
-        let guests = FakeGuests { machines: self.machines.clone() };
-        let tables = Tables::new(Arc::new(kv));
+            network: Arc::new(FakeNetwork::new(self.nets.clone(), hook)),
+        }
+    }
+
+    pub fn daemon(&self, drivers: Drivers) -> Daemon {
+        self.names.lock().unwrap().clear();
+        let guests = FakeGuests { machines: self.machines.clone(), names: self.names.clone() };
+        let tables = self.dying_tables();
         let snapshots = Arc::new(Queue::new());
-        let clock = Arc::new(StoppedClock);
+        let clock = self.clock.clone();
         let visitor = Arc::new(Visitor::new(
             tables.clone(),
             drivers,
@@ -341,14 +148,21 @@ impl World {
         Daemon { visitor, taker }
     }
 
-    fn metas(&self) -> Metas {
+    pub fn metas(&self) -> Metas {
         let data = self.dir.path().to_owned();
         Metas::new(&Layout { run: data.join("run"), data, instance: Instance(1) })
     }
 
     fn hook(&self) -> FaultHook {
-        let script = self.script.clone();
+        let (script, machines, disk) =
+            (self.script.clone(), self.machines.clone(), self.disk.clone());
         Arc::new(move |moment, effect| {
+            if moment == Moment::After && effect.starts_with("machine.") {
+                reopen(&machines, &disk);
+                if effect == effect::UPDATE {
+                    grow(&machines, &disk);
+                }
+            }
             let mut script = script.lock().unwrap();
             if script.is_dead {
                 return Fault::Die;
@@ -357,6 +171,9 @@ impl World {
             if Some(script.steps) == script.die_at {
                 script.is_dead = true;
                 return Fault::Die;
+            }
+            if Some(script.steps) == script.fail_at {
+                return Fault::Fail;
             }
             match &mut script.failing {
                 Some((prefix, times))
@@ -371,16 +188,51 @@ impl World {
     }
 }
 
+/// Lets each machine have the disk open that it was made with or switched to, and no other one.
+fn reopen(machines: &FakeMachines, disk: &Arc<FakeDisk>) {
+    for (id, epoch) in open_epochs(machines, disk) {
+        match epoch {
+            Some(epoch) => disk.open(id, epoch),
+            None => disk.close(id),
+        }
+    }
+}
+
+/// An engine that lets a guest see a larger disk has made the disk larger.
+fn grow(machines: &FakeMachines, disk: &Arc<FakeDisk>) {
+    for (id, epoch) in open_epochs(machines, disk) {
+        if let (Some(epoch), Some(size_mb)) = (epoch, machines.disk_mb(id)) {
+            disk.grow(id, epoch, size_mb);
+        }
+    }
+}
+
+fn open_epochs(machines: &FakeMachines, disk: &Arc<FakeDisk>) -> Vec<(VmId, Option<u32>)> {
+    let ids = FakeStorage::reliable(disk.clone()).images().unwrap();
+    ids.into_iter().map(|id| (id, open_epoch(machines, id))).collect()
+}
+
+/// The epoch of the disk that the machine of `id` writes to, if it has a process.
+pub fn open_epoch(machines: &FakeMachines, id: VmId) -> Option<u32> {
+    let image = machines.image(id)?;
+    image.rsplit_once('/')?.1.split_once('.')?.0.parse().ok()
+}
+
 /// Guests that are ready as soon as their machine runs.
 #[derive(Debug)]
 struct FakeGuests {
     machines: Arc<FakeMachines>,
+    names: Arc<Mutex<Names>>,
 }
 
 impl GuestControl for FakeGuests {
-    fn set_names(&self, _env: EnvId, _members: &[(String, Ipv4Addr)]) {}
+    fn set_names(&self, env: EnvId, members: &[(String, Ipv4Addr)]) {
+        self.names.lock().unwrap().insert(env, members.to_vec());
+    }
 
-    fn forget_names(&self, _env: EnvId) {}
+    fn forget_names(&self, env: EnvId) {
+        self.names.lock().unwrap().remove(&env);
+    }
 
     fn ensure(&self, vm: &Vm) -> GuestState {
         match self.machines.machine(vm.id) {
@@ -400,15 +252,12 @@ impl GuestControl for FakeGuests {
     fn erase(&self, _id: VmId) {}
 }
 
+/// A clock that moves when a test moves it; milliseconds since the epoch.
 #[derive(Debug)]
-struct StoppedClock;
+pub struct FakeClock(pub AtomicU64);
 
-impl Clock for StoppedClock {
+impl Clock for FakeClock {
     fn now_ms(&self) -> u64 {
-        1_000_000
+        self.0.load(Ordering::SeqCst)
     }
-}
-
-fn policy() -> Policy {
-    Policy { mgmt_interval: 0, ..Policy::default() }
 }

@@ -88,8 +88,11 @@ impl HostAccess for LocalHost {
     }
 
     fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal> {
-        let report = if repair { self.service.repair() } else { self.service.verify() };
-        let report = report.map_err(|error| {
+        let looked = match repair {
+            true => self.service.repair(),
+            false => self.service.verify().map(|report| (tt_host::Report::default(), report)),
+        };
+        let (before, after) = looked.map_err(|error| {
             Refusal::new(
                 ErrorCode::Host,
                 "verify",
@@ -97,13 +100,19 @@ impl HostAccess for LocalHost {
                 "look at the daemon's log",
             )
         })?;
-        let findings = report.findings.into_iter().map(|finding| Finding {
-            kind: finding.kind.name().to_owned(),
-            name: if finding.is_stray { "stray" } else { "wrong" }.to_owned(),
-            what: finding.what,
-            id: Some(finding.id),
-        });
-        let checked = Checked { envs: report.env_num, vms: report.vm_num };
-        Ok(VerifyReport { findings: findings.collect(), checked })
+        let checked = Checked { envs: after.env_num, vms: after.vm_num };
+        let mended = before.findings.into_iter().filter(|found| !after.findings.contains(found));
+        let repaired = mended.map(finding).collect();
+        let findings = after.findings.iter().cloned().map(finding).collect();
+        Ok(VerifyReport { findings, repaired, checked })
+    }
+}
+
+fn finding(found: tt_host::Finding) -> Finding {
+    Finding {
+        kind: found.kind.name().to_owned(),
+        name: if found.is_stray { "stray" } else { "wrong" }.to_owned(),
+        what: found.what,
+        id: Some(found.id),
     }
 }
