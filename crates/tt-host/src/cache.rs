@@ -18,11 +18,17 @@ pub(crate) struct MetaCache {
     metas: Metas,
     vms: Mutex<HashMap<VmId, Revision>>,
     envs: Mutex<HashMap<EnvId, Revision>>,
+    /// Members of one Env are visited at once; those of Envs that share a place wait in turn.
+    turns: [Mutex<()>; TURNS],
 }
+
+/// Envs whose metas can be written at once.
+const TURNS: usize = 16;
 
 impl MetaCache {
     pub(crate) fn new(metas: Metas) -> Self {
-        Self { metas, vms: Mutex::default(), envs: Mutex::default() }
+        let turns = std::array::from_fn(|_| Mutex::default());
+        Self { metas, vms: Mutex::default(), envs: Mutex::default(), turns }
     }
 
     /// The metas themselves.
@@ -34,7 +40,9 @@ impl MetaCache {
     /// that are gone.
     pub(crate) fn follow(&self, vm: &Row<Vm>, env: &Row<Env>) -> Result<(), MetaError> {
         let id = vm.value.id;
+        let turn = lock(&self.turns[env.value.id.0 as usize % TURNS]);
         self.write(&self.envs, env.value.id, env, &names::env_meta(env.value.id))?;
+        drop(turn);
         let latest = names::latest_meta(id);
         if !self.write(&self.vms, id, vm, &latest)? {
             return Ok(());
