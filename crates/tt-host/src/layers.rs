@@ -9,7 +9,7 @@ use crate::meta::MetaError;
 use crate::{Clock, Layer, Pause};
 use std::error::Error;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tt_engine::{EngineError, VmEngine};
 use tt_model::{ErrorCode, Goal, Phase, StopMode, Trouble, Vm};
 use tt_network::{Network, NetworkError};
@@ -17,6 +17,9 @@ use tt_storage::{Storage, StorageError};
 
 /// A safety look behind an event that should come: the end of a process, the word of a guest.
 const EVENT_OVERDUE: Duration = Duration::from_secs(2);
+
+/// How long a killed machine is waited for that another one is to replace.
+const DYING_MAX: Duration = Duration::from_secs(1);
 
 /// The drivers of a host.
 #[derive(Clone, Debug)]
@@ -116,8 +119,7 @@ impl Layer for Machine<'_> {
     fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
         use tt_engine::Machine as Seen;
         let seen = match self.look(vm)? {
-            // Another one is to take its place, so it ends without a question.
-            Seen::Outdated => self.end(vm)?,
+            Seen::Outdated => self.replace(vm)?,
             seen => seen,
         };
         match seen {
@@ -189,7 +191,21 @@ impl Machine<'_> {
         self.engine.stop_vm(vm, mode).map_err(|e| engine_pause(ErrorCode::StopVm, e))
     }
 
-    /// Kills the machine and removes what it leaves; waits for its end.
+    /// Ends a machine of an earlier incarnation without a question: another one takes its place,
+    /// and its guest should not have to wait for longer than a process takes to die.
+    fn replace(&self, vm: &Vm) -> Result<tt_engine::Machine, Pause> {
+        let begin = Instant::now();
+        loop {
+            match self.end(vm) {
+                Err(Pause::Wait(_)) if begin.elapsed() < DYING_MAX => {
+                    std::thread::sleep(DYING_MAX / 200);
+                }
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Kills the machine and removes what it leaves; its end is an event.
     fn end(&self, vm: &Vm) -> Result<tt_engine::Machine, Pause> {
         if self.look(vm)? != tt_engine::Machine::Absent {
             self.stop(vm, StopMode::Kill)?;

@@ -22,7 +22,7 @@ impl fmt::Display for Instance {
 pub struct Layout {
     /// What outlives a reboot (`/var/lib/tt`).
     pub data: PathBuf,
-    /// Sockets, RAM files, namespaces (`/run/tt`).
+    /// Sockets and namespaces (`/run/tt`).
     pub run: PathBuf,
     /// In every name that is not below these two directories.
     pub instance: Instance,
@@ -116,16 +116,6 @@ impl Layout {
     /// The bounded log of the serial console.
     pub fn console_log(&self, id: VmId) -> PathBuf {
         self.data.join("logs").join(format!("{id}.console"))
-    }
-
-    /// The mount of TT's own tmpfs, where guests' memory lies.
-    pub fn ram_dir(&self) -> PathBuf {
-        self.run.join("ram")
-    }
-
-    /// The file behind a guest's memory.
-    pub fn ram(&self, id: VmId) -> PathBuf {
-        self.ram_dir().join(id.to_string())
     }
 
     /// The directory of the Envs' network namespaces.

@@ -78,3 +78,35 @@ fn probe_reflink(dir: &Path) -> io::Result<bool> {
         Err(e) => Err(e.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_by_path_or_by_name() {
+        for (program, want) in [
+            ("sh", true),
+            ("/bin/sh", true),
+            ("/bin", false),
+            ("/bin/no-such-program", false),
+            ("no-such-program", false),
+            ("./sh", false),
+            ("", false),
+        ] {
+            assert_eq!(is_installed(program.as_ref()), want, "{program:?}");
+        }
+    }
+
+    #[test]
+    fn copies_are_the_last_resort() {
+        for (reflink, qemu, want) in [
+            (true, true, StorageKind::File),
+            (true, false, StorageKind::File),
+            (false, true, StorageKind::Qcow2),
+            (false, false, StorageKind::File),
+        ] {
+            assert_eq!(decide(reflink, qemu).kind, want);
+        }
+    }
+}

@@ -110,7 +110,7 @@ pub struct ConfigArgs {
     /// What outlives a reboot: records, templates, disks [default: /var/lib/tt]
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
-    /// Sockets, memory, namespaces [default: /run/tt]. With --data it moves everything, so that daemons can run side by
+    /// Sockets and namespaces [default: /run/tt]. With --data it moves everything, so that daemons can run side by
     /// side
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! Tests of the fake.
 
 use super::*;
-use crate::conformance::{self, DISK_MB, Rig, vm};
+use crate::conformance::{self, DISK_MB, Life, Rig, vm};
 use std::sync::atomic::AtomicUsize;
 use tt_model::Layout;
 
@@ -64,29 +64,105 @@ fn random_lives_keep_every_content() {
     }
 }
 
-#[test]
-fn it_converges_after_dying_at_any_side() {
-    let vm = vm(1, StorageKind::File);
-    // Two effects of a create, one of a destroy, each with two sides.
-    for dies_at in 0..6 {
-        let asked = AtomicUsize::new(0);
-        let hook: FaultHook = Arc::new(move |_, _| {
-            if asked.fetch_add(1, Ordering::SeqCst) == dies_at { Fault::Die } else { Fault::None }
-        });
-        let storage = FakeStorage::new(FakeDisk::new(1 << 20), hook);
-        let first = storage.create_image(&vm).and_then(|()| storage.destroy_image(&vm));
-        assert!(matches!(first, Err(StorageError::Died { .. })), "{dies_at}");
-        for later in
-            [storage.images().map(drop), storage.space().map(drop), storage.create_image(&vm)]
-        {
-            assert!(matches!(later, Err(StorageError::Died { .. })), "{dies_at}");
-        }
-        storage.revive();
-        storage.create_image(&vm).unwrap();
-        assert_eq!(storage.disk().images_of(vm.id)[&0].size_mb, DISK_MB);
-        storage.destroy_image(&vm).unwrap();
-        assert!(storage.disk().is_empty());
+/// The records of a life, one after the other.
+fn records(kind: StorageKind) -> Vec<Vm> {
+    let world = World { disk: FakeDisk::new(8 << 20), kind };
+    let mut life = Life::new(&world, 1);
+    let mut records = vec![life.vm.clone()];
+    life.grow(1);
+    records.push(life.vm.clone());
+    for name in ["a", "b"] {
+        assert!(life.plan_take(name));
+        records.push(life.vm.clone());
+        life.take_planned(name);
+        records.push(life.vm.clone());
     }
+    life.plan_apply("a");
+    records.push(life.vm.clone());
+    life.apply_planned("a");
+    life.drop("b");
+    records.push(life.vm.clone());
+    records
+}
+
+/// What a daemon does about a record.
+fn match_record(storage: &FakeStorage, vm: &Vm) -> Result<(), StorageError> {
+    match vm.wanted_snapshots().next() {
+        Some(snapshot) => storage.create_snapshot(vm, snapshot),
+        None => storage.create_image(vm),
+    }?;
+    storage.destroy_snapshot(vm)
+}
+
+#[test]
+fn it_converges_after_dying_at_any_side_of_any_effect() {
+    for kind in [StorageKind::File, StorageKind::Qcow2] {
+        let records = records(kind);
+        let mut died_at = BTreeSet::new();
+        for dies_at in 0.. {
+            let asked = AtomicUsize::new(0);
+            let hook: FaultHook = Arc::new(move |_, _| {
+                let is_due = asked.fetch_add(1, Ordering::SeqCst) == dies_at;
+                if is_due { Fault::Die } else { Fault::None }
+            });
+            let storage = FakeStorage::new(FakeDisk::new(1 << 20), hook).with_kind(kind);
+            let mut deaths = 0;
+            // A daemon that died is started again and does the same.
+            let mut act = |act: &dyn Fn() -> Result<(), StorageError>| {
+                if let Err(StorageError::Died { effect }) = act() {
+                    assert!(matches!(storage.images(), Err(StorageError::Died { .. })));
+                    died_at.insert(effect);
+                    deaths += 1;
+                    storage.revive();
+                    act().unwrap();
+                }
+            };
+            for vm in &records {
+                act(&|| match_record(&storage, vm));
+                let disks = storage.disk().images_of(vm.id);
+                assert!(disks.keys().eq(vm.disks.keys()), "{dies_at}: {disks:?} {:?}", vm.disks);
+                for epoch in disks.keys() {
+                    let content = storage.disk().content(vm.id, *epoch);
+                    assert_eq!(content, Some(disk::of_template("sample")), "{dies_at}");
+                }
+            }
+            let last = &records[records.len() - 1];
+            act(&|| storage.keep_image(last).map(|kept| assert!(kept)));
+            assert!(storage.disk().content(last.id, last.epoch).is_some());
+            act(&|| storage.destroy_image(last));
+            assert!(storage.disk().is_empty());
+            if deaths == 0 {
+                break;
+            }
+        }
+        let all = [
+            effect::COMMIT,
+            effect::CREATE,
+            effect::DESTROY,
+            effect::DROP,
+            effect::GROW,
+            effect::KEEP,
+            effect::SNAPSHOT,
+        ];
+        assert!(died_at.iter().eq(all.iter()), "{died_at:?}");
+    }
+}
+
+#[test]
+fn what_a_machine_has_open_is_grown_by_its_engine() {
+    let storage = FakeStorage::reliable(FakeDisk::new(1 << 20));
+    let mut vm = vm(1, StorageKind::File);
+    storage.create_image(&vm).unwrap();
+    storage.disk().open(vm.id, vm.epoch);
+    vm.resource.disk_size += 1;
+    let error = storage.create_image(&vm);
+    assert!(matches!(error, Err(StorageError::InUse { .. })), "{error:?}");
+    storage.disk().grow(vm.id, vm.epoch, vm.resource.disk_size);
+    storage.create_image(&vm).unwrap();
+    storage.disk().close(vm.id);
+    vm.resource.disk_size += 1;
+    storage.create_image(&vm).unwrap();
+    assert_eq!(storage.disk().images_of(vm.id)[&0].size_mb, DISK_MB + 2);
 }
 
 #[test]

@@ -42,6 +42,12 @@ fn conforms_on_this_file_system() {
 }
 
 #[test]
+fn conforms_on_ext4() {
+    let Some(ext4) = mount(&EXT4, 512, "conforms_on_ext4") else { return };
+    suite(&ext4.path(), "conforms_on_ext4");
+}
+
+#[test]
 fn conforms_and_shares_blocks_on_xfs() {
     let Some(xfs) = mount(&XFS, 512, "conforms_and_shares_blocks_on_xfs") else {
         return;

@@ -64,7 +64,7 @@ pub(super) fn claim_run(run: &Path, instance: Instance) -> Result<std::fs::File,
     let mut owner = String::new();
     file.read_to_string(&mut owner).map_err(failed)?;
     let is_ours = owner.trim() == instance.to_string();
-    if !is_ours && ["vm", "ram", "netns"].iter().any(|part| holds_any(&run.join(part))) {
+    if !is_ours && ["vm", "netns"].iter().any(|part| holds_any(&run.join(part))) {
         return Err(refused());
     }
     file.set_len(0).map_err(failed)?;

@@ -1,0 +1,505 @@
+//! What should be, as plain values: the reference that the daemon's work is compared with. It knows
+//! no disks, processes, records or deaths, only what a user was promised.
+
+use crate::action::{Action, ENVS, Step, Target, has_machine};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use tt_model::{
+    AtEnd, EnvId, EnvSpec, Goal, InnerPort, MachineSize, SnapshotSpec, StopMode, VmId, VmSpec,
+    VmUpdate,
+};
+
+/// Seconds in a day: what an Env lives that asks for nothing.
+const DAY: u64 = 24 * 3600;
+/// Longest lifetime, in seconds.
+const LIFE_MAX: u64 = 30 * DAY;
+/// How long a guest may take to shut down, in seconds.
+const GRACE: u64 = 20;
+/// CPUs of the host.
+const CPU_MAX: u16 = 4;
+/// Least memory of a machine, in MB.
+const MEM_MIN: u32 = 32;
+/// The disk of the template, in MB.
+const TEMPLATE_MB: u32 = 64;
+
+/// What was ever written to a disk, as a number that no other history has. 0: the template's.
+pub type Content = u64;
+
+/// A host and all that users have on it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// Seconds since the epoch.
+    pub now: u64,
+    pub next_id: u64,
+    pub envs: BTreeMap<String, Env>,
+    pub images: BTreeMap<VmId, Image>,
+    /// How often a guest wrote to a disk.
+    writes: u64,
+    /// How often a guest changed its memory.
+    ticks: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Env {
+    pub id: EnvId,
+    pub end: u64,
+    pub at_end: AtEnd,
+    pub is_stopped: bool,
+    pub denies: bool,
+    pub vms: BTreeMap<VmId, Vm>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Vm {
+    pub name: String,
+    pub goal: Goal,
+    pub now: Moment,
+    /// Until then a guest that switches itself off obeys an order.
+    pub grace_end: u64,
+    pub base: Option<VmId>,
+    pub snapshots: BTreeMap<String, Frozen>,
+}
+
+/// All of a Vm that a snapshot freezes.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    pub disk: Content,
+    /// The memory of its machine, or what the next one begins from: the last tick that it saw, 0
+    /// after a boot.
+    pub memory: Option<u64>,
+    /// What its machine is made with.
+    pub machine: MachineSize,
+    /// What is wanted.
+    pub size: MachineSize,
+    pub disk_mb: u32,
+    pub ports: BTreeSet<InnerPort>,
+    pub blacklist: BTreeSet<Ipv4Addr>,
+    pub denies: bool,
+    pub keeps: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Frozen {
+    pub moment: Moment,
+    /// Seconds since the epoch.
+    pub end: Option<u64>,
+}
+
+/// A disk that outlived its Vm.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub disk: Content,
+    pub disk_mb: u32,
+    pub base: Option<VmId>,
+}
+
+impl Model {
+    pub fn new(now: u64) -> Self {
+        let (envs, images) = (BTreeMap::new(), BTreeMap::new());
+        Self { now, next_id: 1, envs, images, writes: 0, ticks: 0 }
+    }
+
+    /// Whom a step is about, and what is done: where there is no Env, nothing but a new one can be.
+    pub fn resolve(&self, step: &Step, otherwise: &EnvSpec) -> (Target, Action) {
+        let of_env = !matches!(
+            step.action,
+            Action::TimePasses(_)
+                | Action::RemoveImage
+                | Action::PowerFails
+                | Action::StoreIsLost
+                | Action::Create(_)
+        );
+        let mut action = match self.envs.is_empty() && of_env {
+            true => Action::Create(otherwise.clone()),
+            false => step.action.clone(),
+        };
+        let pick = |number: u8, len: usize| usize::from(number) % len.max(1);
+        let living = self.envs.keys().nth(pick(step.env, self.envs.len()));
+        let slot = ENVS[pick(step.env, ENVS.len())].to_owned();
+        let env = match action {
+            Action::Create(_) => slot,
+            _ => living.cloned().unwrap_or(slot),
+        };
+        let members = self.envs.get(&env).map(|env| &env.vms);
+        let names: Vec<_> = members.into_iter().flatten().map(|(_, vm)| vm.name.clone()).collect();
+        let needs_one = matches!(action, Action::Rm | Action::Update(_));
+        let number = step.vm.or(needs_one.then_some(0));
+        let vm = number.and_then(|number| names.get(pick(number, names.len())).cloned());
+        let image = self.images.keys().nth(pick(step.image, self.images.len())).copied();
+        match &mut action {
+            Action::Create(spec) => spec.vms.iter_mut().for_each(|vm| choose(vm, image)),
+            Action::Add(spec) => choose(spec, image),
+            _ => {}
+        }
+        (Target { env, vm, image: image.unwrap_or(VmId(0)) }, action)
+    }
+
+    /// Does what happens. Answers whether it was accepted; otherwise nothing has changed.
+    pub fn act(&mut self, at: &Target, action: &Action) -> bool {
+        let accepted = match action {
+            Action::Create(spec) => self.create(&at.env, spec),
+            Action::Destroy => self.destroy(&at.env),
+            Action::Extend(more) => self.extend(&at.env, *more),
+            Action::Add(spec) => self.add(&at.env, spec),
+            Action::Rm => self.rm(at),
+            Action::Update(update) => self.update(at, update),
+            Action::Stop(mode) => self.stop(at, *mode),
+            Action::Start => self.start(at),
+            Action::Snapshot(spec) => self.snapshot(at, spec),
+            Action::DropSnapshot(name) => self.drop_snapshot(at, name),
+            Action::Apply(name) => self.apply(at, name),
+            Action::Outgoing { deny } => self.outgoing(at, *deny),
+            Action::RemoveImage => self.remove_image(at.image),
+            Action::TimePasses(seconds) => {
+                self.now += seconds;
+                Some(())
+            }
+            Action::GuestWorks { disk } => self.guests_work(at, *disk),
+            Action::GuestPowersOff => self.power_off(at),
+            Action::MachineCrashes => {
+                self.with(at, |vm| vm.end_machine());
+                Some(())
+            }
+            Action::PowerFails => {
+                self.all_vms().for_each(Vm::end_machine);
+                Some(())
+            }
+            Action::StoreIsLost => {
+                self.forget_ids();
+                Some(())
+            }
+        };
+        self.end_what_is_over();
+        // What has to run and has no memory to begin from boots.
+        for vm in self.all_vms().filter(|vm| has_machine(vm.goal)) {
+            vm.now.memory.get_or_insert(0);
+        }
+        accepted.is_some()
+    }
+
+    fn create(&mut self, name: &str, spec: &EnvSpec) -> Option<()> {
+        if self.envs.contains_key(name) {
+            return None;
+        }
+        let life = spec.life_time.unwrap_or(DAY);
+        let mut env = Env {
+            id: EnvId(self.take_id()),
+            end: self.now + life,
+            at_end: spec.at_end,
+            is_stopped: false,
+            denies: spec.deny_outgoing,
+            vms: BTreeMap::new(),
+        };
+        for vm in &spec.vms {
+            let new = self.member(vm, env.denies, &spec.net_blacklist);
+            env.vms.insert(VmId(self.take_id()), new);
+        }
+        self.envs.insert(name.to_owned(), env);
+        Some(())
+    }
+
+    fn member(&self, spec: &VmSpec, denies: bool, blacklist: &[Ipv4Addr]) -> Vm {
+        let image = spec.image.and_then(|id| self.images.get(&id));
+        let machine = MachineSize { cpu_num: 1, mem_size: 128 };
+        let now = Moment {
+            disk: image.map_or(0, |image| image.disk),
+            memory: None,
+            machine,
+            size: machine,
+            disk_mb: image.map_or(TEMPLATE_MB, |image| image.disk_mb),
+            ports: spec.ports.iter().copied().collect(),
+            blacklist: spec.net_blacklist.iter().chain(blacklist).copied().collect(),
+            denies,
+            keeps: spec.keep_image,
+        };
+        let name = spec.name.clone().unwrap();
+        let (base, snapshots) = (spec.image, BTreeMap::new());
+        Vm { name, goal: Goal::Running, now, grace_end: 0, base, snapshots }
+    }
+
+    fn destroy(&mut self, env: &str) -> Option<()> {
+        let env = self.envs.remove(env)?;
+        env.vms.into_iter().for_each(|(id, vm)| self.gone(id, vm));
+        Some(())
+    }
+
+    fn extend(&mut self, env: &str, more: u64) -> Option<()> {
+        let now = self.now;
+        let env = self.envs.get_mut(env)?;
+        let end = env.end.max(now) + more;
+        if more > LIFE_MAX || end - now > LIFE_MAX {
+            return None;
+        }
+        env.end = end;
+        Some(())
+    }
+
+    fn add(&mut self, name: &str, spec: &VmSpec) -> Option<()> {
+        let env = self.envs.get(name)?;
+        let is_taken = env.vms.values().any(|vm| Some(&vm.name) == spec.name.as_ref());
+        if is_taken || env.end <= self.now {
+            return None;
+        }
+        let new = self.member(spec, env.denies, &[]);
+        let id = VmId(self.take_id());
+        self.envs.get_mut(name)?.vms.insert(id, new);
+        Some(())
+    }
+
+    fn rm(&mut self, at: &Target) -> Option<()> {
+        let env = self.envs.get_mut(&at.env)?;
+        let id = env.find(at)?;
+        if env.vms.len() == 1 {
+            return None;
+        }
+        let vm = env.vms.remove(&id)?;
+        self.gone(id, vm);
+        Some(())
+    }
+
+    fn update(&mut self, at: &Target, update: &VmUpdate) -> Option<()> {
+        let env = self.envs.get_mut(&at.env)?;
+        let id = env.find(at)?;
+        let others = env.vms.iter().filter(|(other, _)| **other != id);
+        let is_taken = others.into_iter().any(|(_, vm)| Some(&vm.name) == update.name.as_ref());
+        let vm = env.vms.get_mut(&id)?;
+        let cpu_num = update.cpu_num.unwrap_or(vm.now.size.cpu_num);
+        let mem_size = update.mem_size.unwrap_or(vm.now.size.mem_size);
+        let disk_mb = update.disk_size.unwrap_or(vm.now.disk_mb);
+        if is_taken || cpu_num > CPU_MAX || mem_size < MEM_MIN || disk_mb < vm.now.disk_mb {
+            return None;
+        }
+        vm.name = update.name.clone().unwrap_or(vm.name.clone());
+        vm.now.size = MachineSize { cpu_num, mem_size };
+        vm.now.disk_mb = disk_mb;
+        if let Some(ports) = &update.ports {
+            vm.now.ports = ports.iter().copied().collect();
+        }
+        if let Some(list) = &update.net_blacklist {
+            vm.now.blacklist = list.iter().copied().collect();
+        }
+        vm.now.keeps = update.keep_image.unwrap_or(vm.now.keeps);
+        vm.now.denies = update.deny_outgoing.unwrap_or(vm.now.denies);
+        if vm.goal == Goal::Stopped {
+            vm.now.machine = vm.now.size;
+        }
+        Some(())
+    }
+
+    fn stop(&mut self, at: &Target, mode: Option<StopMode>) -> Option<()> {
+        let now = self.now;
+        let env = self.envs.get_mut(&at.env)?;
+        let ids = env.ids(at);
+        let is_whole = ids.len() == env.vms.len();
+        if mode == Some(StopMode::Pause) && !ids.iter().all(|id| has_machine(env.vms[id].goal)) {
+            return None;
+        }
+        ids.iter().for_each(|id| env.vms.get_mut(id).unwrap().stop(mode, now));
+        env.is_stopped |= is_whole;
+        Some(())
+    }
+
+    fn start(&mut self, at: &Target) -> Option<()> {
+        let env = self.living(at)?;
+        for id in env.ids(at) {
+            let vm = env.vms.get_mut(&id)?;
+            if vm.goal == Goal::Stopped {
+                vm.now.machine = vm.now.size;
+            }
+            vm.goal = Goal::Running;
+        }
+        env.is_stopped = false;
+        Some(())
+    }
+
+    fn snapshot(&mut self, at: &Target, spec: &SnapshotSpec) -> Option<()> {
+        let end = spec.life_time.map(|life| self.now + life);
+        let env = self.envs.get_mut(&at.env)?;
+        let ids = env.ids(at);
+        if ids.iter().any(|id| env.vms[id].snapshots.contains_key(&spec.name)) {
+            return None;
+        }
+        for id in ids {
+            let vm = env.vms.get_mut(&id)?;
+            let memory = vm.now.memory.filter(|_| spec.with_memory);
+            let moment = Moment { memory, ..vm.now.clone() };
+            vm.snapshots.insert(spec.name.clone(), Frozen { moment, end });
+        }
+        Some(())
+    }
+
+    fn drop_snapshot(&mut self, at: &Target, name: &str) -> Option<()> {
+        let env = self.envs.get_mut(&at.env)?;
+        let dropped: Vec<_> =
+            env.ids(at).iter().map(|id| env.vms.get_mut(id)?.snapshots.remove(name)).collect();
+        dropped.iter().any(Option::is_some).then_some(())
+    }
+
+    fn apply(&mut self, at: &Target, name: &str) -> Option<()> {
+        let env = self.living(at)?;
+        let ids = env.ids(at);
+        if !ids.iter().all(|id| env.vms[id].snapshots.contains_key(name)) {
+            return None;
+        }
+        for id in ids {
+            let vm = env.vms.get_mut(&id)?;
+            let moment = vm.snapshots[name].moment.clone();
+            // Without memory it boots, and what boots has the sizes that are wanted.
+            let machine = if moment.memory.is_some() { moment.machine } else { moment.size };
+            vm.now = Moment { machine, ..moment };
+            vm.goal = Goal::Running;
+            vm.grace_end = 0;
+        }
+        env.is_stopped = false;
+        Some(())
+    }
+
+    fn outgoing(&mut self, at: &Target, deny: bool) -> Option<()> {
+        let env = self.envs.get_mut(&at.env)?;
+        for id in env.ids(at) {
+            env.vms.get_mut(&id)?.now.denies = deny;
+        }
+        if at.vm.is_none() {
+            env.denies = deny;
+        }
+        Some(())
+    }
+
+    fn remove_image(&mut self, id: VmId) -> Option<()> {
+        let lies_on = |base: Option<VmId>| base == Some(id);
+        let mut vms = self.envs.values().flat_map(|env| env.vms.values());
+        if vms.any(|vm| lies_on(vm.base)) || self.images.values().any(|i| lies_on(i.base)) {
+            return None;
+        }
+        self.images.remove(&id).map(drop)
+    }
+
+    fn guests_work(&mut self, at: &Target, disk: bool) -> Option<()> {
+        let env = self.envs.get_mut(&at.env)?;
+        for id in env.ids(at) {
+            let vm = env.vms.get_mut(&id)?;
+            if vm.goal == Goal::Running {
+                self.ticks += 1;
+                vm.now.memory = Some(self.ticks);
+                if disk {
+                    self.writes += 1;
+                    vm.now.disk = self.writes;
+                }
+            }
+        }
+        Some(())
+    }
+
+    fn power_off(&mut self, at: &Target) -> Option<()> {
+        let now = self.now;
+        self.with(at, |vm| {
+            if vm.goal != Goal::Running {
+                return;
+            }
+            vm.end_machine();
+            // Otherwise it obeys an order that was taken back meanwhile, and is started again.
+            if now > vm.grace_end {
+                vm.stop(Some(StopMode::Kill), now);
+            }
+        });
+        Some(())
+    }
+
+    fn end_what_is_over(&mut self) {
+        let now = self.now;
+        for (name, env) in self.envs.clone() {
+            if env.end > now {
+                continue;
+            }
+            if env.at_end == AtEnd::Destroy {
+                self.destroy(&name);
+                continue;
+            }
+            let Some(env) = self.envs.get_mut(&name) else { continue };
+            for vm in env.vms.values_mut().filter(|vm| has_machine(vm.goal)) {
+                vm.stop(None, now);
+                env.is_stopped = true;
+            }
+        }
+        for vm in self.all_vms() {
+            vm.snapshots.retain(|_, snapshot| snapshot.end.is_none_or(|end| end > now));
+        }
+    }
+
+    /// A rebuilt store knows the ids of what there is, and of nothing that has gone.
+    fn forget_ids(&mut self) {
+        let vms = self.envs.values().flat_map(|env| env.vms.keys().map(|id| id.0));
+        let envs = self.envs.values().map(|env| env.id.0);
+        let largest = vms.chain(envs).chain(self.images.keys().map(|id| id.0)).max();
+        // The host has an id as well.
+        self.next_id = largest.unwrap_or(0).max(1) + 1;
+    }
+
+    fn gone(&mut self, id: VmId, vm: Vm) {
+        if vm.now.keeps {
+            let Moment { disk, disk_mb, .. } = vm.now;
+            self.images.insert(id, Image { disk, disk_mb, base: vm.base });
+        }
+    }
+
+    fn living(&mut self, at: &Target) -> Option<&mut Env> {
+        let now = self.now;
+        self.envs.get_mut(&at.env).filter(|env| env.end > now)
+    }
+
+    fn with(&mut self, at: &Target, act: impl Fn(&mut Vm)) {
+        if let Some(env) = self.envs.get_mut(&at.env) {
+            env.ids(at).iter().for_each(|id| act(env.vms.get_mut(id).unwrap()));
+        }
+    }
+
+    fn all_vms(&mut self) -> impl Iterator<Item = &mut Vm> {
+        self.envs.values_mut().flat_map(|env| env.vms.values_mut())
+    }
+
+    fn take_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+}
+
+impl Env {
+    fn find(&self, at: &Target) -> Option<VmId> {
+        let name = at.vm.as_ref()?;
+        self.vms.iter().find(|(_, vm)| vm.name == *name).map(|(id, _)| *id)
+    }
+
+    /// The members that a step is about.
+    pub fn ids(&self, at: &Target) -> Vec<VmId> {
+        match &at.vm {
+            None => self.vms.keys().copied().collect(),
+            Some(_) => self.find(at).into_iter().collect(),
+        }
+    }
+}
+
+impl Vm {
+    fn stop(&mut self, mode: Option<StopMode>, now: u64) {
+        let mode = mode.unwrap_or(StopMode::Suspend);
+        if mode == StopMode::Suspend && self.goal == Goal::Stopped {
+            return;
+        }
+        self.goal = mode.goal();
+        self.grace_end = if mode == StopMode::Shutdown { now + GRACE } else { 0 };
+        if self.goal == Goal::Stopped {
+            self.now.memory = None;
+        }
+    }
+
+    /// The machine is gone, and with it its memory; what lies on disk stays.
+    fn end_machine(&mut self) {
+        if has_machine(self.goal) {
+            self.now.memory = None;
+        }
+    }
+}
+
+/// Which kept image a new member is made from, if it wants one and there is one.
+fn choose(spec: &mut VmSpec, image: Option<VmId>) {
+    spec.image = spec.image.and(image);
+}
