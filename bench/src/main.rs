@@ -1,10 +1,15 @@
 //! Ratios of TT's times to those of the bare primitive, measured in one run: absolute times belong
 //! to one machine, a ratio carries over. `cargo xtask bench [NAME..]` builds and runs it.
 
+mod begin;
 mod by_hand;
 mod create;
+mod freeze;
 mod list;
+mod mount;
+mod pause;
 mod ports;
+mod pulse;
 mod table;
 
 use std::process::ExitCode;
@@ -14,9 +19,12 @@ use table::Row;
 type Bench = (&'static str, fn() -> Vec<Row>);
 
 /// All benches, in the order in which they run: those that need a quiet machine first.
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 7] = [
     ("create", create::one_guest),
+    ("begin", begin::from_memory),
+    ("pause", pause::silence_by_memory),
     ("ten", create::ten_guests),
+    ("freeze", freeze::ten_gib),
     ("ports", ports::one_among_many),
     ("list", list::ten_thousand_vms),
 ];
