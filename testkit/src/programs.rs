@@ -57,7 +57,10 @@ fn prepare() -> Result<Programs, String> {
     let cache = std::env::var_os("TT_TEST_CACHE").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| target.join("tt-test-cache"));
     fs::create_dir_all(&cache).map_err(|error| format!("{}: {error}", cache.display()))?;
-    let helper = build_helper(target)?;
+    let helper = match std::env::var_os("TT_TEST_HELPER") {
+        Some(_) => given_or("TT_TEST_HELPER", Path::new(""), || Ok(()))?,
+        None => build_helper(target)?,
+    };
     let guard = Some(profile.join("lab-guard")).filter(|guard| guard.is_file());
     fill(&cache, &agent)?;
     Ok(Programs { tt, agent, helper, guard, cache })

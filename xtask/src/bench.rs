@@ -4,7 +4,8 @@ use crate::command::is_root;
 use crate::compile::{self, cargo, target_dir};
 use crate::failure::Outcome;
 use crate::footprint::Footprint;
-use crate::test::as_root;
+use crate::sudo::{self, Ticket};
+use crate::test::{MADE_BY_ROOT, as_root};
 use crate::{interrupt, packages, say};
 
 /// Runs the benches of these names, or all.
@@ -13,6 +14,7 @@ use crate::{interrupt, packages, say};
 /// If something can not be built or measured, a ratio is above its bound, or the machine is not as it was.
 pub fn run(names: &[String]) -> Outcome {
     interrupt::remember_interrupts();
+    let _ticket = Ticket::take()?;
     packages::install(&packages::TO_RUN)?;
     let built = compile::build_release()?;
     let run = |command: &str| cargo([command, "--package", "bench", "--release", "--locked"]);
@@ -21,6 +23,7 @@ pub fn run(names: &[String]) -> Outcome {
     let environment = [
         ("TT_BIN", built.tt),
         ("TT_GUEST_AGENT", built.agent),
+        ("TT_TEST_HELPER", compile::build_helper()?),
         ("TT_TEST_CACHE", target_dir().join("tt-test-cache")),
     ];
     let argv = run("run")?.arg("--quiet").arg("--").args(names);
@@ -28,5 +31,6 @@ pub fn run(names: &[String]) -> Outcome {
         say::line("measuring as root, through sudo");
     }
     let measured = as_root(argv, &environment).watch(|_| ());
-    measured.and(before.expect_again())
+    let given = sudo::give_back(&target_dir(), &MADE_BY_ROOT);
+    measured.and(given).and(before.expect_again())
 }

@@ -67,6 +67,23 @@ pub fn build_release() -> Outcome<Built> {
     Ok(Built { tt: target_dir().join("release/tt"), agent: build_agent()? })
 }
 
+/// Builds the program that tests put into guests. Tests run as root, for whom `sudo` need not find a compiler.
+///
+/// # Errors
+/// If the build fails.
+pub fn build_helper() -> Outcome<PathBuf> {
+    let helper = target_dir().join(triple()).join("guest/tt-test-helper");
+    Argv::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+        .dir(root()?)
+        .args(["--edition", "2024", "--target", &triple(), "-Copt-level=s", "-Cstrip=symbols"])
+        .args(["-Ctarget-feature=+crt-static", "-Crelocation-model=static"])
+        .arg("testkit/guest/helper.rs")
+        .arg("-o")
+        .arg(&helper)
+        .run()?;
+    Ok(helper)
+}
+
 fn build_agent() -> Outcome<PathBuf> {
     let triple = triple();
     let root = root()?;

@@ -8,6 +8,7 @@ use crate::compile::{self, Built};
 use crate::failure::{Failure, Outcome};
 use crate::footprint::Footprint;
 use crate::say::{self, Steps};
+use crate::sudo::Ticket;
 use crate::{interrupt, packages};
 use host::Host;
 use std::io::{Read, Write};
@@ -30,10 +31,11 @@ const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// # Errors
 /// If a step failed, or the machine is not as it was.
 pub fn run() -> Outcome {
+    let _ticket = Ticket::take()?;
     interrupt::remember_interrupts();
     let start = Instant::now();
     let mut steps = Steps::default();
-    let mut installed = Vec::new();
+    let mut installed = None;
     let outcome = prepare(&mut steps, &mut installed).and_then(|built| {
         let before = Footprint::take()?;
         let shown = show(&mut steps, &built);
@@ -42,10 +44,7 @@ pub fn run() -> Outcome {
     });
     say::title("what was done");
     say::line(steps.table().trim_end());
-    say::line(match installed.as_slice() {
-        [] => "installed: nothing, it was all there".to_owned(),
-        names => format!("installed, and kept: {}", names.join(" ")),
-    });
+    say::line(packages::told(installed.as_deref()));
     say::line(format_args!("in {:.0} s", start.elapsed().as_secs_f64()));
     outcome
 }
@@ -58,9 +57,9 @@ fn needed<T>(steps: &mut Steps, name: &str, step: impl FnOnce() -> Outcome<T>) -
     steps.run(name, step).ok_or_else(|| Failure::new(format!("the demo ended at: {name}")))
 }
 
-fn prepare(steps: &mut Steps, installed: &mut Vec<String>) -> Outcome<Built> {
+fn prepare(steps: &mut Steps, installed: &mut Option<Vec<String>>) -> Outcome<Built> {
     let new = needed(steps, "install what is missing", || packages::install(&packages::TO_RUN))?;
-    *installed = new;
+    *installed = Some(new);
     needed(steps, "build", compile::build)
 }
 

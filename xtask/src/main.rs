@@ -13,6 +13,7 @@ mod footprint;
 mod interrupt;
 mod packages;
 mod say;
+mod sudo;
 mod test;
 mod tidy;
 

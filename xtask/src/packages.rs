@@ -59,6 +59,15 @@ pub fn install(wanted: &[&str]) -> Outcome<Vec<String>> {
     Ok(done)
 }
 
+/// What a command says at its end of what [`install`] returned; nothing came of one that failed or was not tried.
+pub fn told(installed: Option<&[String]>) -> String {
+    match installed {
+        None => "installed: not all that is needed; what apt had installed by then is kept".into(),
+        Some([]) => "installed: nothing, it was all there".into(),
+        Some(names) => format!("installed, and kept: {}", names.join(" ")),
+    }
+}
+
 /// The machine may have parts of a newer emulator whose suite is not configured; only that suite has the rest of it.
 fn install_emulator() -> Outcome<Option<String>> {
     if accepts(None)? {
@@ -174,6 +183,13 @@ mod tests {
         let list = "ii  nftables\nrc  e2fsprogs\nii  qemu-system-common\n";
         let wanted = ["qemu-system-x86", "nftables", "e2fsprogs", "qemu-system-x86"];
         assert_eq!(missing(&wanted, list.into()), ["qemu-system-x86", "e2fsprogs"]);
+    }
+
+    #[test]
+    fn a_failed_installation_is_not_told_as_a_good_one() {
+        assert!(told(None).starts_with("installed: not all"));
+        assert_eq!(told(Some(&[])), "installed: nothing, it was all there");
+        assert_eq!(told(Some(&["a".into(), "b".into()])), "installed, and kept: a b");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::compile::{self, Built, cargo, target_dir};
 use crate::failure::{Failure, Outcome};
 use crate::footprint::Footprint;
 use crate::say::{self, Steps};
+use crate::sudo::{self, Ticket};
 use crate::{interrupt, packages, tidy};
 use outcome::Tests;
 use std::fs;
@@ -20,12 +21,16 @@ use std::time::{Duration, Instant};
 const ADVISORIES_LIMIT: Duration = Duration::from_secs(60);
 /// Guests are emulated: more at a time than this, and their boots run into limits.
 const THREADS_WITHOUT_GROUPS: &str = "--test-threads=2";
+/// What tests that run as root make below the directory of builds, and keep there for the next run.
+pub const MADE_BY_ROOT: [&str; 4] =
+    ["tmp/tt-image-cache", "tt-test-cache", "tt-test-helper", "tt-test-helper.rs"];
 
 /// Runs all of it; `args` go to the test runner, to choose tests.
 ///
 /// # Errors
 /// If anything failed; all failures were printed before.
 pub fn run(args: &[String]) -> Outcome {
+    let _ticket = Ticket::take()?;
     interrupt::remember_interrupts();
     let start = Instant::now();
     let mut steps = Steps::default();
@@ -38,10 +43,7 @@ pub fn run(args: &[String]) -> Outcome {
     }
     say::title("what was run");
     say::line(steps.table().trim_end());
-    say::line(match installed.unwrap_or_default().as_slice() {
-        [] => "installed: nothing".to_owned(),
-        names => format!("installed, and kept: {}", names.join(" ")),
-    });
+    say::line(packages::told(installed.as_deref()));
     say::title("what was skipped inside of tests");
     match tests.skipped.as_slice() {
         [] => say::line("nothing"),
@@ -120,12 +122,16 @@ fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
     if compiled.is_none() {
         return;
     }
+    // SAFETY: umask takes a number, and can not fail. Daemons under test are passed by machines' users, whatever people want.
+    unsafe { libc::umask(0o022) };
     let before = steps.run("look at the machine", Footprint::take);
     let scratch = steps.run("make a scratch directory", Scratch::new);
-    let (Some(before), Some(scratch)) = (before, scratch) else { return };
+    let helper = steps.run("build the tests' program for guests", compile::build_helper);
+    let (Some(before), Some(scratch), Some(helper)) = (before, scratch, helper) else { return };
     let mut environment = vec![
         ("TT_BIN", built.tt.clone()),
         ("TT_GUEST_AGENT", built.agent.clone()),
+        ("TT_TEST_HELPER", helper),
         ("TT_TEST_CACHE", cache),
         ("TMPDIR", scratch.0.clone()),
     ];
@@ -144,6 +150,9 @@ fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
     steps.run("nothing was left in the scratch directory", || scratch.expect_empty());
     drop(scratch);
     steps.run("the machine is as it was", || before.expect_again());
+    if !is_root() {
+        steps.run("give the caches back", || sudo::give_back(&target_dir(), &MADE_BY_ROOT));
+    }
 }
 
 fn build_tests(args: &[String]) -> Outcome {

@@ -8,6 +8,7 @@ use crate::failure::{Failure, Outcome};
 use crate::{interrupt, say};
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -44,7 +45,11 @@ impl Host {
         // It holds guests' disks: in many places the usual temporary directory is memory.
         let scratch = Path::new("/var").join("tmp").join(format!("tt-demo-{}", std::process::id()));
         fs::create_dir(&scratch).map_err(Failure::to("make", scratch.display()))?;
-        Ok(Self { built: built.clone(), scratch, daemon: None, is_over: false })
+        let host = Self { built: built.clone(), scratch, daemon: None, is_over: false };
+        // Machines' users pass it, and the umask may have taken that away.
+        fs::set_permissions(&host.scratch, fs::Permissions::from_mode(0o711))
+            .map_err(Failure::to("open", host.scratch.display()))?;
+        Ok(host)
     }
 
     fn daemon_args(&self) -> Vec<OsString> {
