@@ -37,8 +37,15 @@ pub(crate) fn not_written(path: &Path) -> impl Fn(io::Error) -> ImageError {
 
 /// Makes a directory and its parents; those that are there stay as they are.
 pub(crate) fn make_dir(dir: &Path) -> Result<(), ImageError> {
-    let made = DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir);
-    made.map_err(not_written(dir))
+    let is_missing = |dir: &&Path| !dir.as_os_str().is_empty() && !dir.exists();
+    let missing: Vec<&Path> = dir.ancestors().take_while(is_missing).collect();
+    let make = || {
+        DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)?;
+        // The umask may have taken away what machines need.
+        let open = |dir: &&Path| fs::set_permissions(dir, Permissions::from_mode(DIR_MODE));
+        missing.iter().try_for_each(open)
+    };
+    make().map_err(not_written(dir))
 }
 
 /// The exclusive right to change a directory, held until it is dropped or the process ends.
@@ -250,4 +257,29 @@ fn all_names(dir: &Path) -> Result<Vec<String>, ImageError> {
     }
     names.sort_unstable();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    #[test]
+    fn machines_pass_new_directories_whatever_the_umask() {
+        let scratch = tempfile::tempdir().unwrap();
+        let there = scratch.path().join("there");
+        let new = there.join("data/templates");
+        let make = || {
+            // SAFETY: the thread is the test's own; it only stops sharing its umask and working directory with others.
+            unsafe { unshare_unsafe(UnshareFlags::FS) }.unwrap();
+            rustix::process::umask(Mode::from_raw_mode(0o077));
+            fs::create_dir(&there).unwrap();
+            make_dir(&new).unwrap();
+            make_dir(&new).unwrap();
+        };
+        std::thread::scope(|scope| scope.spawn(make).join()).unwrap();
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&new), mode(new.parent().unwrap())), (DIR_MODE, DIR_MODE));
+        assert_eq!(mode(&there), 0o700, "what was there was changed");
+    }
 }
