@@ -198,10 +198,16 @@ fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refus
     if vm.goal == Goal::Gone {
         return Err(state(what(), "the Vm is being removed", "leave it out"));
     }
-    let too_many = if vm.snapshots.len() >= SNAPSHOTS_PER_VM_MAX {
-        format!("the Vm has {SNAPSHOTS_PER_VM_MAX} snapshots")
+    let (too_many, remedy) = if vm.snapshots.len() >= SNAPSHOTS_PER_VM_MAX {
+        (
+            format!("the Vm has {SNAPSHOTS_PER_VM_MAX} snapshots"),
+            "remove snapshots that are not needed",
+        )
     } else if vm.storage.is_layered() && vm.disks.len() >= LAYERS_MAX {
-        format!("the Vm's disk has {LAYERS_MAX} layers")
+        (
+            format!("the Vm's disk has {LAYERS_MAX} layers"),
+            "go back to an early snapshot and remove the later ones, or make another Vm",
+        )
     } else {
         let wanted = feat::SNAPSHOT | if spec.with_memory { feat::MEMORY_SNAPSHOT } else { 0 };
         let features = host.engine(&vm.engine).map_or(0, |engine| engine.features);
@@ -215,7 +221,7 @@ fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refus
             )),
         };
     };
-    Err(Refusal::new(ErrorCode::InUse, what(), too_many, "remove snapshots that are not needed"))
+    Err(Refusal::new(ErrorCode::InUse, what(), too_many, remedy))
 }
 
 fn check_apply(vm: &Vm, name: &str, host: &Host) -> Result<(), Refusal> {
