@@ -2,8 +2,10 @@
 //! pair of goals and every goal after the restart. Each time the next daemon reaches the goal,
 //! leaves nothing over, and a further visit does nothing.
 
+#[cfg(test)]
 #[path = "world/sweep.rs"]
 mod sweep;
+#[cfg(test)]
 mod world;
 
 use tt_model::{Goal, SnapshotState, StorageKind};
