@@ -11,7 +11,7 @@ fn lifetimes_end_as_was_asked() {
     lab.tt(&[&["env", "create", "kept", "--at-end", "stop"], &short[..]].concat()).good();
     let is_over = || lab.env("gone").is_none();
     assert!(testkit::within(Duration::from_secs(60), is_over), "{:?}", lab.env("gone"));
-    lab.reaches_phase("kept", "stopped", Duration::from_secs(60));
+    lab.reaches_phase("kept", "suspended", Duration::from_secs(60));
     lab.assert_clean();
     // A longer life, and it runs again.
     lab.tt(&["env", "extend", "kept", "1h"]).good();

@@ -11,8 +11,7 @@ fn what_does_not_fit_the_state_changes_nothing() {
     let before = records(&lab);
     lab.tt(&["env", "create", "there", "--vm", "micro"]).fails(1, "[ERR_TT_EXISTS]");
     lab.tt(&["env", "stop", "there", "--mode", "pause"]).fails(1, "[ERR_TT_STATE]");
-    lab.tt(&["env", "stop", "there", "--mode", "suspend"]).fails(1, "[ERR_TT_UNSUPPORTED]");
-    lab.tt(&["vm", "stop", "there/a", "--mode", "suspend"]).fails(1, "[ERR_TT_UNSUPPORTED]");
+    lab.tt(&["vm", "stop", "there/a", "--mode", "pause"]).fails(1, "[ERR_TT_STATE]");
     lab.tt(&["vm", "stop", "there/nosuch"]).fails(1, "[ERR_TT_NOT_FOUND]");
     lab.tt(&["vm", "show", "there/nosuch"]).fails(1, "[ERR_TT_NOT_FOUND]");
     lab.tt(&["env", "extend", "there", "1000d"]).fails(1, "[ERR_TT_LIFE_TIME]");
@@ -25,7 +24,7 @@ fn what_does_not_fit_the_state_changes_nothing() {
     lab.tt(&["template", "rm", "micro"]).fails(1, "[ERR_TT_IN_USE]");
     for (path, body, status, code) in [
         ("stop", r#"{"mode": "melt"}"#, 400, "ERR_TT_INVALID"),
-        ("stop", "{}", 400, "ERR_TT_INVALID"),
+        ("stop", r#"{"mode": "pause"}"#, 409, "ERR_TT_STATE"),
         ("stop", "", 400, "ERR_TT_REQUEST"),
         ("extend", r#"{"life_time": 0}"#, 400, "ERR_TT_LIFE_TIME"),
         ("extend", r#"{"life_time": -1}"#, 400, "ERR_TT_INVALID"),
