@@ -3,7 +3,12 @@
 //!
 //! `helper echo PORT`: sends back what comes by TCP and UDP.
 //! `helper tcp TO PORT`, `helper udp FROM TO PORT`: asks an echo server.
+//! `helper count PORT`: numbers who comes by TCP; the last number is nowhere but in its memory.
+//! `helper hold TO PORT FILE`: asks an echo server again and again over one connection; FILE has a byte for each answer.
+//! `helper write FILE`: appends numbered blocks, each with its sum, each safe before the next.
+//! `helper check FILE`: says how many whole blocks there are; fails if one is not as it was written.
 
+use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::ExitCode;
@@ -11,6 +16,10 @@ use std::thread;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between two questions, and between two blocks.
+const PACE: Duration = Duration::from_millis(20);
+/// Words of a block: its number, what follows from it, the sum of these.
+const WORDS: usize = 256;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -19,7 +28,11 @@ fn main() -> ExitCode {
         ["echo", port] => echo(port.parse().unwrap()),
         ["tcp", to, port] => tcp(&format!("{to}:{port}")),
         ["udp", from, to, port] => udp(&format!("{from}:0"), &format!("{to}:{port}")),
-        _ => panic!("usage: helper echo PORT | tcp TO PORT | udp FROM TO PORT"),
+        ["count", port] => count(port.parse().unwrap()),
+        ["hold", to, port, file] => hold(&format!("{to}:{port}"), &mut opened(file)),
+        ["write", file] => write(&mut opened(file)),
+        ["check", file] => check(&std::fs::read(file).unwrap()),
+        _ => panic!("usage: helper echo|count|tcp|udp|hold|write|check .."),
     };
     if came_back { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -62,4 +75,54 @@ fn udp(from: &str, to: &str) -> bool {
     let _ = socket.set_read_timeout(Some(PATIENCE));
     let mut answer = [0; 16];
     socket.send_to(b"echo\n", to).is_ok() && socket.recv(&mut answer).is_ok()
+}
+
+fn count(port: u16) -> bool {
+    let tcp = TcpListener::bind(("0.0.0.0", port)).unwrap();
+    for (number, stream) in (1u64..).zip(tcp.incoming().flatten()) {
+        let _ = (&stream).write_all(format!("{number}\n").as_bytes());
+    }
+    false
+}
+
+fn hold(to: &str, answers: &mut File) -> bool {
+    let mut stream = TcpStream::connect(to).unwrap();
+    let mut answer = [0; 5];
+    while stream.write_all(b"echo\n").is_ok() && stream.read_exact(&mut answer).is_ok() {
+        answers.write_all(b".").unwrap();
+        thread::sleep(PACE);
+    }
+    false
+}
+
+fn opened(file: &str) -> File {
+    OpenOptions::new().create(true).append(true).open(file).unwrap()
+}
+
+fn write(file: &mut File) -> bool {
+    for number in 0.. {
+        file.write_all(&block(number)).unwrap();
+        file.sync_data().unwrap();
+        thread::sleep(PACE);
+    }
+    false
+}
+
+fn check(data: &[u8]) -> bool {
+    // One that is being written may be there in part.
+    let mut blocks = data.chunks_exact(WORDS * 8);
+    println!("{}", blocks.len());
+    blocks.by_ref().enumerate().all(|(number, found)| found == block(number as u64))
+}
+
+fn block(number: u64) -> Vec<u8> {
+    let (mut word, mut sum) = (number, 0u64);
+    let mut data = Vec::with_capacity(WORDS * 8);
+    for _ in 1..WORDS {
+        data.extend(word.to_le_bytes());
+        sum = (sum ^ word).wrapping_mul(0x0100_0000_01b3);
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    }
+    data.extend(sum.to_le_bytes());
+    data
 }

@@ -1,8 +1,9 @@
 //! What tests do with a lab: commands, and what their answers say.
 
 use crate::run::run;
-use crate::{Lab, Must, Run};
+use crate::{HOST, Lab, Must, Run};
 use serde_json::Value;
+use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
@@ -102,9 +103,7 @@ impl Lab {
     /// Lets a guest echo what comes to a port by TCP and UDP.
     #[track_caller]
     pub fn serve_echo(&self, vm: &str, port: u16) {
-        self.bring_helper(vm);
-        let line = format!("setsid {HELPER} echo {port} </dev/null >/dev/null 2>&1 &");
-        self.sh(vm, &line);
+        self.leave_helper(vm, &format!("echo {port}"));
         let listens = format!("netstat -lntu | grep -c ':{port} '");
         let settled = crate::within(Duration::from_secs(20), || {
             self.exec(vm, &["sh", "-c", &listens]).out.trim() == "2"
@@ -112,10 +111,45 @@ impl Lab {
         assert!(settled, "{vm} does not listen on {port}");
     }
 
-    /// Puts the helper into a guest.
+    /// Lets a guest number who comes to a port by TCP, from 1.
+    #[track_caller]
+    pub fn serve_count(&self, vm: &str, port: u16) {
+        self.leave_helper(vm, &format!("count {port}"));
+        let listens = format!("netstat -lnt | grep -q ':{port} '");
+        let settled = crate::within(Duration::from_secs(20), || {
+            self.exec(vm, &["sh", "-c", &listens]).code == Some(0)
+        });
+        assert!(settled, "{vm} does not listen on {port}");
+    }
+
+    /// The next number from [`Lab::serve_count`] at a public port.
+    #[track_caller]
+    pub fn count(&self, public: u16) -> u64 {
+        let mut stream = self.client.connect((HOST, public)).must("connect to the counter");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).must("read a number");
+        text.trim().parse().must("a number")
+    }
+
+    /// Brings the helper into a guest and lets it do something there until the guest ends.
+    #[track_caller]
+    pub fn leave_helper(&self, vm: &str, words: &str) {
+        self.bring_helper(vm);
+        self.sh(vm, &format!("setsid {HELPER} {words} </dev/null >/dev/null 2>&1 &"));
+    }
+
+    /// What tells one boot of a guest from another.
+    #[track_caller]
+    pub fn boot_id(&self, vm: &str) -> String {
+        self.sh(vm, "cat /proc/sys/kernel/random/boot_id")
+    }
+
+    /// Puts the helper into a guest, unless it is there: what runs can not be replaced.
     #[track_caller]
     pub fn bring_helper(&self, vm: &str) {
-        self.copy(&self.programs.helper, &format!("{vm}:{HELPER}"));
+        if self.exec(vm, &["test", "-e", HELPER]).code != Some(0) {
+            self.copy(&self.programs.helper, &format!("{vm}:{HELPER}"));
+        }
     }
 
     /// Copies from this machine.

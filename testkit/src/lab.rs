@@ -70,6 +70,12 @@ impl Setup {
         self
     }
 
+    /// Leaves what no record knows alone for that long, unless a repair is asked for.
+    pub fn sweep_grace(mut self, grace: &str) -> Self {
+        self.top = self.top.replace("\"5s\"", &format!("{grace:?}"));
+        self
+    }
+
     /// Adds a line to the table `policy` of the configuration.
     pub fn policy(mut self, line: &str) -> Self {
         self.policy += &format!("{line}\n");
@@ -136,6 +142,27 @@ impl Lab {
     /// The daemon's data directory.
     pub fn data(&self) -> PathBuf {
         self.dir().join("d")
+    }
+
+    /// What is in a directory below the data directory; nothing, where there is none.
+    pub fn entries(&self, dir: &str) -> Vec<PathBuf> {
+        remains::entries(&self.data().join(dir))
+    }
+
+    /// The control groups that this daemon keeps its machines' groups in, one for each hierarchy.
+    pub fn cgroup_dirs(&self) -> Vec<PathBuf> {
+        let mut groups = remains::cgroups(self.dir());
+        groups.retain(|group| group.parent().is_some_and(|parent| parent.ends_with("tt")));
+        groups
+    }
+
+    /// All files below a directory, as paths below the data directory.
+    pub fn tree(&self, dir: &str) -> Vec<String> {
+        let below = |path: &PathBuf| {
+            let name = path.strip_prefix(self.data()).unwrap_or(path).display().to_string();
+            if path.is_dir() { self.tree(&name) } else { vec![name] }
+        };
+        self.entries(dir).iter().flat_map(below).collect()
     }
 
     /// The daemon's run directory.
