@@ -24,6 +24,7 @@ pub async fn run(
     socket: Option<&Path>,
     output: Output,
 ) -> Result<Exit, CliError> {
+    open_umask();
     let mut args = args.config;
     let level = [(output.verbose, "debug"), (output.quiet, "warn")];
     let level = level.into_iter().find_map(|(is_asked, level)| is_asked.then(|| level.to_owned()));
@@ -36,4 +37,10 @@ pub async fn run(
     log.with_writer(std::io::stderr).init();
     crate::daemon::run(config).await?;
     Ok(Exit::DONE)
+}
+
+/// Machines run as users of their own and pass directories of the host's; a stricter umask, as some administrators have,
+/// would close all that is made from now on. What is secret gets its own mode where it is made.
+pub fn open_umask() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 }

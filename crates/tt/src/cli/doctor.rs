@@ -20,6 +20,8 @@ pub struct DoctorArgs {
 /// # Errors
 /// If the configuration makes no sense.
 pub fn run(args: &DoctorArgs, socket: Option<&Path>, output: Output) -> Result<Exit, CliError> {
+    // It tries what the daemon does.
+    super::daemon::open_umask();
     let config = Config::load(&args.config, socket)?;
     let checks = examine(&config);
     output.result(&checks, || lines(&checks))?;

@@ -4,7 +4,9 @@
 use super::{choose_storage, engines};
 use crate::config::Config;
 use serde::Serialize;
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tt_model::{Instance, Layout, feat};
@@ -174,9 +176,16 @@ impl Scratch {
         let path =
             std::env::temp_dir().join(format!("tt-doctor-{}-{instance}", std::process::id()));
         let layout = Layout { data: path.join("data"), run: path.join("run"), instance };
-        std::fs::create_dir_all(&layout.data)?;
-        std::fs::create_dir_all(&layout.run)?;
-        Ok(Self { layout, path })
+        // Machines' users pass it, and the umask may take that away.
+        let make = |dir: &Path| {
+            std::fs::create_dir(dir)?;
+            std::fs::set_permissions(dir, Permissions::from_mode(0o711))
+        };
+        make(&path)?;
+        let scratch = Self { layout, path };
+        make(&scratch.layout.data)?;
+        make(&scratch.layout.run)?;
+        Ok(scratch)
     }
 }
 
