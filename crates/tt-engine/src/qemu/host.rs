@@ -5,6 +5,7 @@ use crate::Wake;
 use crate::cgroup::Cgroups;
 use crate::remains;
 use crate::watch::Watcher;
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -64,11 +65,12 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
     if let Err(error) = remains::make_run_dir(&config.layout) {
         missing.push(crate::error::chain(&error));
     }
-    for dir in [&config.layout.run, &config.layout.data] {
-        if let Some(closed) = remains::impassable(dir) {
-            let closed = closed.display();
-            missing.push(format!("machines' users can not pass {closed}: `chmod o+x {closed}`"));
-        }
+    let dirs = [&config.layout.run, &config.layout.data];
+    // Both may lie below the same one.
+    let closed: BTreeSet<_> = dirs.into_iter().filter_map(|dir| remains::impassable(dir)).collect();
+    for closed in closed {
+        let closed = closed.display();
+        missing.push(format!("machines' users can not pass {closed}: `chmod o+x {closed}`"));
     }
     let version = version(&config.binary).map_err(|why| missing.push(why)).unwrap_or_default();
     let accelerator = accelerator(config.accelerator, || probe::probe(Path::new(probe::DEVICE)));
