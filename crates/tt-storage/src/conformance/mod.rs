@@ -60,7 +60,7 @@ pub fn run(rig: &dyn Rig) {
     records_that_lead_elsewhere_are_refused(rig);
     snapshots::run(rig);
     kept::run(rig);
-    live_at_random(rig, 1, 30);
+    live_at_random(rig, 1, 20);
     assert_eq!(must(rig.storage().images()), []);
 }
 

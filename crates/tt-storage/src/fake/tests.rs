@@ -123,7 +123,7 @@ fn it_converges_after_dying_at_any_side_of_any_effect() {
                 assert!(disks.keys().eq(vm.disks.keys()), "{dies_at}: {disks:?} {:?}", vm.disks);
                 for epoch in disks.keys() {
                     let content = storage.disk().content(vm.id, *epoch);
-                    assert_eq!(content, Some(disk::of_template("sample")), "{dies_at}");
+                    assert_eq!(content, Some(of_template("sample")), "{dies_at}");
                 }
             }
             let last = &records[records.len() - 1];

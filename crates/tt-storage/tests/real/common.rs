@@ -90,13 +90,7 @@ impl Rig for Files {
             return Some(len >> 20);
         }
         tool(Command::new("qemu-img").arg("check").arg(&disk)).unwrap();
-        let info = Command::new("qemu-img").args(["info", "--output=json"]).arg(&disk).output();
-        let info = String::from_utf8(info.unwrap().stdout).unwrap();
-        // Once for the image and once for its file, which is the smaller one.
-        let sizes = info.split("\"virtual-size\": ").skip(1);
-        let sizes =
-            sizes.map(|rest| rest.split(',').next().unwrap().trim().parse::<u64>().unwrap());
-        Some(sizes.max().unwrap() >> 20)
+        Some(size_in_header(&disk) >> 20)
     }
 
     fn read(&self, vm: &Vm, offset: u64, len: usize) -> Option<Vec<u8>> {
@@ -118,8 +112,9 @@ impl Rig for Files {
         if self.raw() {
             return Some(hash(&fs::read(disk).unwrap()));
         }
-        let flat = self.flat(&disk);
-        Some(hash(&fs::read(flat.path()).unwrap()))
+        let bytes = fs::read(self.flat(&disk).path()).unwrap();
+        assert_eq!(bytes.len() as u64, size_in_header(&disk));
+        Some(hash(&bytes))
     }
 
     fn fill(&self, vm: &Vm, offset: u64, len: usize, byte: u8) {
@@ -138,6 +133,13 @@ impl Rig for Files {
         let name = format!("{}.tmp", self.layout.disk(vm).display());
         fs::write(name, b"half").unwrap();
     }
+}
+
+/// The size of a qcow2 image: big endian, at byte 24.
+fn size_in_header(disk: &Path) -> u64 {
+    let mut size = [0; 8];
+    File::open(disk).unwrap().read_exact_at(&mut size, 24).unwrap();
+    u64::from_be_bytes(size)
 }
 
 /// A number for the bytes up to the zeros at their end.

@@ -2,11 +2,11 @@
 
 use crate::common::{Files, has_qemu_img, tool};
 use std::fs::{self, File, Permissions};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use tempfile::TempDir;
 use tt_model::StorageKind::{self, File as Raw, Qcow2};
 use tt_model::Vm;
@@ -94,6 +94,105 @@ fn a_snapshot_is_taken_while_qemu_has_the_image_open() {
         life.apply("a");
         life.check();
     }
+}
+
+/// A QEMU without a guest that runs as the user of the machine of `vm` and has its disk open as node `disk`; it ends with
+/// the value.
+struct Qemu {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Qemu {
+    fn new(files: &Files, vm: &Vm) -> Self {
+        let uid = files.layout.uid(vm.id);
+        let mut qemu = Command::new(crate::QEMU);
+        qemu.args(["-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio", "-S"]);
+        qemu.arg("-blockdev").arg(format!(
+            r#"{{"driver":"qcow2","node-name":"disk","file":{{"driver":"file","filename":{:?}}}}}"#,
+            files.layout.disk(vm)
+        ));
+        let qemu = qemu.uid(uid).gid(uid).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = qemu.spawn().unwrap();
+        let answers = BufReader::new(process.stdout.take().unwrap());
+        let mut qemu = Self { process, answers };
+        qemu.answer();
+        qemu.ask(r#"{"execute":"qmp_capabilities"}"#);
+        qemu
+    }
+
+    /// The next answer: `qemu-io` prints beside it, and events come between.
+    fn answer(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert!(self.answers.read_line(&mut line).unwrap() > 0, "QEMU ended");
+            assert!(!line.contains("\"error\""), "{line}");
+            if line.starts_with('{') && !line.contains("\"event\"") {
+                return line;
+            }
+        }
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{question}").unwrap();
+        self.answer()
+    }
+
+    /// Writes, as its guest would.
+    fn write(&mut self, node: &str, byte: u8) {
+        self.ask(&format!(
+            r#"{{"execute":"human-monitor-command","arguments":{{"command-line":"qemu-io {node} \"write -P {byte} 0 4096\""}}}}"#
+        ));
+    }
+
+    /// Ends it in order: what it has in memory of the format goes to disk.
+    fn quit(mut self) {
+        self.ask(r#"{"execute":"quit"}"#);
+        assert!(self.process.wait().unwrap().success());
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_machine_is_switched_to_the_layer_over_its_frozen_disk() {
+    if Command::new(crate::QEMU).arg("--version").output().is_err() || !has_qemu_img() {
+        let test = "a_machine_is_switched_to_the_layer_over_its_frozen_disk";
+        println!("SKIPPED {test}: QEMU is not installed");
+        return;
+    }
+    let dir = data();
+    let files = Files::new(dir.path(), Qcow2);
+    let mut life = Life::new(&files, 1);
+    let frozen = life.vm.clone();
+    let mut qemu = Qemu::new(&files, &life.vm);
+    qemu.write("disk", 5);
+    assert!(life.plan_take("a"));
+    files.storage().create_snapshot(&life.vm, &life.vm.snapshots["a"]).unwrap();
+    // It goes on writing where it was until it is switched.
+    qemu.write("disk", 6);
+    let layer = files.layout.disk(&life.vm);
+    qemu.ask(&format!(
+        r#"{{"execute":"blockdev-add","arguments":{{"driver":"qcow2","node-name":"layer","backing":null,"file":{{"driver":"file","filename":{layer:?}}}}}}}"#
+    ));
+    qemu.ask(r#"{"execute":"blockdev-snapshot","arguments":{"node":"disk","overlay":"layer"}}"#);
+    let nodes = qemu.ask(r#"{"execute":"query-named-block-nodes"}"#);
+    assert!(nodes.contains(r#""ro": true"#), "what is below is read-only: {nodes}");
+    qemu.write("layer", 7);
+    qemu.quit();
+    assert_eq!(files.read(&frozen, 0, 8), Some(vec![6; 8]));
+    assert_eq!(files.read(&life.vm, 0, 8), Some(vec![7; 8]));
+    // Its next machine opens both anew.
+    let mut next = Qemu::new(&files, &life.vm);
+    next.write("disk", 8);
+    next.quit();
+    assert_eq!(files.read(&frozen, 0, 8), Some(vec![6; 8]));
+    assert_eq!(files.read(&life.vm, 0, 8), Some(vec![8; 8]));
 }
 
 /// What QEMU reads from a disk as the user of the machine of `vm`.
