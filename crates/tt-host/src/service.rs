@@ -193,7 +193,15 @@ impl HostService {
         self.spawn(name, move || {
             while !is_stopping.load(Ordering::Relaxed) {
                 act();
-                std::thread::park_timeout(period);
+                let begin = Instant::now();
+                // More often than once: scoped threads that `act` may have made leave a token for
+                // the next park behind, and it would end at once.
+                while let Some(left) = period.checked_sub(begin.elapsed()) {
+                    if is_stopping.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    std::thread::park_timeout(left);
+                }
             }
         })
     }
