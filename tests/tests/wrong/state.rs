@@ -29,7 +29,7 @@ fn what_does_not_fit_the_state_changes_nothing() {
         ("extend", r#"{"life_time": 0}"#, 400, "ERR_TT_LIFE_TIME"),
         ("extend", r#"{"life_time": -1}"#, 400, "ERR_TT_INVALID"),
         ("extend", r#"{"life_time": 18446744073709551615}"#, 400, "ERR_TT_LIFE_TIME"),
-        ("vms/a/stop", r#"{"mode": null}"#, 400, "ERR_TT_REQUEST"),
+        ("vms/a/stop", r#"{"mode": "melt"}"#, 400, "ERR_TT_INVALID"),
         ("vms/nosuch/start", "", 404, "ERR_TT_NOT_FOUND"),
     ] {
         let answer = lab.ask("POST", &format!("/v1/envs/there/{path}"), "", body);
