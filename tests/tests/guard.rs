@@ -38,7 +38,7 @@ mod guard {
             let _ = self.process.kill();
             let _ = self.process.wait();
             // In a good run the guard was here before.
-            let _ = unmount(&self.dir.join("mount"), UnmountFlags::DETACH);
+            let _ = unmount(self.dir.join("mount"), UnmountFlags::DETACH);
             let _ = std::fs::remove_dir_all(&self.dir);
         }
     }
