@@ -11,17 +11,19 @@ use testkit::{HOST, Lab, Setup};
 
 /// Memory of the guests, in MB: the one that grows, and what it is compared with.
 const MEM_MB: [u32; 2] = [256, 2048];
-/// Interleaved rounds.
-const ROUNDS: usize = 5;
+/// Interleaved rounds: a copy of 2 GiB takes its time under emulation.
+const ROUNDS: usize = 3;
 /// How often the silence of a grown guest may be that of a small one. The memory is eight times as
 /// much: whatever is done to each page while the guest stands still breaks it.
 const RATIO_MAX: f64 = 3.0;
 /// Guests are listened to for so long while nothing happens to them.
 const QUIET: Duration = Duration::from_secs(3);
-/// A guest's memory is filled to so many eighths: pages that nobody wrote need not be copied.
-const FILLED_EIGHTHS: u32 = 5;
+/// A guest writes this part of its memory: pages that nobody wrote need not be copied.
+const FILLED_PART: u32 = 4;
 /// What it is filled with comes in pieces of so many MB.
 const PIECE_MB: u32 = 16;
+/// Where they lie in the guest.
+const FILLED: &str = "/run/fill";
 
 /// The longest silence of a guest of 2 GiB while its snapshot is taken, over that of one of 256 MiB.
 ///
@@ -56,17 +58,17 @@ fn member(mem_mb: u32) -> String {
     format!("{}/vm", env(mem_mb))
 }
 
-/// Lets a guest write its memory.
+/// Lets a guest write its memory, in commands of some seconds each.
 fn fill(lab: &Lab, mem_mb: u32) {
-    let pieces = mem_mb * FILLED_EIGHTHS / 8 / PIECE_MB;
-    lab.sh(
-        &member(mem_mb),
-        &format!(
-            "mkdir /run/fill && mount -t tmpfs -o size=100% fill /run/fill && cd /run/fill && \
-             dd if=/dev/urandom of=1 bs=1M count={PIECE_MB} 2>/dev/null && \
-             for piece in $(seq 2 {pieces}); do cp 1 $piece || exit; done"
-        ),
-    );
+    let run = |command: &[&str]| drop(lab.exec(&member(mem_mb), command).good());
+    run(&["mkdir", FILLED]);
+    run(&["mount", "-t", "tmpfs", "-o", "size=100%", "fill", FILLED]);
+    let first = format!("{FILLED}/1");
+    let count = format!("count={PIECE_MB}");
+    run(&["dd", "if=/dev/urandom", &format!("of={first}"), "bs=1M", &count]);
+    for piece in 2..=mem_mb / FILLED_PART / PIECE_MB {
+        run(&["cp", &first, &format!("{FILLED}/{piece}")]);
+    }
 }
 
 fn measure(lab: &Lab, which: &str) -> Vec<Row> {
