@@ -1,0 +1,15 @@
+//! The whole life of a Vm: snapshots, suspend, changes, members that come and go, policies, kept images, a lost store,
+//! strays.
+
+// Clippy lets helpers unwrap only in what says that it is for tests.
+#[cfg(test)]
+mod whole {
+    mod kept;
+    mod members;
+    mod policies;
+    mod recovery;
+    mod snapshots;
+    mod suspend;
+    mod times;
+    mod updates;
+}

@@ -1,0 +1,115 @@
+//! Who may open connections to where, changed while connections are open.
+
+use std::time::Duration;
+use testkit::{CLIENT, Echo, HOST, Lab, within};
+
+/// Where the outside listens.
+const OUTSIDE: u16 = 7000;
+/// A connection that was held up is tried again with growing pauses.
+const GOES_ON: Duration = Duration::from_secs(30);
+const ANSWERS: &str = "/run/answers";
+
+#[test]
+fn policies_hold_for_open_connections_and_through_every_rest() {
+    let name = "policies_hold_for_open_connections_and_through_every_rest";
+    let Some(mut lab) = Lab::new(name) else { return };
+    let outside = Echo::new(&lab.client, OUTSIDE);
+    lab.tt(&["env", "create", "shop", "--vm", "a=micro,port=7", "--vm", "b=micro"]).good();
+    lab.serve_echo("shop/a", 7);
+    lab.bring_helper("shop/b");
+    lab.leave_helper("shop/a", &format!("hold {CLIENT} {OUTSIDE} {ANSWERS}"));
+    goes_on(&lab);
+    one_member_is_denied(&lab);
+    an_address_is_blocked(&lab);
+    a_whole_env_is_denied(&mut lab);
+    drop(outside);
+    lab.tt(&["env", "destroy", "shop"]).good();
+    lab.finish();
+}
+
+/// How many answers the open connection of `a` brought.
+#[track_caller]
+fn answers(lab: &Lab) -> u64 {
+    lab.sh("shop/a", &format!("wc -c <{ANSWERS}")).parse().unwrap()
+}
+
+#[track_caller]
+fn goes_on(lab: &Lab) {
+    let before = within(GOES_ON, || lab.exec("shop/a", &["test", "-s", ANSWERS]).code == Some(0))
+        .then(|| answers(lab));
+    let before = before.unwrap_or_default();
+    assert!(within(GOES_ON, || answers(lab) > before), "the open connection stands still");
+}
+
+#[track_caller]
+fn stands_still(lab: &Lab) {
+    let before = answers(lab);
+    std::thread::sleep(Duration::from_secs(1));
+    // What was on its way when it was forbidden may have come.
+    let after = answers(lab);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(answers(lab), after, "the open connection goes on (from {before})");
+}
+
+/// Whether a member can open a new connection.
+fn opens(lab: &Lab, vm: &str) -> bool {
+    let line = format!("helper tcp {CLIENT} {OUTSIDE}");
+    lab.exec(vm, &["sh", "-c", &line]).code == Some(0)
+}
+
+/// Replies to the outside pass.
+#[track_caller]
+fn is_served(lab: &Lab) {
+    assert!(lab.client.reaches_tcp((HOST, lab.port("shop", "a", "7"))), "replies are held up");
+}
+
+fn one_member_is_denied(lab: &Lab) {
+    lab.tt(&["vm", "update", "shop/a", "--deny-outgoing"]).good();
+    stands_still(lab);
+    assert!(!opens(lab, "shop/a") && opens(lab, "shop/b"));
+    is_served(lab);
+    lab.sh("shop/a", "ping -c 1 -W 5 b");
+    lab.tt(&["vm", "update", "shop/a", "--allow-outgoing"]).good();
+    assert!(opens(lab, "shop/a"));
+    goes_on(lab);
+}
+
+fn an_address_is_blocked(lab: &Lab) {
+    let blocked = CLIENT.to_string();
+    lab.tt(&["vm", "update", "shop/a", "--block", &blocked]).good();
+    stands_still(lab);
+    assert!(!opens(lab, "shop/a") && opens(lab, "shop/b"));
+    // Another list takes the place of the first.
+    lab.tt(&["vm", "update", "shop/a", "--block", "192.0.2.77"]).good();
+    assert!(opens(lab, "shop/a"));
+    goes_on(lab);
+    lab.tt(&["vm", "update", "shop/a", "--block", &blocked, "--block", "192.0.2.77"]).good();
+    assert!(!opens(lab, "shop/a"));
+    lab.tt(&["vm", "update", "shop/a", "--no-block"]).good();
+    goes_on(lab);
+    let list = lab.vm("shop", "a")["state"]["net_blacklist"].clone();
+    assert_eq!(list.as_array().map(Vec::len), Some(0), "{list}");
+}
+
+fn a_whole_env_is_denied(lab: &mut Lab) {
+    lab.tt(&["env", "deny-outgoing", "shop"]).good();
+    stands_still(lab);
+    is_served(lab);
+    lab.tt(&["env", "stop", "shop", "--mode", "suspend"]).good();
+    lab.tt(&["env", "start", "shop"]).good();
+    stands_still(lab);
+    assert!(!opens(lab, "shop/b"), "suspended and started");
+    is_served(lab);
+    lab.restart();
+    lab.reaches_phase("shop", "ready", Duration::from_secs(30));
+    assert!(!opens(lab, "shop/b"), "after another daemon took over");
+    lab.tt(&["vm", "stop", "shop/b", "--mode", "kill"]).good();
+    lab.tt(&["vm", "start", "shop/b"]).good();
+    assert!(!opens(lab, "shop/b"), "booted again");
+    lab.tt(&["vm", "add", "shop", "c=micro"]).good();
+    lab.bring_helper("shop/c");
+    assert!(!opens(lab, "shop/c"), "a later member");
+    lab.tt(&["env", "allow-outgoing", "shop"]).good();
+    assert!(opens(lab, "shop/b") && opens(lab, "shop/c"));
+    lab.assert_clean();
+}
