@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::ioctl::{Setter, ioctl, opcode};
+use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 /// A clock that is off by no more than this is left alone, for setting it would make time jump.
@@ -25,6 +25,9 @@ struct RandomPool {
 
 /// `RNDADDENTROPY`, declared by the kernel as `_IOW('R', 0x03, int[2])`.
 const ADD_ENTROPY: rustix::ioctl::Opcode = opcode::write::<[i32; 2]>(b'R', 0x03);
+
+/// `RNDRESEEDCRNG`, declared by the kernel as `_IO('R', 0x07)`.
+const RESEED: rustix::ioctl::Opcode = opcode::none(b'R', 0x07);
 
 /// Milliseconds since the kernel booted, including time that it was suspended.
 pub fn uptime_ms() -> u64 {
@@ -55,7 +58,7 @@ fn set(unix_ns: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-/// Adds 32 random bytes, as hexadecimal digits, to the kernel's pool.
+/// Adds 32 random bytes, as hexadecimal digits, to the kernel's pool; what is drawn from now on follows from them.
 pub fn add_entropy(hex: &str) -> io::Result<()> {
     let data =
         parse_hex(hex).ok_or_else(|| io::Error::other("it must be 64 hexadecimal digits"))?;
@@ -63,6 +66,9 @@ pub fn add_entropy(hex: &str) -> io::Result<()> {
     let device = File::options().write(true).open("/dev/urandom")?;
     // SAFETY: the opcode takes a pointer to a `rand_pool_info`, whose length field matches the data behind it.
     unsafe { ioctl(&device, Setter::<ADD_ENTROPY, RandomPool>::new(pool)) }?;
+    // By itself the kernel turns to the pool only each minute (`CRNG_RESEED_INTERVAL` of drivers/char/random.c).
+    // SAFETY: the opcode takes no argument.
+    unsafe { ioctl(&device, NoArg::<RESEED>::new()) }?;
     Ok(())
 }
 
