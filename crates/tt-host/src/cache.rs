@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tt_model::{Env, EnvId, KeptImage, Vm, VmId, names};
 use tt_store::Revision;
@@ -76,7 +76,7 @@ impl MetaCache {
         known: &Mutex<HashMap<K, Revision>>,
         id: K,
         row: &Row<T>,
-        path: &PathBuf,
+        path: &Path,
     ) -> Result<bool, MetaError> {
         let revision = lock(known).get(&id).copied();
         if revision == Some(row.revision) {

@@ -98,12 +98,12 @@ fn read(metas: &Metas) -> Result<Found, HostError> {
             rest.strip_suffix(".json").unwrap_or(rest).parse::<u64>().ok()
         };
         if path == names::host_meta() {
-            keep(&mut found.refused, metas.read(&path)).map(|host| found.host = Some(host));
+            found.host = keep(&mut found.refused, metas.read(&path));
         } else if number("env-").is_some() {
-            keep(&mut found.refused, metas.read(&path))
-                .map(|env: Env| found.envs.insert(env.id, env));
+            let env = keep(&mut found.refused, metas.read(&path));
+            found.envs.extend(env.map(|env: Env| (env.id, env)));
         } else if number("image-").is_some() {
-            keep(&mut found.refused, metas.read(&path)).map(|image| found.images.push(image));
+            found.images.extend(keep(&mut found.refused, metas.read(&path)));
         } else if let Some(id) = number("") {
             let latest = names::latest_meta(tt_model::VmId(id));
             orphans.extend(keep(&mut found.refused, metas.read(&latest)));

@@ -12,6 +12,7 @@ pub mod host;
 pub mod id;
 pub mod image;
 pub mod names;
+pub mod net;
 pub mod plan;
 pub mod sample;
 pub mod snapshot;
@@ -28,11 +29,11 @@ pub use host::{EngineFacts, Host, Usage};
 pub use id::{EnvId, HostId, VmId};
 pub use image::KeptImage;
 pub use names::{Instance, Layout};
+pub use net::{InnerPort, MacAddr, PortMap, Protocol};
 pub use snapshot::{Snapshot, SnapshotState};
 pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
 pub use template::VmTemplate;
 pub use vm::{
-    Disk, InnerPort, MacAddr, MachineSize, NetKind, PortMap, Protocol, StorageKind, Vm,
-    VmEngineFeat, VmResource, VmState, feat,
+    Disk, MachineSize, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
 };

@@ -1,12 +1,13 @@
 //! Planning a new Env: every id, name, address and port is decided here.
 
+use super::room::{check_memory, check_sizes, exhausted, unable};
 use super::{Policy, check_life_time};
 use crate::check::{check_env, check_name, check_request_key, quoted};
 use crate::names::{latest_meta, runtime_image};
 use crate::vm::{Disk, MachineSize};
 use crate::{
     Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, KeptImage, MacAddr, NetKind, PortMap,
-    Refusal, Usage, Vm, VmEngineFeat, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
+    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -374,71 +375,6 @@ impl<'a> Builder<'a> {
     fn exhausted(&self, what: &str) -> Refusal {
         exhausted(self.world.host, what)
     }
-}
-
-/// The host has no more of something that is counted.
-pub(super) fn exhausted(host: &Host, what: &str) -> Refusal {
-    Refusal::new(
-        ErrorCode::NoRoom,
-        format!("host {}", host.name),
-        format!("it has not enough free {what}"),
-        "destroy an Env that is not needed",
-    )
-}
-
-/// Whether no size is beyond the host.
-pub(super) fn check_sizes(
-    host: &Host,
-    cpu_num: u16,
-    mem_size: u32,
-    disk_size: u32,
-) -> Result<(), Refusal> {
-    for (what, value, max) in [
-        ("cpu_num", u64::from(cpu_num), u64::from(host.cpu_num)),
-        ("mem_size", u64::from(mem_size), u64::from(host.mem_size)),
-        ("disk_size", u64::from(disk_size), u64::from(host.disk_size)),
-    ] {
-        if value > max {
-            return Err(Refusal::new(
-                ErrorCode::Invalid,
-                format!("{what} {value}"),
-                format!("host {} has {max}", host.name),
-                "ask for less",
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// Whether the host has that much memory left.
-pub(super) fn check_memory(host: &Host, usage: &Usage, mem_size: u32) -> Result<(), Refusal> {
-    let free = u64::from(host.mem_size).saturating_sub(usage.mem_size);
-    if u64::from(mem_size) <= free {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        ErrorCode::NoRoom,
-        format!("mem_size {mem_size}"),
-        format!("host {} has {free} of {} MB left", host.name, host.mem_size),
-        "ask for less, or destroy an Env that is not needed",
-    ))
-}
-
-/// Why `engine` can not run `template` with the features `wanted`, if it can not.
-fn unable(
-    engine: &crate::EngineFacts,
-    template: &VmTemplate,
-    wanted: VmEngineFeat,
-) -> Option<String> {
-    if let Some(reason) = &engine.unusable {
-        return Some(reason.clone());
-    }
-    if !template.compatible_engines.contains(&engine.name) {
-        let fit = template.compatible_engines.join(", ");
-        return Some(format!("template {} is for: {fit}", template.name));
-    }
-    let missing = wanted & !engine.features;
-    (missing != 0).then(|| format!("it can not do: {}", feat::names(missing).join(", ")))
 }
 
 #[cfg(test)]

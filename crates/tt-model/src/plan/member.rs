@@ -2,7 +2,8 @@
 
 use super::Policy;
 use super::change::{check_living, check_manageable};
-use super::create::{Builder, Family, World, check_memory, check_sizes, exhausted, member_names};
+use super::create::{Builder, Family, World, member_names};
+use super::room::{check_memory, check_sizes, exhausted};
 use crate::check::{VMS_PER_ENV_MAX, check_update, check_vm, quoted};
 use crate::{Env, ErrorCode, Goal, Host, NetKind, PortMap, Refusal, Usage, Vm, VmSpec, VmUpdate};
 use std::collections::BTreeSet;

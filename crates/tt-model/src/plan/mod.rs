@@ -3,6 +3,7 @@
 mod change;
 mod create;
 mod member;
+mod room;
 mod snapshot;
 
 pub use change::{plan_destroy, plan_end, plan_extend, plan_start, plan_stop, plan_undo};

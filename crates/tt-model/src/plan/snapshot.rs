@@ -2,7 +2,7 @@
 
 use super::Policy;
 use super::change::{check_living, check_manageable};
-use super::create::{check_memory, check_sizes, exhausted};
+use super::room::{check_memory, check_sizes, exhausted};
 use crate::check::{SNAPSHOTS_PER_VM_MAX, check_name, quoted};
 use crate::{
     Env, ErrorCode, Goal, Host, PortMap, Refusal, Snapshot, SnapshotSpec, SnapshotState, Trouble,
