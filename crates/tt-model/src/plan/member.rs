@@ -22,7 +22,8 @@ pub struct AddPlan {
 /// Plans members that join a living Env, which holds them afterwards.
 ///
 /// # Errors
-/// As [`plan_env`](super::plan_env), a name that is taken, an Env that is going or stopped.
+/// As [`plan_env`](super::plan_env), a name that is taken, an Env that is going or whose lifetime is
+/// over. Into a stopped Env it comes running.
 pub fn plan_add(
     env: &mut Env,
     members: &[Vm],
