@@ -14,7 +14,7 @@ use tt_guest::frame::{self, Decoder, Frame, Kind, MAX_PAYLOAD};
 use tt_guest::message::{Exec, FailureCode, GuestMessage, Hello, HostMessage, PROTOCOL_VERSION};
 
 /// Anything that takes longer is broken.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 /// The agent as a process of this machine that changes nothing of it; ended with the test.
 pub struct Agent {
