@@ -86,7 +86,7 @@ impl Guest {
             "none",
         ]);
         command.arg("-kernel").arg(&parts.kernel).arg("-initrd").arg(at("initramfs"));
-        command.args(["-append", "console=ttyS0 quiet panic=-1"]);
+        command.args(["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]);
         command.args(["-device", "virtio-serial-pci", "-chardev", &socket("agent")]);
         command.args(["-device", "virtserialport,chardev=agent,name=tt.agent.0"]);
         command.args(["-chardev", &socket("console"), "-serial", "chardev:console"]);
