@@ -10,7 +10,7 @@ use crate::failure::{Failure, Outcome};
 use crate::footprint::Footprint;
 use crate::say::{self, Steps};
 use crate::sudo::{self, Ticket};
-use crate::{interrupt, packages, tidy};
+use crate::{demo, interrupt, packages, tidy};
 use outcome::Tests;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -142,6 +142,8 @@ fn test(steps: &mut Steps, built: &Built, args: &[String], tests: &mut Tests) {
     }
     steps.run("tests", || run_tests(&environment, args, tests));
     if args.is_empty() {
+        // What newcomers see first has no other test.
+        let _ = demo::walk_on_a_host_of_its_own(steps, built);
         steps.run("examples in documents", || {
             as_root(cargo(["test", "--workspace", "--doc", "--quiet", "--locked"])?, &environment)
                 .run()
