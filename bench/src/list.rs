@@ -15,7 +15,7 @@ use tt_guest::session::Open;
 use tt_model::plan::Policy;
 use tt_model::{
     EngineFacts, EnvSpec, ErrorCode, Host, HostId, Phase, Protocol, Refusal, Snapshot, StorageKind,
-    Vm, VmId, VmSpec, VmStatus, VmTemplate, feat,
+    TemplateSource, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat,
 };
 use tt_store::Kv;
 use tt_store::memory::MemoryKv;
@@ -82,7 +82,7 @@ fn start(tables: &Tables) -> Client {
     };
     let record = TemplateRecord {
         name: "micro".into(),
-        recipe: "micro".into(),
+        source: Some(TemplateSource::Build { recipe: "micro".into() }),
         host: HostId(1),
         is_wanted: true,
         template: Some(template),

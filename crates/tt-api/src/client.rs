@@ -13,15 +13,15 @@ pub use stream::{Console, ConsoleReceiver, ConsoleSender, Stream, StreamReceiver
 
 use crate::error::ClientError;
 use crate::views::{
-    BuildRequest, EnvList, EnvView, ExtendRequest, HostList, HostView, StopRequest, TemplateList,
-    TemplateView, VerifyReport, VersionView, VmList, VmView,
+    EnvList, EnvView, ExtendRequest, HostList, HostView, StopRequest, TemplateList, TemplateView,
+    VerifyReport, VersionView, VmList, VmView,
 };
 use http::{Body, segment};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use tt_guest::session::Open;
-use tt_model::{EnvSpec, StopMode};
+use tt_model::{EnvSpec, StopMode, TemplateSpec};
 
 /// A client of one daemon. Cheap to clone; every call makes its own connection.
 #[derive(Clone, Debug)]
@@ -162,11 +162,8 @@ impl Client {
     }
 
     /// Asks for a template; one that is ready is answered as it is.
-    pub async fn build_template(
-        &self,
-        request: &BuildRequest,
-    ) -> Result<TemplateView, ClientError> {
-        self.call(Method::POST, "/v1/templates", Body::json(request)?).await
+    pub async fn make_template(&self, spec: &TemplateSpec) -> Result<TemplateView, ClientError> {
+        self.call(Method::POST, "/v1/templates", Body::json(spec)?).await
     }
 
     /// Removes a template that no Vm was made from.

@@ -5,7 +5,8 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::collections::BTreeMap;
 use tt_guest::message::FailureCode;
 use tt_model::{
-    Env, Goal, Host, KeptImage, Phase, StopMode, Trouble, Usage, Vm, VmStatus, VmTemplate, feat,
+    Env, Goal, Host, KeptImage, Phase, StopMode, TemplateSource, Trouble, Usage, Vm, VmStatus,
+    VmTemplate, feat,
 };
 use tt_store::tables::TemplateRecord;
 use utoipa::ToSchema;
@@ -129,23 +130,13 @@ pub struct ImageList {
     pub images: Vec<KeptImage>,
 }
 
-/// A template that is to be made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct BuildRequest {
-    /// Its name.
-    pub name: String,
-    /// How it is made; today `micro` alone, under the name `micro`.
-    pub recipe: String,
-}
-
 /// A template, or what is becoming of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TemplateView {
     /// Globally unique.
     pub name: String,
-    /// How it is made.
-    pub recipe: String,
+    /// What it is made from; not known any more of one that a recovery found.
+    pub source: Option<TemplateSource>,
     /// Where it stands.
     pub phase: TemplatePhase,
     /// What is being done, while it is made.
@@ -335,7 +326,7 @@ impl From<TemplateRecord> for TemplateView {
         };
         Self {
             name: record.name,
-            recipe: record.recipe,
+            source: record.source,
             phase,
             step: record.step,
             template: record.template,

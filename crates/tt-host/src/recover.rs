@@ -68,7 +68,7 @@ pub fn recover(
     for template in templates {
         let record = TemplateRecord {
             name: template.name.clone(),
-            recipe: template.name.clone(),
+            source: None,
             host: host_id,
             is_wanted: true,
             template: Some(template.clone()),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tt_image::{Catalogue, MICRO, Packages};
 use tt_model::status::Trouble;
-use tt_model::{ErrorCode, HostId, VmTemplate};
+use tt_model::{ErrorCode, HostId, TemplateSource, VmTemplate};
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
 /// Matches this host's templates to their records.
@@ -58,17 +58,23 @@ impl TemplateMaker {
     }
 
     fn make(&self, record: &TemplateRecord) -> Result<VmTemplate, Trouble> {
-        if record.recipe != MICRO {
-            let why = format!("there is no recipe {:?}; there is: {MICRO}", record.recipe);
-            return Err(Trouble { code: ErrorCode::Unsupported, why, retry: false });
-        }
         let progress = |step: &str| {
             let told = self.record(&record.name, |record| record.step = Some(step.to_owned()));
             if let Err(error) = told {
                 tracing::warn!(error = layers::chain(&error), "build step not recorded");
             }
         };
-        self.catalogue.build_micro(Packages::Kept, &progress).map_err(|error| Trouble {
+        let refused = |why: String| Trouble { code: ErrorCode::Unsupported, why, retry: false };
+        let made = match &record.source {
+            None => return Err(refused("it is not known what it was made from".into())),
+            Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
+                self.catalogue.build_micro(Packages::Kept, &progress)
+            }
+            Some(TemplateSource::Build { recipe }) => {
+                return Err(refused(format!("there is no recipe {recipe:?}; there is: {MICRO}")));
+            }
+        };
+        made.map_err(|error| Trouble {
             code: ErrorCode::Template,
             why: layers::chain(&error),
             retry: false,

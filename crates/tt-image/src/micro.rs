@@ -13,7 +13,7 @@ use crate::{
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tt_model::VmTemplate;
-use tt_model::template::{FEATURE_AGENT, FEATURE_KERNEL};
+use tt_model::template::{FEATURE_AGENT, FEATURE_DISK, FEATURE_KERNEL};
 
 /// Name of the template.
 pub const MICRO: &str = "micro";
@@ -241,7 +241,8 @@ fn describe(dir: &Path, kernel: &Path) -> Result<VmTemplate, ImageError> {
         path: record::path_of(&digest),
         memo: Some(format!("BusyBox on {package}")),
         compatible_engines: vec!["qemu".into()],
-        features: vec![FEATURE_KERNEL.into(), FEATURE_AGENT.into()],
+        features: vec![FEATURE_DISK.into(), FEATURE_KERNEL.into(), FEATURE_AGENT.into()],
+        arch: std::env::consts::ARCH.into(),
         digest,
         disk_size: rootfs::SIZE_MB,
     })

@@ -10,7 +10,7 @@ use tt_model::template::FEATURE_KERNEL;
 /// Name of the record in a template's directory.
 const FILE: &str = "template.json";
 /// Version of the record's form.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Largest record.
 const BYTES_MAX: u64 = 64 << 10;
 

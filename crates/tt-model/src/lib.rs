@@ -33,7 +33,7 @@ pub use net::{InnerPort, MacAddr, PortMap, Protocol};
 pub use snapshot::{Snapshot, SnapshotState};
 pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
-pub use template::VmTemplate;
+pub use template::{TemplateSource, TemplateSpec, VmTemplate};
 pub use vm::{
     Disk, MachineSize, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
 };

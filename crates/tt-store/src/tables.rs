@@ -12,7 +12,9 @@ use crate::{Entry, Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tt_model::status::Trouble;
-use tt_model::{Env, EnvId, Host, HostId, KeptImage, Usage, Vm, VmId, VmStatus, VmTemplate};
+use tt_model::{
+    Env, EnvId, Host, HostId, KeptImage, TemplateSource, Usage, Vm, VmId, VmStatus, VmTemplate,
+};
 
 /// Version of the records' form. A reader refuses records of a newer one.
 pub const RECORD_VERSION: u32 = 1;
@@ -73,8 +75,8 @@ pub struct Row<T> {
 pub struct TemplateRecord {
     /// Its globally unique name.
     pub name: String,
-    /// How it is made, e.g. `micro`.
-    pub recipe: String,
+    /// What it is made from; not known any more of one that a recovery found.
+    pub source: Option<TemplateSource>,
     /// The host that has it or makes it.
     pub host: HostId,
     /// Whether it should exist.

@@ -1,7 +1,7 @@
 //! What a plan of new Vms depends on, as it was read. It decides and changes nothing.
 
-use super::ApiConfig;
 use super::work::host;
+use super::{ApiConfig, templates};
 use crate::error::ApiError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -18,7 +18,8 @@ pub(super) struct Ground {
     pub next_id: Option<Row<u64>>,
     host: Host,
     used: Usage,
-    template_rows: Vec<Row<TemplateRecord>>,
+    /// By the name that the request has for it.
+    template_rows: BTreeMap<String, Row<TemplateRecord>>,
     templates: BTreeMap<String, VmTemplate>,
     image_rows: Vec<Row<KeptImage>>,
     images: BTreeMap<VmId, KeptImage>,
@@ -42,7 +43,7 @@ impl Ground {
         let template_rows = template_rows(config, specs)?;
         let templates = template_rows
             .iter()
-            .filter_map(|row| Some((row.value.name.clone(), row.value.template.clone()?)))
+            .filter_map(|(name, row)| Some((name.clone(), row.value.template.clone()?)))
             .collect();
         let image_rows = image_rows(config, specs)?;
         let images = image_rows.iter().map(|row| (row.value.id, row.value.clone())).collect();
@@ -80,7 +81,9 @@ impl Ground {
     /// Writes templates and kept images as they are: so the commit fails if one is removed
     /// meanwhile, and a removal that saw no Vm of it fails after this one.
     pub(super) fn hold(&self, change: Change) -> Result<Change, TablesError> {
-        let change = self.template_rows.iter().try_fold(change, Change::template)?;
+        let rows: BTreeMap<&str, &Row<TemplateRecord>> =
+            self.template_rows.values().map(|row| (row.value.name.as_str(), row)).collect();
+        let change = rows.into_values().try_fold(change, Change::template)?;
         self.image_rows.iter().try_fold(change, Change::image)
     }
 }
@@ -108,17 +111,17 @@ pub(super) fn free_ports(
 fn template_rows(
     config: &ApiConfig,
     specs: &[VmSpec],
-) -> Result<Vec<Row<TemplateRecord>>, ApiError> {
+) -> Result<BTreeMap<String, Row<TemplateRecord>>, ApiError> {
     let names: BTreeSet<&str> = specs.iter().map(|vm| vm.template.as_str()).collect();
-    let mut rows = Vec::new();
+    let mut rows = BTreeMap::new();
     for name in names {
-        let Some(row) = config.tables.template(name)? else { continue };
+        let Some(row) = templates::find(&config.tables, name)? else { continue };
         let problem = match (row.value.is_wanted, &row.value.template) {
             (false, _) => "it is being removed",
             (true, None) if row.value.trouble.is_some() => "it could not be built",
             (true, None) => "it is not built yet",
             (true, Some(_)) => {
-                rows.push(row);
+                rows.insert(name.to_owned(), row);
                 continue;
             }
         };

@@ -154,7 +154,7 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(snapshots::apply_one))
         .routes(routes!(images::list))
         .routes(routes!(images::remove))
-        .routes(routes!(templates::list, templates::build))
+        .routes(routes!(templates::list, templates::make))
         .routes(routes!(templates::show, templates::remove))
 }
 

@@ -6,11 +6,11 @@ use super::problem::Refusals;
 use super::work::{Answer, attempt, in_use};
 use super::{Api, ApiConfig};
 use crate::error::ApiError;
-use crate::views::{BuildRequest, TemplateList, TemplatePhase, TemplateView};
+use crate::views::{TemplateList, TemplatePhase, TemplateView};
 use axum::extract::State;
 use axum::http::StatusCode;
 use tt_model::check::{check_template_name, quoted};
-use tt_model::{ErrorCode, Refusal};
+use tt_model::{ErrorCode, Refusal, TemplateSource, TemplateSpec, template};
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
 
 /// The one recipe there is, and the name of what it makes.
@@ -32,21 +32,21 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Answer, ApiError> {
 
 /// Asks for a template.
 #[utoipa::path(
-    post, path = "/v1/templates", tag = "templates", operation_id = "build_template",
-    request_body = BuildRequest,
+    post, path = "/v1/templates", tag = "templates", operation_id = "make_template",
+    request_body = TemplateSpec,
     responses(
         (status = 202, description = "It is being made", body = TemplateView),
         (status = 200, description = "It is ready", body = TemplateView),
         Refusals
     )
 )]
-pub(super) async fn build(
+pub(super) async fn make(
     State(api): State<Api>,
-    JsonBody(request): JsonBody<BuildRequest>,
+    JsonBody(spec): JsonBody<TemplateSpec>,
 ) -> Result<Answer, ApiError> {
-    check_build(&request)?;
+    check_spec(&spec)?;
     api.call(move |config| {
-        let view = TemplateView::from(attempt(|| want(config, &request))?);
+        let view = TemplateView::from(attempt(|| want(config, &spec))?);
         let status = match view.phase {
             TemplatePhase::Ready => StatusCode::OK,
             _ => StatusCode::ACCEPTED,
@@ -86,12 +86,13 @@ pub(super) async fn remove(
     .await
 }
 
-fn check_build(request: &BuildRequest) -> Result<(), Refusal> {
-    check_template_name(&request.name)?;
-    let what = if request.recipe != RECIPE_MICRO {
-        format!("recipe {}", quoted(&request.recipe))
-    } else if request.name != RECIPE_MICRO {
-        format!("template {}", quoted(&request.name))
+fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
+    check_template_name(&spec.name)?;
+    let TemplateSource::Build { recipe } = &spec.source;
+    let what = if recipe != RECIPE_MICRO {
+        format!("recipe {}", quoted(recipe))
+    } else if spec.name != RECIPE_MICRO {
+        format!("template {}", quoted(&spec.name))
     } else {
         return Ok(());
     };
@@ -104,41 +105,45 @@ fn check_build(request: &BuildRequest) -> Result<(), Refusal> {
 }
 
 /// Makes the record of a wanted template, or takes the one there is.
-fn want(config: &ApiConfig, request: &BuildRequest) -> Result<Option<TemplateRecord>, ApiError> {
+fn want(config: &ApiConfig, spec: &TemplateSpec) -> Result<Option<TemplateRecord>, ApiError> {
     let tables = &config.tables;
-    let (record, change) = match tables.template(&request.name)? {
-        None => {
-            let record = TemplateRecord {
-                name: request.name.clone(),
-                recipe: request.recipe.clone(),
-                host: config.host,
-                is_wanted: true,
-                template: None,
-                step: None,
-                trouble: None,
-            };
-            let change = Change::new().new_template(&record)?;
-            (record, change)
+    let what = || format!("template {}", quoted(&spec.name));
+    let Some(mut row) = tables.template(&spec.name)? else {
+        let record = TemplateRecord {
+            name: spec.name.clone(),
+            source: Some(spec.source.clone()),
+            host: config.host,
+            is_wanted: true,
+            template: None,
+            step: None,
+            trouble: None,
+        };
+        let change = Change::new().new_template(&record)?;
+        return committed(tables, &change, record);
+    };
+    if !row.value.is_wanted {
+        let remedy = "make it when it is gone";
+        return Err(Refusal::new(ErrorCode::State, what(), "it is being removed", remedy).into());
+    }
+    let has_failed = row.value.template.is_none() && row.value.trouble.is_some();
+    let is_same = row.value.source.as_ref().is_none_or(|source| *source == spec.source);
+    match (has_failed, is_same) {
+        (false, true) => Ok(Some(row.value)),
+        (false, false) => {
+            let source = row.value.source.as_ref().map(TemplateSource::describe);
+            let problem = format!("it is there, made from {}", source.unwrap_or_default());
+            let remedy = "choose another name, or remove it first";
+            Err(Refusal::new(ErrorCode::Exists, what(), problem, remedy).into())
         }
-        Some(row) if !row.value.is_wanted => {
-            return Err(Refusal::new(
-                ErrorCode::State,
-                format!("template {}", quoted(&request.name)),
-                "it is being removed",
-                "build it when it is gone",
-            )
-            .into());
-        }
-        // One that could not be made is tried again; all others are as they should be.
-        Some(mut row) if row.value.template.is_none() && row.value.trouble.is_some() => {
+        // One that could not be made is tried again.
+        (true, _) => {
+            row.value.source = Some(spec.source.clone());
             row.value.trouble = None;
             row.value.step = None;
             let change = Change::new().template(&row)?;
-            (row.value, change)
+            committed(tables, &change, row.value)
         }
-        Some(row) => return Ok(Some(row.value)),
-    };
-    committed(tables, &change, record)
+    }
 }
 
 fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiError> {
@@ -150,9 +155,11 @@ fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiErro
     // goes meanwhile may leave an image, so images are read last.
     let vms = tables.vms()?.into_iter().map(|row| row.value);
     let mut users: Vec<String> =
-        vms.filter(|vm| vm.template.name == name).map(|vm| vm.full_name()).collect();
+        vms.filter(|vm| vm.template.name == row.value.name).map(|vm| vm.full_name()).collect();
     let images = tables.images()?.into_iter().map(|row| row.value);
-    users.extend(images.filter(|i| i.template.name == name).map(|i| format!("image {}", i.id)));
+    users.extend(
+        images.filter(|i| i.template.name == row.value.name).map(|i| format!("image {}", i.id)),
+    );
     if !users.is_empty() {
         let what = format!("template {}", quoted(name));
         return Err(in_use(what, &users, "destroy their Envs and remove the images first").into());
@@ -162,8 +169,19 @@ fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiErro
     committed(tables, &change, row.value)
 }
 
+/// The template of that name, or the only one whose name ends in it.
+pub(super) fn find(tables: &Tables, name: &str) -> Result<Option<Row<TemplateRecord>>, ApiError> {
+    if let Some(row) = tables.template(name)? {
+        return Ok(Some(row));
+    }
+    let mut rows = tables.templates()?;
+    let meant = template::resolve(name, rows.iter().map(|row| row.value.name.as_str()))?;
+    let meant = meant.map(str::to_owned);
+    Ok(meant.and_then(|name| rows.drain(..).find(|row| row.value.name == name)))
+}
+
 fn row(tables: &Tables, name: &str) -> Result<Row<TemplateRecord>, ApiError> {
-    tables.template(name)?.ok_or_else(|| {
+    find(tables, name)?.ok_or_else(|| {
         let what = format!("template {}", quoted(name));
         let problem = "there is no such template";
         Refusal::new(ErrorCode::NotFound, what, problem, "see `tt template ls`").into()

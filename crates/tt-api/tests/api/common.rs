@@ -17,7 +17,7 @@ use tt_model::plan::{Policy, plan_take, plan_taken};
 use tt_model::template::FEATURE_AGENT;
 use tt_model::{
     EngineFacts, EnvSpec, ErrorCode, Host, HostId, KeptImage, Phase, Protocol, Refusal, Snapshot,
-    Vm, VmId, VmSpec, VmStatus, VmTemplate, feat, sample,
+    TemplateSource, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat, sample,
 };
 use tt_store::Kv;
 use tt_store::memory::MemoryKv;
@@ -207,7 +207,7 @@ pub fn host() -> Host {
 pub fn template(name: &str) -> TemplateRecord {
     TemplateRecord {
         name: name.into(),
-        recipe: "micro".into(),
+        source: Some(TemplateSource::Build { recipe: "micro".into() }),
         host: HostId(1),
         is_wanted: true,
         template: Some(VmTemplate {

@@ -2,8 +2,10 @@
 
 use crate::common::{commit, host, server, settled, spec, template};
 use tt_api::ClientError;
-use tt_api::views::{BuildRequest, EnvPhase, TemplatePhase};
-use tt_model::{EnvSpec, ErrorCode, Goal, Phase, StopMode, Trouble, VmSpec};
+use tt_api::views::{EnvPhase, TemplatePhase};
+use tt_model::{
+    EnvSpec, ErrorCode, Goal, Phase, StopMode, TemplateSource, TemplateSpec, Trouble, VmSpec,
+};
 use tt_store::tables::Change;
 
 pub fn code<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> ErrorCode {
@@ -159,12 +161,11 @@ async fn logs_hosts_and_verify_are_answered() {
 async fn templates_are_asked_for_and_removed() {
     let server = server();
     let client = &server.client;
-    let request = BuildRequest { name: "micro".into(), recipe: "micro".into() };
+    let request = build("micro", "micro");
     let revision = server.tables.revision().unwrap();
-    assert_eq!(client.build_template(&request).await.unwrap().phase, TemplatePhase::Ready);
+    assert_eq!(client.make_template(&request).await.unwrap().phase, TemplatePhase::Ready);
     for (name, recipe) in [("micro", "debian"), ("other", "micro")] {
-        let request = BuildRequest { name: name.into(), recipe: recipe.into() };
-        assert_eq!(code(client.build_template(&request).await), ErrorCode::Unsupported);
+        assert_eq!(code(client.make_template(&build(name, recipe)).await), ErrorCode::Unsupported);
     }
     assert_eq!(server.tables.revision().unwrap(), revision);
 
@@ -178,20 +179,20 @@ async fn templates_are_asked_for_and_removed() {
 
     assert_eq!(client.remove_template("micro").await.unwrap().phase, TemplatePhase::Removing);
     assert_eq!(client.remove_template("micro").await.unwrap().phase, TemplatePhase::Removing);
-    assert_eq!(code(client.build_template(&request).await), ErrorCode::State);
+    assert_eq!(code(client.make_template(&request).await), ErrorCode::State);
     assert_eq!(code(client.create_env("shop", "k", &spec(1)).await), ErrorCode::State);
     let row = server.tables.template("micro").unwrap().unwrap();
     commit(&server.tables, &Change::new().remove_template(&row));
     assert_eq!(code(client.template("micro").await), ErrorCode::NotFound);
     assert_eq!(code(client.remove_template("micro").await), ErrorCode::NotFound);
 
-    assert_eq!(client.build_template(&request).await.unwrap().phase, TemplatePhase::Building);
-    assert_eq!(client.build_template(&request).await.unwrap().phase, TemplatePhase::Building);
+    assert_eq!(client.make_template(&request).await.unwrap().phase, TemplatePhase::Building);
+    assert_eq!(client.make_template(&request).await.unwrap().phase, TemplatePhase::Building);
     let mut row = server.tables.template("micro").unwrap().unwrap();
     row.value.trouble = Some(Trouble { code: ErrorCode::Template, why: "no".into(), retry: false });
     commit(&server.tables, &Change::new().template(&row).unwrap());
     assert_eq!(client.template("micro").await.unwrap().phase, TemplatePhase::Failed);
-    assert_eq!(client.build_template(&request).await.unwrap().phase, TemplatePhase::Building);
+    assert_eq!(client.make_template(&request).await.unwrap().phase, TemplatePhase::Building);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,4 +216,8 @@ async fn a_daemon_that_is_not_there_is_named() {
     let error = client.version().await.unwrap_err();
     assert!(error.is_retryable());
     assert_eq!(error.to_string(), "no daemon answers at /nonexistent/tt.sock");
+}
+
+fn build(name: &str, recipe: &str) -> TemplateSpec {
+    TemplateSpec { name: name.into(), source: TemplateSource::Build { recipe: recipe.into() } }
 }

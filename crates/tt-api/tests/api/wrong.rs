@@ -156,8 +156,13 @@ fn bodies() -> Vec<Wrong> {
         wrong("POST /v1/envs/shop/stop", "", r#"{"how":"kill"}"#, (400, Invalid, "how")),
         wrong("POST /v1/envs/shop/extend", "", r#"{"life_time":0}"#, (400, LifeTime, "0")),
         wrong("POST /v1/envs/shop/extend", "", r#"{"life_time":-5}"#, (400, Invalid, "life_time")),
-        wrong("POST /v1/templates", "", r#"{"name":"micro"}"#, (400, Invalid, "recipe")),
-        wrong("POST /v1/templates", "", r#"{"name":"/","recipe":"micro"}"#, (400, Invalid, "`/`")),
+        wrong("POST /v1/templates", "", r#"{"name":"micro"}"#, (400, Invalid, "source")),
+        wrong(
+            "POST /v1/templates",
+            "",
+            r#"{"name":"/","source":{"kind":"build","recipe":"micro"}}"#,
+            (400, Invalid, "`/`"),
+        ),
     ]
 }
 

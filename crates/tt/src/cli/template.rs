@@ -6,9 +6,9 @@ use super::{Context, lines};
 use clap::Subcommand;
 use std::time::Duration;
 use tt_api::ClientError;
-use tt_api::views::{BuildRequest, TemplatePhase, TemplateView};
-use tt_model::ErrorCode;
+use tt_api::views::{TemplatePhase, TemplateView};
 use tt_model::units::format_size_mb;
+use tt_model::{ErrorCode, TemplateSource, TemplateSpec};
 
 /// How often a template that is being made or removed is looked at: templates have no events.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
@@ -57,8 +57,8 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
             output.result(&view, || facts(&view))?;
         }
         TemplateCommand::Build { recipe, no_wait } => {
-            let request = BuildRequest { name: recipe.clone(), recipe };
-            let mut view = client.build_template(&request).await?;
+            let source = TemplateSource::Build { recipe: recipe.clone() };
+            let mut view = client.make_template(&TemplateSpec { name: recipe, source }).await?;
             if !no_wait {
                 view = interruptible(&view.name.clone(), built(context, view)).await?;
             }
@@ -150,13 +150,16 @@ fn facts(view: &TemplateView) -> String {
     let mut facts = Table::default();
     facts.row(["name", &view.name]);
     facts.row(["phase", view.phase.name()]);
-    facts.row(["recipe", &view.recipe]);
+    if let Some(source) = &view.source {
+        facts.row(["made from", &source.describe()]);
+    }
     if let Some(step) = &view.step {
         facts.row(["step", step]);
     }
     if let Some(made) = &view.template {
         facts.row(["description", made.memo.as_deref().unwrap_or_default()]);
         facts.row(["disk", &format_size_mb(made.disk_size.into())]);
+        facts.row(["processor", &made.arch]);
         facts.row(["engines", &made.compatible_engines.join(", ")]);
         facts.row(["features", &made.features.join(", ")]);
         facts.row(["digest", &made.digest]);

@@ -17,8 +17,8 @@ use tt_api::server::{Api, ApiConfig, router, serve};
 use tt_model::env::Failure;
 use tt_model::plan::{Policy, plan_take, plan_take_failed, plan_taken, plan_undo};
 use tt_model::{
-    EngineFacts, ErrorCode, Goal, Host, HostId, KeptImage, Phase, Trouble, Usage, Vm, VmId,
-    VmStatus, VmTemplate, sample,
+    EngineFacts, ErrorCode, Goal, Host, HostId, KeptImage, Phase, TemplateSource, Trouble, Usage,
+    Vm, VmId, VmStatus, VmTemplate, sample,
 };
 use tt_store::memory::MemoryKv;
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
@@ -296,7 +296,7 @@ fn host() -> Host {
 fn micro() -> TemplateRecord {
     TemplateRecord {
         name: "micro".into(),
-        recipe: "micro".into(),
+        source: Some(TemplateSource::Build { recipe: "micro".into() }),
         host: HostId(1),
         is_wanted: true,
         template: Some(VmTemplate {
