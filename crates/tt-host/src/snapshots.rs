@@ -174,6 +174,7 @@ impl SnapshotTaker {
             parts.push(Part { vm, snapshot, hold: None, has_memory: false });
         }
         each(&mut parts, |part| self.prepare(part))?;
+        each(&mut parts, |part| self.flush(part))?;
         each(&mut parts, |part| held(part, |hold, _| hold.pause()))?;
         let begin = std::time::Instant::now();
         each(&mut parts, |part| self.freeze(part))?;
@@ -195,6 +196,19 @@ impl SnapshotTaker {
         Ok(())
     }
 
+    /// Brings to disk what the guest has written so far: it need not be written while it stands still.
+    fn flush(&self, part: &Part<'_>) -> Result<(), Pause> {
+        let is_layered = part.vm.storage.is_layered();
+        let written = if is_layered { part.snapshot.epoch } else { Some(part.vm.epoch) };
+        self.sync(part.vm, written)
+    }
+
+    fn sync(&self, vm: &Vm, epoch: Option<u32>) -> Result<(), Pause> {
+        let Some(epoch) = epoch else { return Ok(()) };
+        let synced = self.visitor.storage(vm)?.sync_disk(vm, epoch);
+        synced.map_err(|e| layers::storage_pause(ErrorCode::SnapshotCreate, e))
+    }
+
     fn freeze(&self, part: &mut Part<'_>) -> Result<(), Pause> {
         if part.vm.storage.is_layered() {
             return held(part, |hold, vm| hold.switch_disk(vm));
@@ -203,12 +217,14 @@ impl SnapshotTaker {
         made.map_err(|e| layers::storage_pause(ErrorCode::SnapshotCreate, e))
     }
 
+    /// Makes durable what was taken, while the guest runs again.
     fn finish(&self, part: &mut Part<'_>) -> Result<(), Pause> {
         if let Some(hold) = part.hold.take() {
             let finished = hold.finish();
             part.has_memory =
                 finished.map_err(|e| layers::engine_pause(ErrorCode::SnapshotCreate, e))?;
         }
+        self.sync(part.vm, part.snapshot.epoch)?;
         let cached = self.visitor.metas().write(&part.snapshot.meta_path, part.vm);
         cached.map_err(|e| layers::meta_pause(ErrorCode::MetaCreate, &e))
     }

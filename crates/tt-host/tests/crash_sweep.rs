@@ -8,7 +8,7 @@ mod sweep;
 #[cfg(test)]
 mod world;
 
-use tt_model::{Goal, SnapshotState, StorageKind};
+use tt_model::{Goal, SnapshotState, StorageKind, Vm};
 use world::{Death, World};
 
 const GOALS: [Goal; 5] = [Goal::Gone, Goal::Stopped, Goal::Suspended, Goal::Paused, Goal::Running];
@@ -155,6 +155,42 @@ fn death_at_every_step_of_a_snapshot_leaves_it_whole_or_not_at_all() {
         }
     }
     assert!(deaths > 100, "the sweep must really kill: {deaths}");
+}
+
+#[test]
+fn no_power_loss_leaves_a_ready_snapshot_without_its_content() {
+    let (mut losses, mut whole) = (0, 0);
+    for (storage, rest) in STORAGES.into_iter().flat_map(|s| RESTS.map(|rest| (s, rest))) {
+        for step in 1.. {
+            let world = at_rest(storage, rest);
+            let disk = |vm: &Vm, epoch: u32| world.disk.content(vm.id, epoch);
+            let moment: Vec<_> =
+                world.members("shop").iter().map(|vm| disk(vm, vm.epoch)).collect();
+            world.want_snapshot("shop", "a").unwrap();
+            let died = world.converge(Death::At(step));
+            world.lose_power();
+            for (vm, moment) in world.members("shop").iter().zip(&moment) {
+                let snapshot = &vm.snapshots["a"];
+                if snapshot.state == SnapshotState::Ready {
+                    assert_eq!(disk(vm, snapshot.epoch.unwrap()), *moment, "{rest:?} at {step}");
+                    whole += 1;
+                }
+            }
+            world.converge(Death::Never);
+            world.assert_settled("shop", rest);
+            for vm in world.members("shop") {
+                let snapshot = &vm.snapshots["a"];
+                assert_eq!(snapshot.state, SnapshotState::Ready);
+                let frozen = disk(&vm, snapshot.epoch.unwrap());
+                assert_eq!(frozen, disk(&vm, vm.epoch), "{storage:?} {rest:?} at {step}");
+            }
+            losses += u32::from(died);
+            if !died {
+                break;
+            }
+        }
+    }
+    assert!(losses > 100 && whole > 20, "{losses} losses, {whole} snapshots before them");
 }
 
 #[test]

@@ -111,6 +111,14 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
+    /// The image could not be brought to disk. A retry may help.
+    #[error("image {} can not be brought to disk", path.display())]
+    Sync {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A machine has the image open, and only its engine can grow it. A retry helps when it did, or stopped.
     #[error("image {} is open in a machine: only its engine can grow it now", path.display())]
     InUse {
@@ -192,6 +200,7 @@ impl StorageError {
             | Self::Create { .. }
             | Self::Give { .. }
             | Self::Grow { .. }
+            | Self::Sync { .. }
             | Self::InUse { .. }
             | Self::Destroy { .. }
             | Self::List { .. }
@@ -226,6 +235,7 @@ impl StorageError {
             | Self::OpenDisk { .. }
             | Self::Grow { .. }
             | Self::Give { .. }
+            | Self::Sync { .. }
             | Self::Lost { .. }
             | Self::Damaged { .. }
             | Self::List { .. }

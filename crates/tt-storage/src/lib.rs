@@ -69,7 +69,9 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// [`StorageError::Lost`]; what the system refused.
     fn create_image(&self, vm: &Vm) -> Result<(), StorageError>;
 
-    /// Makes the disk of a snapshot that [`plan_take`](tt_model::plan::plan_take) named; complete or absent.
+    /// Makes the disk of a snapshot that [`plan_take`](tt_model::plan::plan_take) named; complete or absent. It may be
+    /// called while a guest stands still for it, so it waits for no disk where it need not: only
+    /// [`Storage::sync_disk`] makes durable what it made, and a power loss before that may leave anything at that name.
     ///
     /// `file`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
     /// snapshot is `Wanted`, what another try left at that name is replaced; afterwards this only looks.
@@ -79,6 +81,14 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`Storage::create_image`]. No disk that was there has lost anything then.
     fn create_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError>;
+
+    /// Brings to disk what the disk `epoch` of `vm` holds at this moment, and its name. Its machine may go on writing
+    /// there. To be called before a guest is held still, so that little is left to be written then, and for the disk of
+    /// a snapshot after the guest went on, before the snapshot is `Ready`.
+    ///
+    /// # Errors
+    /// [`StorageError::Lost`] if it is not there; [`StorageError::Sync`].
+    fn sync_disk(&self, vm: &Vm, epoch: u32) -> Result<(), StorageError>;
 
     /// Makes the runtime image that [`plan_apply`](tt_model::plan::plan_apply) named from the disk of a snapshot, which
     /// stays as it is.

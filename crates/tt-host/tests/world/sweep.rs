@@ -141,6 +141,13 @@ impl World {
         self.script.lock().unwrap().failing = Some((effect, times));
     }
 
+    /// The host loses its power: what is not on disk is gone.
+    pub fn lose_power(&self) {
+        self.machines.lose_power();
+        self.disk.lose_power();
+        *self.nets.lock().unwrap() = FakeNets { host: true, ..FakeNets::default() };
+    }
+
     pub fn exit_all(&self, name: &str, clean: bool) {
         let env = self.tables().env_by_name(name).unwrap().unwrap();
         env.value.vm_set.iter().for_each(|id| self.machines.exit(*id, clean));

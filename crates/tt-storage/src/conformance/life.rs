@@ -84,8 +84,11 @@ impl<'a> Life<'a> {
 
     /// Takes a snapshot that is planned, twice, as by a daemon that died before it had noted the first time.
     pub fn take_planned(&mut self, name: &str) {
+        let snapshot = &self.vm.snapshots[name];
+        let epoch = snapshot.epoch.unwrap_or(u32::MAX);
         for _ in 0..2 {
-            must(self.rig.storage().create_snapshot(&self.vm, &self.vm.snapshots[name]));
+            must(self.rig.storage().create_snapshot(&self.vm, snapshot));
+            must(self.rig.storage().sync_disk(&self.vm, epoch));
         }
         plan_taken(&mut self.vm, name, None, 1);
         must(self.rig.storage().create_snapshot(&self.vm, &self.vm.snapshots[name]));

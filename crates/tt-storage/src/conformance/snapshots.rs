@@ -147,6 +147,8 @@ fn what_is_lost_is_not_made_up(rig: &dyn Rig) {
         rig.storage().create_image(&life.vm),
         rig.storage().apply_snapshot(&life.vm, snapshot),
         rig.storage().create_snapshot(&life.vm, snapshot),
+        rig.storage().sync_disk(&life.vm, snapshot.epoch.unwrap_or_default()),
+        rig.storage().sync_disk(&life.vm, life.vm.epoch),
     ] {
         assert!(matches!(result, Err(StorageError::Lost { .. })), "{result:?}");
     }

@@ -26,6 +26,8 @@ pub struct FakeImage {
     pub complete: bool,
     /// Whether no machine may open it for writing: a layer lies on it, or it is a snapshot or a kept image.
     pub frozen: bool,
+    /// Whether it survives a power loss as it is.
+    pub synced: bool,
 }
 
 /// What is on the fake's disk. It outlives a [`FakeStorage`](super::FakeStorage), as a disk outlives a daemon.
@@ -78,7 +80,22 @@ impl FakeDisk {
             return false;
         };
         image.written = mix(image.written, stamp);
+        image.synced = false;
         true
+    }
+
+    /// Every machine is gone, and whatever was not synced is something else.
+    pub fn lose_power(&self) {
+        let mut state = self.lock();
+        state.open.clear();
+        state.writes += 1;
+        let stamp = state.writes;
+        for image in state.images.values_mut().flat_map(BTreeMap::values_mut) {
+            if !image.synced {
+                image.written = mix(image.written, stamp);
+                image.synced = true;
+            }
+        }
     }
 
     /// A machine opens its disk in place of the one that it has open. While it is open, only its engine can grow it.

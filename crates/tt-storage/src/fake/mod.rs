@@ -27,6 +27,8 @@ pub mod effect {
     pub const GROW: &str = "image.grow";
     /// The snapshot's disk is complete, or frozen.
     pub const SNAPSHOT: &str = "image.snapshot";
+    /// A disk survives a power loss.
+    pub const SYNC: &str = "image.sync";
     /// One disk that the record does not name is gone.
     pub const DROP: &str = "image.drop";
     /// What is kept belongs to no machine any more.
@@ -154,6 +156,7 @@ impl FakeStorage {
             written: 0,
             complete: false,
             frozen: false,
+            synced: false,
         })
     }
 
@@ -173,7 +176,12 @@ impl FakeStorage {
         self.act(effect::CREATE, |disk| {
             disk.lock().images.entry(vm.id).or_default().insert(epoch, image);
         })?;
-        self.act(commit, |disk| disk.change(vm.id, epoch, |image| image.complete = true))
+        self.act(commit, |disk| {
+            disk.change(vm.id, epoch, |image| {
+                image.complete = true;
+                image.synced = commit == effect::COMMIT;
+            });
+        })
     }
 
     /// Removes the images of `vm` but these.
@@ -255,6 +263,15 @@ impl Storage for FakeStorage {
             return Ok(());
         }
         self.act(effect::SNAPSHOT, |disk| disk.change(vm.id, epoch, |image| image.frozen = true))
+    }
+
+    fn sync_disk(&self, vm: &Vm, epoch: u32) -> Result<(), StorageError> {
+        self.alive(effect::SYNC)?;
+        let image = self.disk.get(vm.id, epoch).ok_or_else(|| self.lost(vm, epoch))?;
+        if image.synced {
+            return Ok(());
+        }
+        self.act(effect::SYNC, |disk| disk.change(vm.id, epoch, |image| image.synced = true))
     }
 
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError> {

@@ -74,8 +74,8 @@ impl Temporary {
         Ok(Self { path, file })
     }
 
+    /// Gives it its name. Its content is on disk only if it was synced before.
     pub(super) fn commit(&self, path: &Path) -> io::Result<()> {
-        self.file.sync_all()?;
         fs::rename(&self.path, path)
     }
 }

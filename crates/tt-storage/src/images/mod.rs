@@ -8,7 +8,7 @@ use files::{Owner, Temporary, give, lock, make_dirs, open_image, remove_others, 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tt_model::names::runtime_image;
 use tt_model::{Layout, Snapshot, SnapshotState, StorageKind, Vm, VmId};
 
@@ -108,27 +108,43 @@ impl Images {
         Ok(())
     }
 
-    /// Makes one image, or nothing. What has its name is replaced.
+    /// Makes one image, or nothing, and brings it to disk. What has its name is replaced.
     fn write(&self, vm: &Vm, job: &Job, source: &Source, owner: Owner) -> Result<(), StorageError> {
         let failed = |e| job.failed(0, e);
-        let dir = self.layout.images_of(vm.id);
-        let changed = make_dirs(job.data, &dir).map_err(failed)?;
-        let temporary = Temporary::create(&job.path).map_err(failed)?;
-        self.format.clone_source(job, source, &temporary.file)?;
-        give(&temporary.file, owner)
-            .and_then(|_| temporary.commit(&job.path))
+        let (temporary, changed) = self.draw(vm, job, source, owner)?;
+        temporary
+            .file
+            .sync_all()
+            .and_then(|()| temporary.commit(&job.path))
             // Inner ones first: most file systems then have written the outer ones already.
             .and_then(|()| changed.iter().try_for_each(|dir| sync_dir(dir)))
             .map_err(failed)
     }
 
-    /// The clone of a disk that goes on changing.
+    /// Makes one image under its temporary name. Answers the directories, too, that are to be synced with it.
+    fn draw(
+        &self,
+        vm: &Vm,
+        job: &Job,
+        source: &Source,
+        owner: Owner,
+    ) -> Result<(Temporary, Vec<PathBuf>), StorageError> {
+        let failed = |e| job.failed(0, e);
+        let changed = make_dirs(job.data, &self.layout.images_of(vm.id)).map_err(failed)?;
+        let temporary = Temporary::create(&job.path).map_err(failed)?;
+        self.format.clone_source(job, source, &temporary.file)?;
+        give(&temporary.file, owner).map_err(failed)?;
+        Ok((temporary, changed))
+    }
+
+    /// The clone of a disk that goes on changing. A guest waits for it: it is on disk after [`Storage::sync_disk`].
     fn clone_runtime(&self, vm: &Vm, mut job: Job) -> Result<(), StorageError> {
         let source = Source::own(job.data, self.format.kind(), vm, vm.epoch)?;
         // The size that it has, which may not be the one that is wanted yet.
         job.want_bytes = source.size_bytes;
         job.reserve(0)?;
-        self.write(vm, &job, &source, Owner::Daemon)
+        let (temporary, _) = self.draw(vm, &job, &source, Owner::Daemon)?;
+        temporary.commit(&job.path).map_err(|e| job.failed(0, e))
     }
 
     /// Gives the disk of a layered snapshot, which must be there, to its readers.
@@ -176,6 +192,16 @@ impl Storage for Images {
         } else {
             open_image(&job.path)?.map(drop).ok_or_else(|| job.lost())
         }
+    }
+
+    fn sync_disk(&self, vm: &Vm, epoch: u32) -> Result<(), StorageError> {
+        let job = self.job(vm, epoch);
+        let image = open_image(&job.path)?.ok_or_else(|| job.lost())?;
+        let dirs = [self.layout.images_of(vm.id), self.layout.data.join("images")];
+        image
+            .sync_all()
+            .and_then(|()| dirs.iter().try_for_each(|dir| sync_dir(dir)))
+            .map_err(|source| StorageError::Sync { path: job.path, source })
     }
 
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError> {

@@ -79,7 +79,9 @@ fn records(kind: StorageKind) -> Vec<Vm> {
 /// What a daemon does about a record.
 fn match_record(storage: &dyn Storage, vm: &Vm) {
     match vm.wanted_snapshots().next() {
-        Some(snapshot) => storage.create_snapshot(vm, snapshot),
+        Some(snapshot) => storage
+            .create_snapshot(vm, snapshot)
+            .and_then(|()| storage.sync_disk(vm, snapshot.epoch.unwrap_or(vm.epoch))),
         None => storage.create_image(vm),
     }
     .unwrap();
