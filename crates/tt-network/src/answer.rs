@@ -3,18 +3,26 @@
 
 use crate::EnvNames;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Largest message over UDP that meets no fragmentation (the value of DNS Flag Day 2020).
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1232;
 /// A member keeps its address, but a fork or a new Env may follow soon under the same name.
 const TTL_SECONDS: u32 = 10;
 /// Length of a header (RFC 1035 4.1.1).
-const HEADER_BYTES: usize = 12;
+pub(crate) const HEADER_BYTES: usize = 12;
+/// What a client without EDNS takes over UDP (RFC 1035 2.3.4).
+const PLAIN_BYTES_MAX: usize = 512;
+/// Names that mean the same in every Env; no member can have them.
+const GATEWAY_NAME: &str = "gateway";
+const LOCALHOST_NAME: &str = "localhost";
+
+/// Bit of the third byte of a header: the answer is cut (`TC`).
+pub(crate) const TRUNCATED: u8 = 2;
 
 /// What becomes of a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,9 +42,11 @@ pub(crate) struct Zone {
     by_addr: BTreeMap<Ipv4Addr, String>,
 }
 
-impl From<&EnvNames> for Zone {
-    fn from(names: &EnvNames) -> Self {
+impl Zone {
+    /// The names of an Env whose members reach this host at `gateway`.
+    pub(crate) fn new(names: &EnvNames, gateway: Ipv4Addr) -> Self {
         let mut zone = Self::default();
+        zone.by_name.insert(GATEWAY_NAME.to_owned(), gateway);
         for (name, addr) in &names.members {
             let name = name.to_ascii_lowercase();
             let full = format!("{name}.{}", names.env_name.to_ascii_lowercase());
@@ -45,9 +55,13 @@ impl From<&EnvNames> for Zone {
         }
         zone
     }
-}
 
-impl Zone {
+    /// The name of the member with that address, without its Env's.
+    pub(crate) fn name_of(&self, addr: Ipv4Addr) -> Option<String> {
+        let (name, _) = self.by_addr.get(&addr)?.split_once('.')?;
+        Some(name.to_owned())
+    }
+
     /// Decides about `message`. `range`: where inner addresses come from; names for them are known
     /// here or nowhere. `may_forward`: whether the guest may ask the outside at all.
     pub(crate) fn decide(&self, message: &[u8], range: Ipv4Net, may_forward: bool) -> Verdict {
@@ -91,6 +105,15 @@ impl Zone {
             let data = name.map(|name| RData::PTR(PTR(name)));
             return Some(Some(data.map(record).into_iter().collect()));
         }
+        if text == LOCALHOST_NAME || text.ends_with(".localhost") {
+            // RFC 6761 6.3: it never leaves this machine.
+            let data = match query.query_type() {
+                RecordType::A => Some(RData::A(A(Ipv4Addr::LOCALHOST))),
+                RecordType::AAAA => Some(RData::AAAA(AAAA(Ipv6Addr::LOCALHOST))),
+                _ => None,
+            };
+            return Some(Some(data.map(record).into_iter().collect()));
+        }
         match self.by_name.get(text) {
             Some(addr) => {
                 let is_wanted = matches!(query.query_type(), RecordType::A | RecordType::ANY);
@@ -107,6 +130,21 @@ impl Zone {
 pub(crate) fn give_up(message: &[u8]) -> Option<Vec<u8>> {
     let message = Message::from_vec(message).ok()?;
     reply(&message, ResponseCode::ServFail, Vec::new())
+}
+
+/// The answer to `message` for whom the whole one is too long: to be asked for again over TCP.
+pub(crate) fn truncated(message: &[u8]) -> Option<Vec<u8>> {
+    let message = Message::from_vec(message).ok()?;
+    let mut bytes = reply(&message, ResponseCode::NoError, Vec::new())?;
+    *bytes.get_mut(2)? |= TRUNCATED;
+    Some(bytes)
+}
+
+/// How long an answer to `message` over UDP may be.
+pub(crate) fn room(message: &[u8]) -> usize {
+    let message = Message::from_vec(message).ok();
+    let offered = message.and_then(|message| Some(message.edns?.max_payload()));
+    usize::from(offered.unwrap_or_default()).clamp(PLAIN_BYTES_MAX, MESSAGE_BYTES_MAX)
 }
 
 /// Whether `answer` answers `question`: same question, and an answer at all. The id is the caller's
@@ -126,7 +164,7 @@ pub(crate) fn is_answer(question: &[u8], answer: &[u8]) -> bool {
 }
 
 /// Where the first question of a message ends.
-fn question_end(message: &[u8]) -> Option<usize> {
+pub(crate) fn question_end(message: &[u8]) -> Option<usize> {
     let mut at = HEADER_BYTES;
     loop {
         match *message.get(at)? {
@@ -169,13 +207,14 @@ mod tests {
     use super::*;
 
     fn zone() -> Zone {
-        Zone::from(&EnvNames {
+        let names = EnvNames {
             env_name: "shop".into(),
             members: vec![
                 ("web".into(), Ipv4Addr::new(10, 0, 0, 2)),
                 ("db".into(), Ipv4Addr::new(10, 0, 0, 3)),
             ],
-        })
+        };
+        Zone::new(&names, Ipv4Addr::new(10, 0, 0, 1))
     }
 
     fn question(name: &str, kind: RecordType) -> Vec<u8> {
@@ -210,6 +249,35 @@ mod tests {
         assert_eq!(answer("db.", RecordType::AAAA), nothing);
         let name = (ResponseCode::NoError, vec!["db.shop.".to_owned()]);
         assert_eq!(answer("3.0.0.10.in-addr.arpa.", RecordType::PTR), name);
+    }
+
+    #[test]
+    fn names_that_mean_the_same_everywhere_are_known() {
+        let data = |text: &str| (ResponseCode::NoError, vec![text.to_owned()]);
+        assert_eq!(answer("gateway.", RecordType::A), data("10.0.0.1"));
+        for name in ["localhost.", "LocalHost.", "a.localhost."] {
+            assert_eq!(answer(name, RecordType::A), data("127.0.0.1"));
+            assert_eq!(answer(name, RecordType::AAAA), data("::1"));
+        }
+        assert_eq!(answer("localhost.", RecordType::MX), (ResponseCode::NoError, vec![]));
+        assert_eq!(zone().name_of(Ipv4Addr::new(10, 0, 0, 3)).as_deref(), Some("db"));
+        assert_eq!(zone().name_of(Ipv4Addr::new(10, 0, 0, 1)), None);
+    }
+
+    #[test]
+    fn who_can_not_take_a_long_answer_is_told_so() {
+        let plain = question("example.com.", RecordType::TXT);
+        assert_eq!(room(&plain), PLAIN_BYTES_MAX);
+        for (offered, taken) in [(0, 512), (1000, 1000), (65_535, MESSAGE_BYTES_MAX)] {
+            let mut message = Message::from_vec(&plain).unwrap();
+            let mut edns = Edns::new();
+            edns.set_max_payload(offered);
+            message.set_edns(edns);
+            assert_eq!(room(&message.to_vec().unwrap()), taken, "{offered}");
+        }
+        let short = truncated(&plain).unwrap();
+        assert!(is_answer(&plain, &short));
+        assert!(Message::from_vec(&short).unwrap().metadata.truncation);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The network of a real host. It joins the two sides: what lies in an Env's namespace and what
 //! lies on the host, in an order in which a daemon may die anywhere.
 
-use crate::dns::Resolver;
-use crate::env::{Inside, Member, Plan};
+use crate::dhcp::Terms;
+use crate::env::{BRIDGE_MTU, Inside, Member, Plan};
+use crate::gate::Gate;
 use crate::locks::Locks;
 use crate::nat::Host;
 use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, netns};
@@ -40,7 +41,7 @@ pub struct NetnsNetwork {
 #[derive(Debug)]
 struct Made {
     host: Host,
-    resolver: Resolver,
+    gate: Gate,
 }
 
 impl NetnsNetwork {
@@ -80,7 +81,7 @@ impl NetnsNetwork {
     /// Inside the Env's namespace, which is made if it is not there.
     fn set_inside(&self, made: &Made, env: EnvId, member: &Member) -> Result<(), NetworkError> {
         let path = self.netns(env);
-        let is_attached = made.resolver.is_attached(env);
+        let is_attached = made.gate.is_attached(env);
         let gateway = self.gateway();
         let door = self.with_plan(made, env, |plan| {
             let set = || {
@@ -89,7 +90,7 @@ impl NetnsNetwork {
                 if is_attached {
                     return Ok(None);
                 }
-                Ok(Some((inside.open_resolver(gateway)?, inside.denied()?)))
+                Ok(Some((inside.open_gate(gateway)?, inside.denied()?)))
             };
             if netns::exists(&path) {
                 return netns::enter(&path, set);
@@ -100,26 +101,26 @@ impl NetnsNetwork {
             netns::make(&path, set)
         })?;
         match door {
-            Some((socket, denied)) => made.resolver.attach(env, socket, denied)?,
-            None => made.resolver.set_denied(env, member.ip, member.is_denied),
+            Some((sockets, denied)) => made.gate.attach(env, sockets, denied)?,
+            None => made.gate.set_denied(env, member.ip, member.is_denied),
         }
         Ok(())
     }
 
-    /// Gives the resolver its sockets in the namespaces that an earlier daemon left.
+    /// Gives the gate its sockets in the namespaces that an earlier daemon left.
     fn attach_all(&self, made: &Made) -> Result<(), NetworkError> {
         let gateway = self.gateway();
         for env in netns::list(&self.config.layout.netns_dir())? {
             let path = self.netns(env);
-            if !netns::exists(&path) || made.resolver.is_attached(env) {
+            if !netns::exists(&path) || made.gate.is_attached(env) {
                 continue;
             }
             let open = || {
                 let mut inside = Inside::open()?;
-                Ok((inside.open_resolver(gateway)?, inside.denied()?))
+                Ok((inside.open_gate(gateway)?, inside.denied()?))
             };
             match netns::enter(&path, open) {
-                Ok((socket, denied)) => made.resolver.attach(env, socket, denied)?,
+                Ok((sockets, denied)) => made.gate.attach(env, sockets, denied)?,
                 // The next `set_net` mends it, or the sweep removes it.
                 Err(error) => tracing::warn!(%env, %error, "no names in this env for now"),
             }
@@ -129,7 +130,7 @@ impl NetnsNetwork {
 
     fn remove_env(&self, made: &Made, env: EnvId) -> Result<(), NetworkError> {
         // Its socket would keep the namespace.
-        made.resolver.detach(env);
+        made.gate.detach(env);
         made.host.remove_edge(env)?;
         netns::remove(&self.netns(env))
     }
@@ -152,7 +153,7 @@ impl NetnsNetwork {
                 Err(NetworkError::NotSet { vm: vm.id })
             }
         })?;
-        made.resolver.set_denied(vm.env_id, member.ip, member.is_denied);
+        made.gate.set_denied(vm.env_id, member.ip, member.is_denied);
         Ok(())
     }
 
@@ -169,8 +170,9 @@ impl Network for NetnsNetwork {
             return Ok(());
         }
         let upstream = self.config.upstream_dns.clone();
-        let resolver = Resolver::start(self.config.range, upstream)?;
-        let made = Made { host, resolver };
+        let terms = Terms { range: self.config.range, mtu: BRIDGE_MTU };
+        let gate = Gate::start(terms, upstream)?;
+        let made = Made { host, gate };
         self.attach_all(&made)?;
         *slot = Some(Arc::new(made));
         Ok(())
@@ -181,7 +183,7 @@ impl Network for NetnsNetwork {
         if names.members.len() > MEMBERS_MAX {
             return Err(NetworkError::SetNames { count: names.members.len(), max: MEMBERS_MAX });
         }
-        made.resolver.set_names(env, names)
+        made.gate.set_names(env, names)
     }
 
     fn set_net(&self, vm: &Vm) -> Result<(), NetworkError> {
@@ -211,7 +213,7 @@ impl Network for NetnsNetwork {
         made.host.remove_route(env, vm.resource.ip_addr)?;
         let member = Member::from(vm);
         netns::enter(&self.netns(env), || Inside::open()?.unset_member(&member))?;
-        made.resolver.set_denied(env, member.ip, false);
+        made.gate.set_denied(env, member.ip, false);
         Ok(())
     }
 
@@ -253,7 +255,7 @@ impl Network for NetnsNetwork {
         let _locked = self.locks.lock(env)?;
         made.host.change_ports(|ports| ports.remove_env(env))?;
         self.remove_env(&made, env)?;
-        made.resolver.forget(env);
+        made.gate.forget(env);
         Ok(())
     }
 

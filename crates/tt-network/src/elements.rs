@@ -6,7 +6,7 @@ use crate::wire::{Wire, emit};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage, TableAttribute, TableMessage,
+    SetElementMessage, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -131,17 +131,6 @@ impl Elements {
             }
         }
         if messages.is_empty() { Ok(()) } else { self.batch(messages) }
-    }
-
-    /// Whether there is such a table.
-    pub(crate) fn has_table(
-        &mut self,
-        family: NetfilterProtoFamily,
-        table: &str,
-    ) -> io::Result<bool> {
-        let attributes = vec![TableAttribute::Name(table.to_owned())];
-        let message = ask(family, NfTablesMessage::GetTable(TableMessage { attributes }));
-        Ok(absent_as_none(self.wire.ask(message, 0))?.is_some())
     }
 
     /// The names of all tables of the `inet` family.

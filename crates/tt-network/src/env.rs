@@ -2,17 +2,21 @@
 //! each member. Everything here runs on a thread inside that namespace and touches nothing outside,
 //! except that a new edge has its other end on the host.
 
+use crate::dhcp::SERVER_PORT;
 use crate::elements::{Change, Element, Elements, Set};
+use crate::gate::Sockets;
 use crate::link::{Link, Links, Route};
-use crate::nft::{self, BLACKLIST, BRIDGE, DENY_OUT, EDGE, ENV_TABLE, MEMBERS, TAPS};
+use crate::nft::{
+    self, ASKERS, BLACKLIST, BRIDGE, DENY_OUT, EDGE, ENV_TABLE, MEMBERS, RULES, TAPS,
+};
 use crate::{NetworkError, sysctl, tap};
 use ipnet::Ipv4Net;
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::BorrowedFd;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use tt_model::{MacAddr, Vm, VmId, names};
 
 /// The host's end of every edge. Guests never see it; it is link-local, so it is routed nowhere.
@@ -21,6 +25,8 @@ pub(crate) const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
 const EDGE_MAC: MacAddr = MacAddr([0x82, 0x17, 0x0e, 0, 0, 1]);
 /// Where resolvers listen (IANA).
 const DNS_PORT: u16 = 53;
+/// Largest packet between members, in bytes: what a new bridge and new taps have.
+pub(crate) const BRIDGE_MTU: u16 = 1500;
 
 /// Sysctls of a new namespace, before it has any link.
 const SYSCTLS: [(&str, &str); 8] = [
@@ -95,9 +101,8 @@ impl Inside {
 
     fn ensure(&mut self, plan: &Plan<'_>) -> Result<Option<nft::Loading>, NetworkError> {
         // All questions name one thing: their cost must not grow with the number of members.
-        let has_rules = self.elements.has_table(Family::Bridge, ENV_TABLE);
         // `nft` starts a process, which takes as long as all the rest: both at once.
-        let loading = match has_rules.map_err(|e| fail("read", TAPS, e))? {
+        let loading = match self.has_rules()? {
             true => None,
             false => Some(nft::load(ENV_TABLE, &nft::env_rules())?),
         };
@@ -128,13 +133,26 @@ impl Inside {
         Ok(loading)
     }
 
+    /// Whether the rules are those of this version; somebody may have flushed them.
+    fn has_rules(&mut self) -> Result<bool, NetworkError> {
+        let version = nft::version().to_ne_bytes();
+        match self.elements.find(set(RULES), &version) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(fail("read", RULES, error)),
+            Ok(found) => Ok(found.is_some()),
+        }
+    }
+
     fn set_port(&mut self, member: &Member) -> Result<(), NetworkError> {
         let bridge = self.links.index(BRIDGE)?;
         let link = match self.links.find(&member.tap)? {
             Some(link) => link,
             None => self.make_tap(&member.tap)?,
         };
-        self.links.set_port(&link, bridge, member.mac)
+        self.links.set_port(&link, bridge, member.mac)?;
+        // The gateway finds each member without asking: also one that has no address yet, and
+        // whatever the kernel's table of neighbours holds beside it.
+        self.links.set_neighbour(bridge, member.ip, member.mac)
     }
 
     /// Applies what the record says to the sets. A mark on the member's element tells what was
@@ -164,7 +182,8 @@ impl Inside {
         let tap = name_bytes(&member.tap);
         let changes = vec![
             blacklist,
-            self.difference(TAPS, &tap, taps)?,
+            self.difference(TAPS, &tap, taps.clone())?,
+            self.difference(ASKERS, &tap, taps)?,
             self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
             self.difference(MEMBERS, &tap, BTreeSet::from([marked]))?,
         ];
@@ -176,11 +195,15 @@ impl Inside {
         let none = BTreeSet::new;
         let changes = vec![
             self.difference(TAPS, &name_bytes(&member.tap), none())?,
+            self.difference(ASKERS, &name_bytes(&member.tap), none())?,
             self.difference(MEMBERS, &name_bytes(&member.tap), none())?,
             self.difference(DENY_OUT, &member.ip.octets(), none())?,
             self.difference(BLACKLIST, &member.ip.octets(), none())?,
         ];
         self.change(changes)?;
+        if let Some(bridge) = self.links.find(BRIDGE)? {
+            self.links.remove_neighbour(bridge.index, member.ip)?;
+        }
         self.links.remove(&member.tap)
     }
 
@@ -202,12 +225,22 @@ impl Inside {
         Ok(keys.filter_map(|key| Some(<[u8; 4]>::try_from(key).ok()?.into())).collect())
     }
 
-    /// A socket for the resolver. The rules let only members reach it.
-    pub(crate) fn open_resolver(&self, gateway: Ipv4Addr) -> Result<UdpSocket, NetworkError> {
-        let fail = |source| NetworkError::Resolve { action: "open a socket for", source };
-        let socket = UdpSocket::bind(SocketAddrV4::new(gateway, DNS_PORT)).map_err(fail)?;
-        socket.set_nonblocking(true).map_err(fail)?;
-        Ok(socket)
+    /// Sockets for the gate. The rules let only members reach them.
+    pub(crate) fn open_gate(&self, gateway: Ipv4Addr) -> Result<Sockets, NetworkError> {
+        let open = || {
+            let dns = SocketAddrV4::new(gateway, DNS_PORT);
+            let names = UdpSocket::bind(dns)?;
+            let listener = TcpListener::bind(dns)?;
+            // Who asks for an address has none to be answered from another one than the gateway.
+            let leases = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, SERVER_PORT))?;
+            bind_to_link(&leases, BRIDGE)?;
+            leases.set_broadcast(true)?;
+            names.set_nonblocking(true)?;
+            listener.set_nonblocking(true)?;
+            leases.set_nonblocking(true)?;
+            Ok(Sockets { names, listener, leases })
+        };
+        open().map_err(|source| NetworkError::Resolve { action: "open sockets for", source })
     }
 
     fn make_tap(&mut self, name: &str) -> Result<Link, NetworkError> {
@@ -250,6 +283,22 @@ impl Inside {
     }
 }
 
+/// Lets a socket send to and hear from one link only (socket(7)).
+fn bind_to_link(socket: &UdpSocket, link: &str) -> io::Result<()> {
+    let length = link.len() as libc::socklen_t;
+    // SAFETY: the option reads `length` bytes, which are the name's, and keeps no pointer.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            link.as_ptr().cast(),
+            length,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Whose tap that is.
 pub(crate) fn vm_of_tap(name: &str) -> Option<VmId> {
     let id = u64::from_str_radix(name.strip_prefix("tap")?, 16).ok()?;
@@ -281,10 +330,11 @@ fn member_key(member: &Member) -> Vec<u8> {
     key
 }
 
-/// Tells two records of a member apart. Its owner alone chooses what is in it, and another version
-/// of the hash only makes the sets be read.
+/// Tells two records of a member apart, and two versions of the rules. Its owner alone chooses what
+/// is in it, and another version of the hash only makes the sets be read.
 fn mark(member: &Member) -> String {
     let mut hasher = DefaultHasher::new();
+    nft::version().hash(&mut hasher);
     (member.is_denied, &member.blacklist).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }

@@ -5,6 +5,7 @@ use crate::NetworkError;
 use ipnet::Ipv4Net;
 use std::io::{self, Write};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 
 /// Name of the tables in an Env's namespace.
 pub(crate) const ENV_TABLE: &str = "tt";
@@ -17,6 +18,10 @@ pub(crate) const EDGE: &str = "edge0";
 pub(crate) const PORTS: &str = "ports";
 /// Set in the namespace: port of the bridge and the one hardware address behind it.
 pub(crate) const TAPS: &str = "taps";
+/// Set in the namespace: as [`TAPS`], for the hardware address that a question by DHCP names.
+pub(crate) const ASKERS: &str = "askers";
+/// Set in the namespace: the version of the rules.
+pub(crate) const RULES: &str = "rules";
 /// Set in the namespace: port of the bridge, hardware address, and the one IPv4 address behind it.
 pub(crate) const MEMBERS: &str = "members";
 /// Set in the namespace: member, and an address that it can not reach.
@@ -85,11 +90,39 @@ table inet {table} {{
 /// The bridge lets a port send from its member's two addresses only, ARP included. Frames for
 /// reserved group addresses would enter the port's own stack beside the bridge, so they are dropped
 /// where they do.
+///
+/// Loading them again replaces the rules at one stroke and keeps the elements.
 pub(crate) fn env_rules() -> String {
+    let rules = constant_env_rules();
+    let version = hash(&rules);
+    format!(
+        "{rules}flush set bridge {ENV_TABLE} {RULES}\n\
+         add element bridge {ENV_TABLE} {RULES} {{ 0x{version:08x} }}\n"
+    )
+}
+
+/// Tells the rules of one version of this program from those of another one.
+pub(crate) fn version() -> u32 {
+    static VERSION: LazyLock<u32> = LazyLock::new(|| hash(&constant_env_rules()));
+    *VERSION
+}
+
+/// 32 bits of FNV-1a: the same in every build.
+fn hash(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+fn constant_env_rules() -> String {
     format!(
         r#"table bridge {ENV_TABLE}
 flush table bridge {ENV_TABLE}
 table bridge {ENV_TABLE} {{
+	set {RULES} {{
+		type mark
+	}}
+	set {ASKERS} {{
+		typeof iifname . @th,288,48
+	}}
 	set {TAPS} {{
 		type ifname . ether_addr
 	}}
@@ -103,6 +136,8 @@ table bridge {ENV_TABLE} {{
 		type filter hook prerouting priority filter; policy drop;
 		iifname . ether saddr != @{TAPS} drop
 		ether type ip ip saddr . ip daddr @{BLACKLIST} drop
+		ether type ip udp dport 67 ip frag-off & 0x3fff != 0 drop
+		ether type ip udp dport 67 iifname . @th,288,48 != @{ASKERS} drop
 		ether type ip iifname . ether saddr . ip saddr @{MEMBERS} accept
 		ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
 		ether type arp iifname . ether saddr . arp saddr ip != @{MEMBERS} arp saddr ip != 0.0.0.0 drop

@@ -126,6 +126,12 @@ pub fn run(program: &str, arguments: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// Whether a program is in the path.
+pub fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+}
+
 /// Sends something over a connection to an [`Echo`] and waits for it.
 pub fn echoes(stream: &mut TcpStream) -> bool {
     let mut answer = [0; 4];
@@ -295,6 +301,11 @@ impl Lab {
     pub fn restart(&mut self) {
         self.net = Self::network(&self.layout);
         self.net.init().unwrap();
+    }
+
+    /// The daemon dies.
+    pub fn die(&mut self) {
+        self.net = Self::network(&self.layout);
     }
 
     /// The namespace of an Env.

@@ -12,6 +12,8 @@ mod isolation;
 #[cfg(test)]
 mod lab;
 #[cfg(test)]
+mod leases;
+#[cfg(test)]
 mod life;
 #[cfg(test)]
 mod measure;
@@ -19,3 +21,5 @@ mod measure;
 mod names;
 #[cfg(test)]
 mod reach;
+#[cfg(test)]
+mod resolver;

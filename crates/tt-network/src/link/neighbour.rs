@@ -1,0 +1,50 @@
+//! Neighbours: which hardware address has an address, said instead of asked for.
+
+use super::{Links, fail};
+use crate::NetworkError;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use std::io;
+use std::net::Ipv4Addr;
+use tt_model::MacAddr;
+
+impl Links {
+    /// Fixes which hardware address has `addr`, so that nobody is asked.
+    pub(crate) fn set_neighbour(
+        &mut self,
+        link: u32,
+        addr: Ipv4Addr,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let mut message = neighbour_message(link, addr);
+        message.header.state = NeighbourState::Permanent;
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.tell("fix the neighbour", addr, Message::NewNeighbour(message), flags)
+    }
+
+    /// Takes [`set_neighbour`](Self::set_neighbour) back.
+    pub(crate) fn remove_neighbour(
+        &mut self,
+        link: u32,
+        addr: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        match self.wire.ask(Message::DelNeighbour(neighbour_message(link, addr)), 0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(fail("remove neighbour", &addr.to_string(), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn neighbour_message(link: u32, addr: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = link;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(addr))];
+    message
+}
