@@ -277,6 +277,10 @@ impl Lab {
         ip("route add default via 192.0.2.2");
         client.ip("addr add 192.0.2.2/24 dev eth0");
         client.ip("link set eth0 up");
+        // The kernel says later that both ends are up, and tests compare what it says.
+        while !run("ip", "-br link show up0").contains(" UP ") {
+            thread::sleep(Duration::from_millis(1));
+        }
         let dir = tempfile::Builder::new().prefix("tt-network-test-").tempdir().unwrap();
         let layout = Layout {
             data: dir.path().join("data"),
