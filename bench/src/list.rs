@@ -83,10 +83,12 @@ fn start(tables: &Tables) -> Client {
     let record = TemplateRecord {
         name: "micro".into(),
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
+        memo: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(template),
         step: None,
+        progress: None,
         trouble: None,
     };
     let change = Change::new().host(&host()).and_then(|change| change.new_template(&record));

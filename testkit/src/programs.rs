@@ -137,6 +137,6 @@ fn fill(cache: &Path, agent: &Path) -> Result<(), String> {
         let causes = std::iter::successors(error.source(), |error| error.source());
         causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
     };
-    let built = catalogue.build_micro(Packages::Kept, &|_| ());
+    let built = catalogue.build_micro(Packages::Kept, &tt_image::Quiet);
     built.map(drop).map_err(|error| format!("the template `micro`: {}", chain(&error)))
 }

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::collections::BTreeMap;
 use tt_guest::message::FailureCode;
+use tt_model::template::Progress;
 use tt_model::{
     Env, Goal, Host, KeptImage, Phase, StopMode, TemplateSource, Trouble, Usage, Vm, VmStatus,
     VmTemplate, feat,
@@ -141,6 +142,9 @@ pub struct TemplateView {
     pub phase: TemplatePhase,
     /// What is being done, while it is made.
     pub step: Option<String>,
+    /// How much of that step is done, where it can be counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// What it is, once it is made.
     pub template: Option<VmTemplate>,
     /// What went wrong, if it could not be made or removed.
@@ -329,6 +333,7 @@ impl From<TemplateRecord> for TemplateView {
             source: record.source,
             phase,
             step: record.step,
+            progress: record.progress,
             template: record.template,
             trouble: record.trouble,
         }

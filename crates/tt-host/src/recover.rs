@@ -69,10 +69,12 @@ pub fn recover(
         let record = TemplateRecord {
             name: template.name.clone(),
             source: None,
+            memo: None,
             host: host_id,
             is_wanted: true,
             template: Some(template.clone()),
             step: None,
+            progress: None,
             trouble: None,
         };
         // Known already after an earlier recovery that was cut short.

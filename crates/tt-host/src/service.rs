@@ -20,6 +20,8 @@ use tt_store::tables::Tables;
 const WORKERS: usize = 16;
 /// Envs of which snapshots are taken at once: each waits for a guest's memory to be copied.
 const TAKERS: usize = 4;
+/// Templates that are made at once: long downloads must not keep short builds waiting, and each may keep a processor busy.
+const MAKERS: usize = 3;
 /// How often passed lifetimes are looked for: nobody's lifetime is off by more.
 const EXPIRE_TICK: Duration = Duration::from_millis(500);
 /// How long a repair waits for the visits that it causes, and how often it looks.
@@ -137,9 +139,12 @@ impl HostService {
         let remover = ImageRemover { tables: tables.clone(), drivers, metas };
         let images = self.images.clone();
         self.spawn("images", move || remover.run(&images))?;
-        let maker = TemplateMaker::new(tables.clone(), catalogue, host);
-        let templates = self.templates.clone();
-        self.spawn("templates", move || maker.run(&templates))?;
+        let stopping = self.is_stopping.clone();
+        let maker = Arc::new(TemplateMaker::new(tables.clone(), catalogue, host, stopping));
+        for number in 0..MAKERS {
+            let (maker, templates) = (maker.clone(), self.templates.clone());
+            self.spawn(&format!("template-{number}"), move || maker.run(&templates))?;
+        }
         let expirer = Arc::new(Expirer::new(tables.clone(), clock, policy, host));
         let ticking = expirer.clone();
         self.tick("expire", EXPIRE_TICK, move || ticking.tick())?;

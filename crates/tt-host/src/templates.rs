@@ -1,24 +1,35 @@
-//! Makes and removes the templates that the records ask for, one at a time.
+//! Makes and removes the templates that the records ask for. It decides nothing about them: each kind of source is one
+//! function of the catalogue.
 
 use crate::{HostError, Queue, layers};
-use std::sync::Arc;
-use std::time::Duration;
-use tt_image::{Catalogue, MICRO, Packages};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tt_image::{Catalogue, ImageError, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
-use tt_model::{ErrorCode, HostId, TemplateSource, VmTemplate};
+use tt_model::{HostId, TemplateSource, VmTemplate, template};
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
-/// Matches this host's templates to their records.
+/// How often the record of a template that is being made is looked at and brought up to date.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Matches this host's templates to their records. Any number of threads may work on one queue.
 #[derive(Debug)]
 pub(crate) struct TemplateMaker {
     tables: Tables,
     catalogue: Arc<Catalogue>,
     host: HostId,
+    is_stopping: Arc<AtomicBool>,
 }
 
 impl TemplateMaker {
-    pub(crate) fn new(tables: Tables, catalogue: Arc<Catalogue>, host: HostId) -> Self {
-        Self { tables, catalogue, host }
+    pub(crate) fn new(
+        tables: Tables,
+        catalogue: Arc<Catalogue>,
+        host: HostId,
+        is_stopping: Arc<AtomicBool>,
+    ) -> Self {
+        Self { tables, catalogue, host, is_stopping }
     }
 
     /// Works until the queue is closed.
@@ -46,10 +57,20 @@ impl TemplateMaker {
         if row.value.template.is_some() || row.value.trouble.is_some() {
             return Ok(());
         }
-        tracing::info!(template = name, "building");
-        let made = self.make(&row.value);
+        tracing::info!(template = name, "being made");
+        let made = match self.make(&row.value) {
+            // Its removal is named in the queue again, its making goes on with the next daemon.
+            Err(ImageError::Unwanted) => return Ok(()),
+            Ok(template) => Ok(template),
+            Err(error) => Err(Trouble {
+                code: error.code(),
+                why: layers::chain(&error),
+                retry: error.is_retryable(),
+            }),
+        };
         self.record(name, |record| {
             record.step = None;
+            record.progress = None;
             match &made {
                 Ok(template) => record.template = Some(template.clone()),
                 Err(trouble) => record.trouble = Some(trouble.clone()),
@@ -57,32 +78,23 @@ impl TemplateMaker {
         })
     }
 
-    fn make(&self, record: &TemplateRecord) -> Result<VmTemplate, Trouble> {
-        let progress = |step: &str| {
-            let told = self.record(&record.name, |record| record.step = Some(step.to_owned()));
-            if let Err(error) = told {
-                tracing::warn!(error = layers::chain(&error), "build step not recorded");
-            }
-        };
-        let refused = |why: String| Trouble { code: ErrorCode::Unsupported, why, retry: false };
-        let made = match &record.source {
-            None => return Err(refused("it is not known what it was made from".into())),
+    fn make(&self, record: &TemplateRecord) -> Result<VmTemplate, ImageError> {
+        let progress = Recorder::new(self, &record.name);
+        let unknown = |problem: String| ImageError::Format { what: "its source".into(), problem };
+        match &record.source {
+            None => Err(unknown("it is not known what it was made from".into())),
             Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
                 self.catalogue.build_micro(Packages::Kept, &progress)
             }
             Some(TemplateSource::Build { recipe }) => {
-                return Err(refused(format!("there is no recipe {recipe:?}; there is: {MICRO}")));
+                Err(unknown(format!("there is no recipe {recipe:?}; there is: {MICRO}")))
             }
-        };
-        made.map_err(|error| Trouble {
-            code: ErrorCode::Template,
-            why: layers::chain(&error),
-            retry: false,
-        })
+        }
     }
 
     fn remove(&self, row: &Row<TemplateRecord>) -> Result<(), HostError> {
-        let removed = self.catalogue.remove(&row.value.name);
+        let name = &row.value.name;
+        let removed = self.catalogue.discard(name).and_then(|()| self.catalogue.remove(name));
         removed.map_err(|e| HostError::Look { what: "templates", source: Box::new(e) })?;
         // Asked for again meanwhile: the watch has named it again.
         self.tables.commit(&Change::new().remove_template(row))?;
@@ -100,5 +112,76 @@ impl TemplateMaker {
             std::thread::sleep(Duration::from_millis(1));
         }
         Err(HostError::Contended { what: format!("template {name}"), tries: TRIES })
+    }
+}
+
+/// Writes into a template's record how far its making is, at a bounded rate, and reads there whether it is wanted.
+struct Recorder<'a> {
+    maker: &'a TemplateMaker,
+    name: &'a str,
+    state: Mutex<Recorded>,
+}
+
+struct Recorded {
+    looked: Instant,
+    is_wanted: bool,
+    progress: Option<template::Progress>,
+    written: Option<template::Progress>,
+}
+
+impl<'a> Recorder<'a> {
+    fn new(maker: &'a TemplateMaker, name: &'a str) -> Self {
+        let state =
+            Recorded { looked: Instant::now(), is_wanted: true, progress: None, written: None };
+        Self { maker, name, state: Mutex::new(state) }
+    }
+
+    fn write(&self, change: impl Fn(&mut TemplateRecord)) {
+        if let Err(error) = self.maker.record(self.name, change) {
+            tracing::warn!(error = layers::chain(&error), "step of a template not recorded");
+        }
+    }
+
+    /// Once in [`LOOK`]: the record says whether it is wanted, and is told of what has changed.
+    fn look(&self, state: &mut Recorded) {
+        if state.looked.elapsed() < LOOK {
+            return;
+        }
+        state.looked = Instant::now();
+        match self.maker.tables.template(self.name) {
+            Ok(row) => state.is_wanted = row.is_some_and(|row| row.value.is_wanted),
+            Err(error) => tracing::warn!(error = layers::chain(&error), "template not looked at"),
+        }
+        if state.is_wanted && state.progress != state.written {
+            let progress = state.progress;
+            self.write(|record| record.progress = progress);
+            state.written = progress;
+        }
+    }
+}
+
+impl Progress for Recorder<'_> {
+    fn step(&self, what: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (state.progress, state.written) = (None, None);
+        self.write(|record| {
+            record.step = Some(what.to_owned());
+            record.progress = None;
+        });
+    }
+
+    fn bytes(&self, done: u64, total: Option<u64>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.progress = Some(template::Progress { done_bytes: done, total_bytes: total });
+        self.look(&mut state);
+    }
+
+    fn is_wanted(&self) -> bool {
+        if self.maker.is_stopping.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.look(&mut state);
+        state.is_wanted
     }
 }

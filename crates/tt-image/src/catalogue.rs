@@ -1,13 +1,14 @@
 //! The templates of one data directory. Every change is atomic: a template is there with all of its files, or not at all.
 
 use crate::files::{self, Lock, Temporary};
-use crate::{ImageError, NAME_BYTES_MAX, digest, record};
+use crate::{ImageError, digest, record};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use tt_model::VmTemplate;
+use tt_model::check::check_template_name;
 
 const BY_NAME: &str = "by-name";
 /// What stands for `/` in the file name of a template's name, which has no `%` itself.
@@ -43,7 +44,7 @@ impl Catalogue {
     pub fn list(&self) -> Result<Vec<VmTemplate>, ImageError> {
         let mut templates = Vec::new();
         for file in files::names(&self.by_name())? {
-            let name = file.replace(SLASH, "/");
+            let name = Self::name_of(&file);
             match self.get(&name) {
                 Ok(template) => templates.push(template),
                 // Removed since.
@@ -84,7 +85,7 @@ impl Catalogue {
         let meant = self.digest_of(name, &link);
         files::remove(&link)?;
         match meant {
-            Ok(digest) => self.discard(&digest),
+            Ok(digest) => self.drop_files(&digest),
             // Whatever it was, it was no template's name.
             Err(_) => Ok(()),
         }
@@ -105,7 +106,7 @@ impl Catalogue {
         let mut unused = files::names(&self.templates())?;
         unused.retain(|n| digest::is_digest(n) && !named.contains(n) && !in_use.contains(n));
         for digest in &unused {
-            self.discard(digest)?;
+            self.drop_files(digest)?;
         }
         Ok(unused)
     }
@@ -149,7 +150,7 @@ impl Catalogue {
     }
 
     /// Removes a template's directory; the caller has the lock. A kill leaves it whole or under a temporary name.
-    fn discard(&self, digest: &str) -> Result<(), ImageError> {
+    fn drop_files(&self, digest: &str) -> Result<(), ImageError> {
         let dir = self.templates().join(digest);
         let temporary = self.templates().join(format!("{}{digest}", files::TEMPORARY));
         match fs::rename(&dir, &temporary) {
@@ -179,19 +180,20 @@ impl Catalogue {
 
     /// The file that holds a name.
     fn link(&self, name: &str) -> Result<PathBuf, ImageError> {
-        let is_end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
-        let right = name.len() <= NAME_BYTES_MAX
-            && is_end(name.chars().next())
-            && is_end(name.chars().last())
-            && name.chars().all(allowed)
-            && !name.contains("//")
-            && !name.contains("..");
-        if right {
-            Ok(self.by_name().join(name.replace('/', SLASH)))
-        } else {
-            Err(ImageError::CheckName { name: name.into() })
+        Ok(self.by_name().join(Self::file_of(name)?))
+    }
+
+    /// A template's name as the name of a file.
+    pub(crate) fn file_of(name: &str) -> Result<String, ImageError> {
+        match check_template_name(name) {
+            Ok(()) => Ok(name.replace('/', SLASH)),
+            Err(_) => Err(ImageError::CheckName { name: name.into() }),
         }
+    }
+
+    /// And back.
+    pub(crate) fn name_of(file: &str) -> String {
+        file.replace(SLASH, "/")
     }
 
     fn templates(&self) -> PathBuf {
@@ -206,9 +208,10 @@ impl Catalogue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::DISK;
+    use crate::{DISK, NAME_BYTES_MAX};
     use rustix::fs::{FileType, Mode, mknodat};
     use tempfile::TempDir;
+    use tt_model::template::FEATURE_DISK;
 
     fn catalogue() -> (TempDir, Catalogue) {
         let dir = tempfile::tempdir().unwrap();
@@ -226,6 +229,7 @@ mod tests {
             path: record::path_of(&digest),
             digest,
             disk_size: 1,
+            features: vec![FEATURE_DISK.into()],
             ..VmTemplate::default()
         };
         catalogue.install(from.path(), &template).unwrap();

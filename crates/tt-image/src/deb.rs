@@ -1,9 +1,9 @@
 //! Debian packages as sources of files: found and fetched by apt, never installed. What was fetched is kept, so that the
 //! next build needs no network.
 
-use crate::ImageError;
 use crate::files::{self, Temporary};
 use crate::tool::Tool;
+use crate::{ImageError, Progress};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -53,13 +53,13 @@ impl Downloads {
     pub(crate) fn newest(
         &self,
         package: Package,
-        progress: &dyn Fn(&str),
+        progress: &dyn Progress,
     ) -> Result<PathBuf, ImageError> {
         let name = match package.end {
             "" => package.begin.to_owned(),
             _ => current_kernel()?,
         };
-        progress(&format!("fetching package {name}"));
+        progress.step(&format!("fetching package {name}"));
         let temporary = Temporary::create(&self.cache)?;
         fetch(&name, temporary.path()).run()?;
         let fetched = files::names(temporary.path())?;

@@ -1,5 +1,6 @@
 //! SHA-256 of files, as lower-case hexadecimal. It never writes.
 
+use crate::{ImageError, Progress, files};
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, Read};
@@ -17,14 +18,18 @@ pub(crate) fn of_bytes(bytes: &[u8]) -> String {
 
 /// Of a file's length and its blocks that are not all zero, each with its number: the same whether a block of zeros is a
 /// hole or not, and quick for a file that is mostly holes.
-pub(crate) fn of_sparse_file(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
+pub(crate) fn of_sparse_file(path: &Path, progress: &dyn Progress) -> Result<String, ImageError> {
+    let not_read = files::not_read(path);
+    let mut file = File::open(path).map_err(&not_read)?;
+    let bytes = file.metadata().map_err(&not_read)?.len();
     let mut hash = Sha256::new();
-    hash.update(file.metadata()?.len().to_le_bytes());
+    hash.update(bytes.to_le_bytes());
     let mut buffer = vec![0; BLOCK_BYTES * READ_BLOCKS];
     let mut number = 0_u64;
     loop {
-        let len = read_full(&mut file, &mut buffer)?;
+        progress.check()?;
+        progress.bytes(number * BLOCK_BYTES as u64, Some(bytes));
+        let len = read_full(&mut file, &mut buffer).map_err(&not_read)?;
         for block in buffer[..len].chunks(BLOCK_BYTES) {
             if block.iter().any(|byte| *byte != 0) {
                 hash.update(number.to_le_bytes());
@@ -61,6 +66,7 @@ fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Quiet;
     use std::os::unix::fs::FileExt;
 
     #[test]
@@ -74,7 +80,7 @@ mod tests {
             }
             file.set_len(3 << 20).unwrap();
             file.write_all_at(b"data", at).unwrap();
-            of_sparse_file(&path).unwrap()
+            of_sparse_file(&path, &Quiet).unwrap()
         };
         let digest = make("sparse", false, 2 << 20);
         assert!(is_digest(&digest));

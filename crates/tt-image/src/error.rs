@@ -10,7 +10,7 @@ pub enum ImageError {
     /// A name that no template can have.
     #[error(
         "{name:?} is no template name: write 1 to {} lower-case letters, digits and `.`, `_`, `-`, `/`, \
-         beginning and ending with a letter or digit",
+         each part beginning with a letter or digit",
         crate::NAME_BYTES_MAX
     )]
     CheckName {
@@ -47,6 +47,9 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
+    /// Nobody wants it any more: its record is gone, or the daemon ends.
+    #[error("it is not wanted any more")]
+    Unwanted,
     /// Another process builds or installs. A retry helps when it is done.
     #[error("{} is in use by another build for more than {waited_secs} s: try again later", path.display())]
     Busy {
@@ -100,6 +103,7 @@ impl ImageError {
             | Self::Write { .. }
             | Self::Busy { .. }
             | Self::Run { .. }
+            | Self::Unwanted
             | Self::Tool { .. } => true,
             Self::CheckName { .. }
             | Self::NotFound { .. }
@@ -115,7 +119,7 @@ impl ImageError {
         match self {
             Self::CheckName { .. } => ErrorCode::Invalid,
             Self::NotFound { .. } => ErrorCode::NotFound,
-            Self::Busy { .. } => ErrorCode::Busy,
+            Self::Busy { .. } | Self::Unwanted => ErrorCode::Busy,
             Self::Missing { .. } => ErrorCode::Host,
             Self::Damaged { .. }
             | Self::Read { .. }

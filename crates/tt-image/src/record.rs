@@ -1,11 +1,11 @@
 //! A template's directory: its record and its files, checked before anything of them is used. Whoever could write there
 //! may have left anything; what is no plain file of a plausible size is refused, and never read.
 
-use crate::{DISK, INITRAMFS, ImageError, KERNEL, digest, files};
+use crate::{CONTAINER, DISK, INITRAMFS, ImageError, KERNEL, digest, files};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tt_model::VmTemplate;
-use tt_model::template::FEATURE_KERNEL;
+use tt_model::template::{FEATURE_CONTAINER, FEATURE_DISK, FEATURE_KERNEL};
 
 /// Name of the record in a template's directory.
 const FILE: &str = "template.json";
@@ -57,9 +57,15 @@ pub(crate) fn path_of(digest: &str) -> String {
     format!("templates/{digest}")
 }
 
-/// Names of the files of a template.
-pub(crate) fn files_of(template: &VmTemplate) -> &'static [&'static str] {
-    if template.has(FEATURE_KERNEL) { &[KERNEL, INITRAMFS, DISK] } else { &[DISK] }
+/// Names of the files of a template: those of its forms.
+pub(crate) fn files_of(template: &VmTemplate) -> Vec<&'static str> {
+    let forms = [
+        (FEATURE_KERNEL, KERNEL),
+        (FEATURE_KERNEL, INITRAMFS),
+        (FEATURE_DISK, DISK),
+        (FEATURE_CONTAINER, CONTAINER),
+    ];
+    forms.into_iter().filter(|(form, _)| template.has(form)).map(|(_, file)| file).collect()
 }
 
 fn check_files(dir: &Path, template: &VmTemplate) -> Result<(), ImageError> {
@@ -68,7 +74,7 @@ fn check_files(dir: &Path, template: &VmTemplate) -> Result<(), ImageError> {
         let meta = path.symlink_metadata().map_err(files::not_read(&path))?;
         let problem = if !meta.is_file() {
             "it is no regular file"
-        } else if *name == DISK && meta.len().div_ceil(1 << 20) != u64::from(template.disk_size) {
+        } else if name == DISK && meta.len().div_ceil(1 << 20) != u64::from(template.disk_size) {
             "its size is not the one in the record"
         } else {
             continue;

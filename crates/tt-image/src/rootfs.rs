@@ -235,7 +235,7 @@ mod tests {
             assert_eq!(debugfs(dir.path(), "cat /bin/busybox").as_bytes(), &[7; 5000]);
             // Times move on between the two.
             std::thread::sleep(Duration::from_millis(1100));
-            digest::of_sparse_file(&dir.path().join("disk.raw")).unwrap()
+            digest::of_sparse_file(&dir.path().join("disk.raw"), &crate::Quiet).unwrap()
         });
         assert_eq!(digests[0], digests[1]);
     }

@@ -1,6 +1,6 @@
 //! Programs of the system, run by argv with bounds on their time and output. It never starts a shell.
 
-use crate::ImageError;
+use crate::{ImageError, Progress, Quiet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
@@ -87,8 +87,17 @@ impl Tool {
         Ok(self.run_all()?.stdout)
     }
 
+    /// As [`Tool::run`], ended as soon as nobody wants it any more.
+    pub(crate) fn run_for(&self, progress: &dyn Progress) -> Result<Vec<u8>, ImageError> {
+        Ok(self.run_all_for(progress)?.stdout)
+    }
+
     /// As [`Tool::run`], with what it printed on its other stream, for programs that fail without saying so.
     pub(crate) fn run_all(&self) -> Result<Printed, ImageError> {
+        self.run_all_for(&Quiet)
+    }
+
+    fn run_all_for(&self, progress: &dyn Progress) -> Result<Printed, ImageError> {
         let failed =
             |source| ImageError::Run { program: self.program.to_string_lossy().into(), source };
         // Files in memory instead of pipes: nobody has to read while it runs, and nobody can be blocked.
@@ -98,7 +107,7 @@ impl Tool {
         input.write_all(&self.input).map_err(failed)?;
         input.rewind().map_err(failed)?;
         let mut child = self.spawn(&input, &output, &stderr)?;
-        let outcome = match self.wait(&mut child, &[&output, &stderr]) {
+        let outcome = match self.wait(&mut child, &[&output, &stderr], progress) {
             Ok(Ended::Exit(status)) if status.success() => {
                 return Ok(Printed {
                     stdout: read_all(&mut output).map_err(failed)?,
@@ -108,6 +117,7 @@ impl Tool {
             Ok(Ended::Exit(status)) => format!("failed ({status})"),
             Ok(Ended::Late) => format!("took more than {} s", self.timeout.as_secs()),
             Ok(Ended::Flood) => format!("printed more than {} bytes", self.output_bytes_max),
+            Ok(Ended::Unwanted) => return Err(ImageError::Unwanted),
             Err(e) => return Err(failed(e)),
         };
         Err(ImageError::Tool {
@@ -146,7 +156,12 @@ impl Tool {
         command.spawn().map_err(failed)
     }
 
-    fn wait(&self, child: &mut Child, outputs: &[&File]) -> io::Result<Ended> {
+    fn wait(
+        &self,
+        child: &mut Child,
+        outputs: &[&File],
+        progress: &dyn Progress,
+    ) -> io::Result<Ended> {
         let deadline = Instant::now() + self.timeout;
         let group = Pid::from_child(child);
         let ended = match pidfd_open(group, PidfdFlags::empty()) {
@@ -161,6 +176,9 @@ impl Tool {
                 }
                 if Instant::now() >= deadline {
                     break Ok(Ended::Late);
+                }
+                if !progress.is_wanted() {
+                    break Ok(Ended::Unwanted);
                 }
                 if self.is_flooded(outputs)? {
                     break Ok(Ended::Flood);
@@ -204,6 +222,7 @@ enum Ended {
     Exit(ExitStatus),
     Late,
     Flood,
+    Unwanted,
 }
 
 fn memory_file() -> io::Result<File> {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 /// still fit behind a counted Vm's name.
 pub const NAME_BYTES_MAX: usize = 58;
 /// Longest name of a template.
-pub const TEMPLATE_NAME_BYTES_MAX: usize = 200;
+pub const TEMPLATE_NAME_BYTES_MAX: usize = 120;
 /// Most members of an Env.
 pub const VMS_PER_ENV_MAX: usize = 256;
 /// Most published ports of a Vm.

@@ -31,6 +31,8 @@ pub struct VmTemplate {
 pub const FEATURE_DISK: &str = "disk";
 /// Feature of a template that brings `kernel` and `initramfs` files for direct boot.
 pub const FEATURE_KERNEL: &str = "kernel";
+/// Feature of a template that brings `container.tar`, an image as `docker save` writes it, the form for containers.
+pub const FEATURE_CONTAINER: &str = "container";
 /// Feature of a template whose guest runs TT's agent.
 pub const FEATURE_AGENT: &str = "agent";
 
@@ -43,6 +45,20 @@ pub struct TemplateSpec {
     pub name: String,
     /// What it is made from.
     pub source: TemplateSource,
+    /// Description for people; without one, where it came from is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memo: Option<String>,
+}
+
+/// How much of a step is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Progress {
+    /// Bytes that are done.
+    pub done_bytes: u64,
+    /// Bytes that there are to do, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total_bytes: Option<u64>,
 }
 
 /// What a template is made from.
@@ -64,6 +80,23 @@ impl TemplateSource {
             Self::Build { recipe } => format!("recipe {recipe}"),
         }
     }
+}
+
+/// Names of the engines that can use a template of these features: its forms alone decide.
+pub fn engines_for(features: &[String]) -> Vec<String> {
+    let has = |wanted: &str| features.iter().any(|feature| feature == wanted);
+    let mut engines = Vec::new();
+    if has(FEATURE_DISK) {
+        // By a kernel of the template, else by firmware from the disk.
+        engines.push("qemu");
+        if has(FEATURE_KERNEL) {
+            engines.push("firecracker");
+        }
+    }
+    if has(FEATURE_CONTAINER) {
+        engines.push("docker");
+    }
+    engines.into_iter().map(str::to_owned).collect()
 }
 
 fn x86_64() -> String {
@@ -110,6 +143,21 @@ pub fn resolve<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forms_decide_about_engines() {
+        for (forms, engines) in [
+            (&[][..], &[][..]),
+            (&[FEATURE_DISK], &["qemu"]),
+            (&[FEATURE_DISK, FEATURE_KERNEL], &["qemu", "firecracker"]),
+            (&[FEATURE_KERNEL], &[]),
+            (&[FEATURE_CONTAINER, FEATURE_AGENT], &["docker"]),
+            (&[FEATURE_CONTAINER, FEATURE_DISK], &["qemu", "docker"]),
+        ] {
+            let features: Vec<String> = forms.iter().map(|form| (*form).to_owned()).collect();
+            assert_eq!(engines_for(&features), engines, "{forms:?}");
+        }
+    }
 
     #[test]
     fn a_short_name_means_the_only_template_that_ends_in_it() {

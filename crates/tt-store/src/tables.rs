@@ -12,6 +12,7 @@ use crate::{Entry, Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tt_model::status::Trouble;
+use tt_model::template::Progress;
 use tt_model::{
     Env, EnvId, Host, HostId, KeptImage, TemplateSource, Usage, Vm, VmId, VmStatus, VmTemplate,
 };
@@ -77,6 +78,9 @@ pub struct TemplateRecord {
     pub name: String,
     /// What it is made from; not known any more of one that a recovery found.
     pub source: Option<TemplateSource>,
+    /// Description for people, if one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memo: Option<String>,
     /// The host that has it or makes it.
     pub host: HostId,
     /// Whether it should exist.
@@ -85,6 +89,9 @@ pub struct TemplateRecord {
     pub template: Option<VmTemplate>,
     /// What is being done, while it is made.
     pub step: Option<String>,
+    /// How much of that step is done, where it can be counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
     /// What went wrong, if it could not be made.
     pub trouble: Option<Trouble>,
 }

@@ -112,10 +112,12 @@ fn want(config: &ApiConfig, spec: &TemplateSpec) -> Result<Option<TemplateRecord
         let record = TemplateRecord {
             name: spec.name.clone(),
             source: Some(spec.source.clone()),
+            memo: spec.memo.clone(),
             host: config.host,
             is_wanted: true,
             template: None,
             step: None,
+            progress: None,
             trouble: None,
         };
         let change = Change::new().new_template(&record)?;
@@ -140,6 +142,8 @@ fn want(config: &ApiConfig, spec: &TemplateSpec) -> Result<Option<TemplateRecord
             row.value.source = Some(spec.source.clone());
             row.value.trouble = None;
             row.value.step = None;
+            row.value.progress = None;
+            row.value.memo = spec.memo.clone();
             let change = Change::new().template(&row)?;
             committed(tables, &change, row.value)
         }

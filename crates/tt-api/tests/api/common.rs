@@ -208,6 +208,7 @@ pub fn template(name: &str) -> TemplateRecord {
     TemplateRecord {
         name: name.into(),
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
+        memo: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(VmTemplate {
@@ -218,6 +219,7 @@ pub fn template(name: &str) -> TemplateRecord {
             ..sample::template("fake")
         }),
         step: None,
+        progress: None,
         trouble: None,
     }
 }

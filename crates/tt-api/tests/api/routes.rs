@@ -219,5 +219,9 @@ async fn a_daemon_that_is_not_there_is_named() {
 }
 
 fn build(name: &str, recipe: &str) -> TemplateSpec {
-    TemplateSpec { name: name.into(), source: TemplateSource::Build { recipe: recipe.into() } }
+    TemplateSpec {
+        name: name.into(),
+        source: TemplateSource::Build { recipe: recipe.into() },
+        memo: None,
+    }
 }

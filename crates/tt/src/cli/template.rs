@@ -58,7 +58,8 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
         }
         TemplateCommand::Build { recipe, no_wait } => {
             let source = TemplateSource::Build { recipe: recipe.clone() };
-            let mut view = client.make_template(&TemplateSpec { name: recipe, source }).await?;
+            let mut view =
+                client.make_template(&TemplateSpec { name: recipe, source, memo: None }).await?;
             if !no_wait {
                 view = interruptible(&view.name.clone(), built(context, view)).await?;
             }

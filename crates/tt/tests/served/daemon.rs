@@ -297,6 +297,7 @@ fn micro() -> TemplateRecord {
     TemplateRecord {
         name: "micro".into(),
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
+        memo: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(VmTemplate {
@@ -306,6 +307,7 @@ fn micro() -> TemplateRecord {
             ..sample::template("qemu")
         }),
         step: None,
+        progress: None,
         trouble: None,
     }
 }
