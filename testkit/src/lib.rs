@@ -6,6 +6,7 @@ mod act;
 mod api;
 mod guard;
 mod lab;
+pub mod oci;
 mod programs;
 mod proof;
 mod remains;

@@ -228,6 +228,14 @@ pub enum GuestMessage {
         /// What went wrong, for a reader.
         why: String,
     },
+    /// The process of the container image that the guest was made from has ended; the guest stays. Sent when it ends,
+    /// and again after every set-up.
+    EntryEnded {
+        /// Exit code, unless a signal ended it; 126 if it could not be started.
+        code: Option<i32>,
+        /// The signal that ended it.
+        signal: Option<i32>,
+    },
     /// The guest shuts down now.
     Bye {
         /// How.
@@ -354,6 +362,9 @@ mod tests {
             GuestMessage::Failed { stream: 9, code: FailureCode::NotFound, why: "w".to_owned() };
         let json = serde_json::to_string(&failed).unwrap();
         assert_eq!(json, r#"{"type":"failed","stream":9,"code":"not_found","why":"w"}"#);
+        let ended = GuestMessage::EntryEnded { code: Some(3), signal: None };
+        let json = serde_json::to_string(&ended).unwrap();
+        assert_eq!(json, r#"{"type":"entry_ended","code":3,"signal":null}"#);
         let newer = br#"{"type":"failed","stream":9,"code":"of_tomorrow","why":""}"#;
         let parsed = GuestMessage::parse(newer).unwrap();
         assert_eq!(

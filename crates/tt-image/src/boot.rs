@@ -7,6 +7,7 @@ use crate::{
     Catalogue, INITRAMFS, ImageError, KERNEL, Progress, cpio, digest, elf, kernel, modules,
 };
 use std::path::{Path, PathBuf};
+use tt_guest::entry::{ENTRY_FILE, Entry};
 
 /// Counts the changes of what this file makes out of the same boot.
 pub(crate) const RECIPE: u32 = 1;
@@ -81,17 +82,18 @@ impl Catalogue {
         }
     }
 
-    /// Puts [`KERNEL`] and [`INITRAMFS`] into `dir`. The caller has the lock of the cache.
+    /// Puts [`KERNEL`] and [`INITRAMFS`] into `dir`; the latter says what the guest runs beside the agent. The caller has the lock of the cache.
     pub(crate) fn put_boot(
         &self,
         boot: &Boot,
+        entry: Option<&Entry>,
         dir: &Path,
         progress: &dyn Progress,
     ) -> Result<(), ImageError> {
         let unpacked = self.unpack_kernel(boot, progress)?;
         files::share(&unpacked.join(KERNEL), &dir.join(KERNEL))?;
         progress.step("making the initial RAM file system");
-        files::write(&dir.join(INITRAMFS), &initramfs(&unpacked, &boot.agent)?)
+        files::write(&dir.join(INITRAMFS), &initramfs(&unpacked, &boot.agent, entry)?)
     }
 
     /// Kernel and modules of a package, as files that are kept: the agent changes more often than they do.
@@ -126,7 +128,7 @@ impl Catalogue {
 }
 
 /// The agent's first stage, and the modules that it loads, in the order of their file names.
-fn initramfs(unpacked: &Path, agent: &[u8]) -> Result<Vec<u8>, ImageError> {
+fn initramfs(unpacked: &Path, agent: &[u8], entry: Option<&Entry>) -> Result<Vec<u8>, ImageError> {
     let mut archive = cpio::Archive::default();
     for dir in ["dev", "proc", "sys", "root", "tt", "tt/ko"] {
         archive.dir(dir);
@@ -142,6 +144,11 @@ fn initramfs(unpacked: &Path, agent: &[u8]) -> Result<Vec<u8>, ImageError> {
         list.push_str(&format!("ko/{name}\n"));
     }
     archive.file("tt/modules", 0o444, list.as_bytes());
+    if let Some(entry) = entry {
+        let path = Path::new(ENTRY_FILE);
+        let json = serde_json::to_vec(entry).map_err(|e| files::not_written(path)(e.into()))?;
+        archive.file(ENTRY_FILE.trim_start_matches('/'), 0o444, &json);
+    }
     Ok(archive.finish())
 }
 

@@ -18,6 +18,7 @@ mod kernel;
 mod lz4;
 mod micro;
 mod modules;
+mod oci;
 mod progress;
 mod record;
 mod rootfs;

@@ -95,7 +95,7 @@ impl Catalogue {
     ) -> Result<VmTemplate, ImageError> {
         let temporary = Temporary::create(&self.cache)?;
         let dir = temporary.path();
-        self.put_boot(&parts.boot, dir, progress)?;
+        self.put_boot(&parts.boot, None, dir, progress)?;
         progress.step("making the root file system");
         self.make_disk(parts, dir)?;
         let template = describe(dir, &facts(parts), progress)?;

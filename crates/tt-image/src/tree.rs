@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
+use tt_guest::entry::Entry;
 use tt_model::VmTemplate;
 use tt_model::template::FEATURE_AGENT;
 
@@ -38,7 +39,7 @@ struct Extent {
 impl Catalogue {
     /// Makes the forms for machines out of the tree in `root`, with the owners and modes that it has there: [`DISK`],
     /// just large enough and 64 MB free, and the kernel that `micro` has. Then [`Catalogue::finish`]. A form that is in
-    /// the draft already, such as [`CONTAINER`](crate::CONTAINER), stays.
+    /// the draft already, such as [`CONTAINER`](crate::CONTAINER), stays. `entry` is what the guest runs beside the agent.
     ///
     /// `root` is best in `draft.dir()`: it is removed with it.
     ///
@@ -48,6 +49,7 @@ impl Catalogue {
         &self,
         draft: &Draft,
         root: &Path,
+        entry: Option<&Entry>,
         facts: &Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
@@ -57,7 +59,7 @@ impl Catalogue {
             for name in [crate::KERNEL, crate::INITRAMFS] {
                 files::remove(&draft.dir().join(name))?;
             }
-            self.put_boot(&boot, draft.dir(), progress)?;
+            self.put_boot(&boot, entry, draft.dir(), progress)?;
         }
         make_disk(root, &draft.dir().join(DISK), progress)?;
         let mut facts = facts.clone();

@@ -12,14 +12,16 @@ use rustix::mount::MountFlags;
 
 use super::log::{explain, say};
 use super::process::Identity;
-use super::stage1::Module;
-use super::{Agent, console, network, power};
+use super::stage1::Kept;
+use super::{Agent, console, entry, network, power};
 
 /// A program that a template may bring along; started once, when the guest is ready.
 const START_UP: &str = "/etc/tt/rc";
 
 /// Without a host, the guest's own programs start this long after the agent.
 const HOST_WAIT: Duration = Duration::from_secs(2);
+/// The image's process is started when the guest has its network, and that is waited for in pieces of this length.
+const READY_WAIT: Duration = Duration::from_secs(3600);
 
 /// Kind, place, flags, options.
 const MOUNTS: [(&str, &str, MountFlags, &std::ffi::CStr); 7] = [
@@ -37,12 +39,24 @@ const MOUNTS: [(&str, &str, MountFlags, &std::ffi::CStr); 7] = [
     ("tmpfs", "/tmp", MountFlags::NOSUID.union(MountFlags::NODEV), c"mode=1777"),
 ];
 
+/// What of this an image brings itself, with things in it that its process expects.
+const OF_IMAGES: [&str; 2] = ["/run", "/tmp"];
+
+/// Names that programs know their standard files by.
+const LINKS: [(&str, &str); 4] = [
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+];
+
 const GUARDED: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
 
-/// Mounts what every program expects, unless it is mounted already, and raises the loopback interface.
-pub fn mount_all() {
+/// Mounts what every program expects, unless it is mounted already, and raises the loopback interface. `is_image`: the
+/// root disk was made from a container image.
+pub fn mount_all(is_image: bool) {
     for (kind, target, flags, options) in MOUNTS {
-        if is_mounted(target) {
+        if is_mounted(target) || (is_image && OF_IMAGES.contains(&target)) {
             continue;
         }
         // If it cannot be made, mounting says so.
@@ -50,6 +64,10 @@ pub fn mount_all() {
         if let Err(error) = rustix::mount::mount(kind, target, kind, flags, options) {
             say(format!("cannot mount {target}: {error}"));
         }
+    }
+    for (target, link) in LINKS {
+        // What is there already does as well.
+        let _ = std::os::unix::fs::symlink(target, link);
     }
     if let Err(error) = rustix::thread::set_name(c"tt-guest") {
         say(format!("cannot take a name: {error}"));
@@ -60,7 +78,15 @@ pub fn mount_all() {
 }
 
 /// Starts the first process's other threads.
-pub fn begin(agent: &Arc<Agent>, later: Vec<Module>) -> std::io::Result<()> {
+pub fn begin(agent: &Arc<Agent>, kept: Kept) -> std::io::Result<()> {
+    let Kept { modules, entry } = kept;
+    if let Some(entry) = entry {
+        let own = Arc::clone(agent);
+        super::thread("image", move || {
+            while !own.ready.wait(READY_WAIT) {}
+            entry::start(&own, &entry);
+        })?;
+    }
     let own = Arc::clone(agent);
     super::thread("start-up", move || {
         own.ready.wait(HOST_WAIT);
@@ -70,7 +96,7 @@ pub fn begin(agent: &Arc<Agent>, later: Vec<Module>) -> std::io::Result<()> {
     let own = Arc::clone(agent);
     super::thread("drivers", move || {
         own.ready.wait(HOST_WAIT);
-        for error in later.iter().filter_map(|module| module.load().err()) {
+        for error in modules.iter().filter_map(|module| module.load().err()) {
             say(explain(&error));
         }
         power::watch_button(&own);

@@ -3,6 +3,7 @@
 mod console;
 mod copy;
 mod disk;
+mod entry;
 mod exec;
 mod files;
 mod init;
@@ -58,15 +59,17 @@ struct Agent {
     ready: Flag,
     /// Milliseconds from boot to the first session.
     boot_ms: std::sync::OnceLock<u64>,
+    /// How the image's process ended.
+    entry_exit: std::sync::OnceLock<process::Exit>,
 }
 
 /// Runs the agent until it is told to end.
 pub fn run(options: Options) -> ExitCode {
     let pid1 = std::process::id() == 1;
-    let mut later = Vec::new();
+    let mut kept = stage1::Kept::default();
     if pid1 && stage1::is_initramfs() {
-        later = match stage1::enter_root() {
-            Ok(later) => later,
+        kept = match stage1::enter_root() {
+            Ok(kept) => kept,
             Err(error) => {
                 // The kernel then panics, below a line that says why.
                 say(explain(&error));
@@ -77,9 +80,9 @@ pub fn run(options: Options) -> ExitCode {
     power::block_signals();
     process::hide_inherited_files();
     if pid1 {
-        init::mount_all();
+        init::mount_all(kept.entry.is_some());
     }
-    match start(options, pid1, later) {
+    match start(options, pid1, kept) {
         Ok(agent) => power::wait_for_signals(&agent),
         Err(error) => {
             say(format!("cannot start: {}", explain(&error)));
@@ -88,7 +91,7 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-fn start(options: Options, pid1: bool, later: Vec<stage1::Module>) -> io::Result<Arc<Agent>> {
+fn start(options: Options, pid1: bool, kept: stage1::Kept) -> io::Result<Arc<Agent>> {
     let link = match &options.unix {
         Some(path) => Link::listen(path)?,
         None => Link::open_port(options.port.as_deref())?,
@@ -101,6 +104,7 @@ fn start(options: Options, pid1: bool, later: Vec<stage1::Module>) -> io::Result
         pid1,
         ready: Flag::default(),
         boot_ms: std::sync::OnceLock::new(),
+        entry_exit: std::sync::OnceLock::new(),
     });
     let writer = Arc::clone(&agent);
     thread("writer", move || write(&writer))?;
@@ -109,7 +113,7 @@ fn start(options: Options, pid1: bool, later: Vec<stage1::Module>) -> io::Result
     let reminder = Arc::clone(&agent);
     thread("reminder", move || session::remind(&reminder))?;
     if pid1 {
-        init::begin(&agent, later)?;
+        init::begin(&agent, kept)?;
     }
     Ok(agent)
 }

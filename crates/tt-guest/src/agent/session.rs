@@ -247,6 +247,7 @@ impl Session<'_> {
             let _ = agent.outbox.tell(epoch, &answer);
             drop(turn);
             setups.0.fetch_sub(1, Ordering::Relaxed);
+            agent.tell_entry();
             setup::note_ready(&agent, &answer);
         });
         if let Err(error) = started {

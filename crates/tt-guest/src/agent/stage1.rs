@@ -4,13 +4,14 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
+use tt_guest::entry::{ENTRY_BYTES_MAX, ENTRY_FILE, Entry};
 
 /// Marks an initramfs.
 const MARK: &str = "/tt/initramfs";
@@ -44,9 +45,24 @@ pub enum BootError {
         /// What the system said.
         source: io::Error,
     },
+    /// The image's process is described by something that can not be read.
+    #[error("cannot read {ENTRY_FILE}")]
+    ReadEntry {
+        /// What the system said, or what is wrong with it.
+        source: io::Error,
+    },
     /// The root disk did not appear.
     #[error("{ROOT_DEVICE} did not appear within {seconds} s; is a driver missing in {MODULES}?", seconds = DISK_WAIT.as_secs())]
     FindDisk,
+}
+
+/// What the initramfs had for later, when it is out of reach.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Drivers.
+    pub modules: Vec<Module>,
+    /// The process of the container image that the root disk was made from.
+    pub entry: Option<Entry>,
 }
 
 /// A driver that is loaded later; its file is open, since the initramfs is out of reach by then.
@@ -71,13 +87,13 @@ pub fn is_initramfs() -> bool {
     Path::new(MARK).exists()
 }
 
-/// Makes the root disk the root. Returns the modules for later.
-pub fn enter_root() -> Result<Vec<Module>, BootError> {
+/// Makes the root disk the root. Returns what is needed later.
+pub fn enter_root() -> Result<Kept, BootError> {
     for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
         mount(kind, kind, target)?;
     }
     open_modules(MODULES)?.iter().try_for_each(Module::load)?;
-    let later = open_modules(LATER_MODULES)?;
+    let kept = Kept { modules: open_modules(LATER_MODULES)?, entry: read_entry()? };
     wait_for_disk()?;
     mount(ROOT_DEVICE, "ext4", NEW_ROOT)?;
     for (from, to) in
@@ -90,7 +106,7 @@ pub fn enter_root() -> Result<Vec<Module>, BootError> {
     rustix::mount::mount_move(".", "/").map_err(failed(NEW_ROOT))?;
     rustix::process::chroot(".").map_err(failed(NEW_ROOT))?;
     rustix::process::chdir("/").map_err(failed("/"))?;
-    Ok(later)
+    Ok(kept)
 }
 
 fn mount(device: &'static str, kind: &str, target: &'static str) -> Result<(), BootError> {
@@ -118,6 +134,16 @@ fn open_modules(list: &str) -> Result<Vec<Module>, BootError> {
         Ok(Module { name: name.to_owned(), file })
     };
     listed.lines().map(str::trim).filter(|line| !line.is_empty()).map(open).collect()
+}
+
+fn read_entry() -> Result<Option<Entry>, BootError> {
+    let not_read = |source| BootError::ReadEntry { source };
+    let file = match File::open(ENTRY_FILE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(not_read)?,
+    };
+    let entry = serde_json::from_reader(file.take(ENTRY_BYTES_MAX));
+    entry.map(Some).map_err(|error| not_read(error.into()))
 }
 
 fn not_loaded(module: &str) -> impl FnOnce(io::Error) -> BootError {

@@ -25,6 +25,16 @@ pub fn find(wanted: &str) -> io::Result<Option<User>> {
     Ok(Some(user))
 }
 
+/// A user that `/etc/passwd` does not know: a number and nothing else, in root's group, as Docker has it.
+pub fn unknown(uid: u32) -> User {
+    User { name: uid.to_string(), uid, gid: 0, home: "/".to_owned(), ..root() }
+}
+
+/// The number of a group, found by name; a number need not be in `/etc/group`.
+pub fn find_group(wanted: &str) -> io::Result<Option<u32>> {
+    Ok(find_group_in(&read("/etc/group")?, wanted).or_else(|| wanted.parse().ok()))
+}
+
 fn read(path: &str) -> io::Result<String> {
     match fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
@@ -81,9 +91,26 @@ fn groups_in(group: &str, user: &User) -> Vec<u32> {
     groups
 }
 
+fn find_group_in(group: &str, wanted: &str) -> Option<u32> {
+    let gid = |line: &str| {
+        let mut fields = line.trim_end().split(':');
+        (fields.next() == Some(wanted)).then(|| fields.nth(1)?.parse().ok())?
+    };
+    group.lines().find_map(gid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_found_by_name() {
+        let group = "root:x:0:\nbroken\nweb:x:33:www\nbad:x:one:\n";
+        assert_eq!(find_group_in(group, "web"), Some(33));
+        for wanted in ["33", "broken", "bad", "", "we"] {
+            assert_eq!(find_group_in(group, wanted), None, "{wanted}");
+        }
+    }
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n# comment:x:5:5::/:/bin/sh\nbroken:x:1\n\
         bad:x:one:1::/:/bin/sh\n+nis::::::\nwww:x:33:34:web,,,:/var/www:\n1000:x:7:7::/seven:/bin/sh\nu:x:1000:1000:::\n";

@@ -35,6 +35,8 @@ pub(super) struct Session<'a> {
     is_set_up: bool,
     /// Whether a set-up was sent that the guest has not answered.
     awaits_setup: bool,
+    /// Whether the guest has said that its image's process ended.
+    has_ended: bool,
     next_stream: u32,
     streams: HashMap<u32, Arc<StreamEnd>>,
 }
@@ -50,6 +52,7 @@ impl<'a> Session<'a> {
             is_open: false,
             is_set_up: false,
             awaits_setup: false,
+            has_ended: false,
             next_stream: 1,
             streams: HashMap::new(),
         };
@@ -187,6 +190,13 @@ impl<'a> Session<'a> {
             GuestMessage::Failed { stream, code, why } => {
                 if let Some(stream) = self.streams.remove(&stream) {
                     stream.failed(code, bounded(&why));
+                }
+                Ok(())
+            }
+            GuestMessage::EntryEnded { code, signal } => {
+                // Once for each session: a guest must not be able to fill the log.
+                if !std::mem::replace(&mut self.has_ended, true) {
+                    tracing::info!(vm = %self.shared.id, code, signal, "the image's process ended");
                 }
                 Ok(())
             }

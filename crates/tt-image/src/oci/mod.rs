@@ -1,0 +1,98 @@
+//! Container images as templates. An image's layers are laid over each other in a directory, which becomes a disk that
+//! boots with TT's kernel and agent; the agent runs the image's process. Images come from strangers: see `unpack.rs` and
+//! `tar.rs` for what is not let in. Nothing of an image is ever run on the host.
+
+mod blob;
+mod container;
+mod image;
+mod source;
+mod spec;
+mod tar;
+mod tree;
+mod unpack;
+
+#[cfg(test)]
+mod tests;
+
+use crate::{CONTAINER, Catalogue, Draft, Facts, ImageError, Progress, files};
+use image::{Form, Image};
+use rustix::fs::Mode;
+use source::Source;
+use std::path::Path;
+use tt_model::VmTemplate;
+use unpack::{Limits, Unpacker};
+
+/// Where the layers are laid over each other, in the draft. Closed to all but root: an image has set-id programs.
+const UNPACKED: &str = "unpacked";
+/// What an image may hold in all of its layers; the largest in use have about half a million files.
+const LIMITS: Limits = Limits { bytes: spec::BLOB_BYTES_MAX, entries: 3_000_000 };
+
+impl Catalogue {
+    /// Whether `source` holds an image: an OCI layout, or what `docker save` writes, as a directory or a tar archive
+    /// that is not compressed.
+    ///
+    /// # Errors
+    /// [`ImageError::Read`].
+    pub fn holds_image(&self, source: &Path) -> Result<bool, ImageError> {
+        match Source::open(source) {
+            Ok(source) => Ok(Form::of(&source).is_some()),
+            // No archive at all.
+            Err(ImageError::Format { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes the image in `source` (see [`Catalogue::holds_image`]) a template, in `draft`: a disk that boots and runs
+    /// the image's process, and a container.
+    ///
+    /// # Errors
+    /// [`ImageError::Format`] for an image that is not let in; those of [`Catalogue::install_rootfs`].
+    pub fn install_image(
+        &self,
+        draft: &Draft,
+        source: &Path,
+        facts: &Facts,
+        progress: &dyn Progress,
+    ) -> Result<VmTemplate, ImageError> {
+        let source = Source::open(source)?;
+        self.install_opened(draft, &Image::open(&source)?, facts, progress)
+    }
+
+    fn install_opened(
+        &self,
+        draft: &Draft,
+        image: &Image<'_>,
+        facts: &Facts,
+        progress: &dyn Progress,
+    ) -> Result<VmTemplate, ImageError> {
+        let unpacked = draft.dir().join(UNPACKED);
+        files::remove(&unpacked)?;
+        let closed = rustix::fs::mkdir(&unpacked, Mode::RWXU);
+        closed.map_err(|e| files::not_written(&unpacked)(e.into()))?;
+        let root = unpacked.join("root");
+        rustix::fs::mkdir(&root, Mode::from_raw_mode(0o755))
+            .map_err(|e| files::not_written(&root)(e.into()))?;
+        let mut unpacker = Unpacker::new(&root, LIMITS, progress)?;
+        for number in 0..image.layers() {
+            progress.step(&format!("unpacking layer {} of {}", number + 1, image.layers()));
+            let open = |bytes_max| image.open_layer(number, bytes_max);
+            unpacker.layer(&image.layer_name(number), &open)?;
+        }
+        let container = draft.dir().join(CONTAINER);
+        files::remove(&container)?;
+        progress.step("keeping it as a container");
+        container::write(image, &container, progress)?;
+        let mut facts = facts.clone();
+        facts.memo.get_or_insert_with(|| memo(image));
+        self.install_rootfs(draft, &root, image.entry.as_ref(), &facts, progress)
+    }
+}
+
+/// What an image says of itself, in a line.
+fn memo(image: &Image<'_>) -> String {
+    const CHARS_MAX: usize = 60;
+    let program = image.entry.as_ref().map(|entry| entry.argv.join(" ")).unwrap_or_default();
+    let program: String = program.chars().filter(|c| !c.is_control()).take(CHARS_MAX).collect();
+    let id: String = image.id.hex().chars().take(12).collect();
+    if program.is_empty() { format!("image {id}") } else { format!("image {id}: {program}") }
+}
