@@ -109,7 +109,9 @@ pub enum EngineError {
         wanted: u32,
     },
     /// There is no room for a machine's memory. A retry helps once there is.
-    #[error("keep {need_mb} MB of memory in {path:?}: {free_mb} MB are free")]
+    #[error(
+        "keep memory in {path:?}: it needs {need_mb} MB and the file system has {free_mb} MB free: make room and retry"
+    )]
     Room {
         /// Where it was to lie.
         path: PathBuf,

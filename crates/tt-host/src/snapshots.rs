@@ -129,11 +129,11 @@ impl SnapshotTaker {
     /// Why a member is not where it should be.
     fn trouble_of(&self, id: VmId) -> Result<Trouble, HostError> {
         let trouble = self.tables.status(id)?.and_then(|row| row.value.trouble);
-        Ok(trouble.unwrap_or_else(|| Trouble {
-            code: ErrorCode::SnapshotCreate,
-            why: format!("vm {id} is not where it should be"),
-            retry: false,
-        }))
+        let (why, retry) = trouble.map_or_else(
+            || (format!("vm {id} is not where it should be"), false),
+            |trouble| (trouble.why, trouble.retry),
+        );
+        Ok(Trouble { code: ErrorCode::SnapshotCreate, why, retry })
     }
 
     fn failed(&self, name: &str, ids: &[VmId], trouble: Trouble) -> Result<Next, HostError> {

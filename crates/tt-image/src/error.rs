@@ -50,6 +50,14 @@ pub enum ImageError {
     /// Nobody wants it any more: its record is gone, or the daemon ends.
     #[error("it is not wanted any more")]
     Unwanted,
+    /// The file system is full; no template is there in part. A retry helps once there is room.
+    #[error("there is no room for template files at {}: make room and retry", path.display())]
+    Full {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Another process builds or installs. A retry helps when it is done.
     #[error("{} is in use by another build for more than {waited_secs} s: try again later", path.display())]
     Busy {
@@ -101,6 +109,7 @@ impl ImageError {
         match self {
             Self::Read { .. }
             | Self::Write { .. }
+            | Self::Full { .. }
             | Self::Busy { .. }
             | Self::Run { .. }
             | Self::Unwanted
@@ -124,6 +133,7 @@ impl ImageError {
             Self::Damaged { .. }
             | Self::Read { .. }
             | Self::Write { .. }
+            | Self::Full { .. }
             | Self::Run { .. }
             | Self::Tool { .. }
             | Self::Format { .. } => ErrorCode::Template,

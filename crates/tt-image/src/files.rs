@@ -32,7 +32,12 @@ pub(crate) fn not_read(path: &Path) -> impl Fn(io::Error) -> ImageError {
 
 /// What a failed write was.
 pub(crate) fn not_written(path: &Path) -> impl Fn(io::Error) -> ImageError {
-    move |source| ImageError::Write { path: path.into(), source }
+    move |source| match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            ImageError::Full { path: path.into(), source }
+        }
+        _ => ImageError::Write { path: path.into(), source },
+    }
 }
 
 /// Makes a directory and its parents; those that are there stay as they are.
