@@ -186,6 +186,16 @@ impl Lab {
         remains::machines(self.dir())
     }
 
+    /// The running machines by the ids of their Vms: each with its pid.
+    pub fn machine_ids(&self) -> Vec<(u64, i32)> {
+        // A machine is called `tt-INSTANCE-ID`.
+        let id = |line: &str| {
+            let name = line.split_once(" -name tt-")?.1.split([',', ' ']).next()?;
+            name.split('-').nth(1)?.parse().ok()
+        };
+        self.machines().iter().filter_map(|(pid, line)| Some((id(line)?, *pid))).collect()
+    }
+
     /// The daemon's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir().join("log")).unwrap_or_default()

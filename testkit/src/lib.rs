@@ -11,6 +11,7 @@ mod programs;
 mod proof;
 mod remains;
 mod run;
+pub mod sequence;
 mod space;
 mod wait;
 

@@ -1,11 +1,11 @@
 //! Does on a [`World`] what a step says: plans and commits as the API does, or acts on the machines
 //! as guests and power plants do. What is asked for is decided elsewhere.
 
-use crate::action::{Action, Target};
 use crate::world::{World, open_epoch};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use testkit::sequence::{Action, Target};
 use tt_host::{Clock, recover};
 use tt_model::plan::{
     ApplyWorld, Policy, UpdateWorld, World as PlanWorld, needs, plan_add, plan_apply, plan_destroy,

@@ -1,17 +1,12 @@
 //! Compares a [`World`] with the [`Model`]: everything that is there is looked at, and nothing else
 //! may be there.
 
-use crate::action::has_machine;
-use crate::model::{Content, Model};
 use crate::world::World;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
-use std::net::Ipv4Addr;
 use std::path::Path;
+use testkit::sequence::{Chosen, Content, Model, compare_records, has_machine, same};
 use tt_engine::Machine;
-use tt_model::{
-    Env, Goal, InnerPort, MacAddr, Phase, SnapshotState, Usage, Vm, VmId, VmState, names,
-};
+use tt_model::{Env, Goal, Phase, Usage, Vm, names};
 use tt_network::fake::{FakePort, FakeWorld as FakeNets};
 use tt_store::Kv;
 
@@ -20,8 +15,7 @@ use tt_store::Kv;
 pub struct Facts {
     /// The storage's number for each content.
     contents: BTreeMap<Content, u64>,
-    identities: BTreeMap<VmId, (Ipv4Addr, MacAddr, Option<String>)>,
-    ports: BTreeMap<VmId, BTreeMap<InnerPort, u16>>,
+    chosen: Chosen,
 }
 
 /// Says where the world is not as the model.
@@ -29,31 +23,9 @@ pub fn compare(world: &World, model: &Model, facts: &mut Facts) -> Result<(), St
     let tables = world.tables();
     let envs: Vec<Env> = tables.envs().unwrap().into_iter().map(|row| row.value).collect();
     let vms: Vec<Vm> = tables.vms().unwrap().into_iter().map(|row| row.value).collect();
-    same(
-        "envs",
-        envs.iter().map(|env| &env.name).collect(),
-        model.envs.keys().collect::<BTreeSet<_>>(),
-    )?;
-    facts.identities.retain(|id, _| vms.iter().any(|vm| vm.id == *id));
-    facts.ports.retain(|id, _| vms.iter().any(|vm| vm.id == *id));
-    for env in &envs {
-        let expected = &model.envs[&env.name];
-        same("id of the env", env.id, expected.id)?;
-        same("its members", env.vm_set.iter().collect(), expected.vms.keys().collect::<Vec<_>>())?;
-        let state = (env.end_timestamp, env.state.is_stopped, env.state.deny_outgoing);
-        same("its state", state, (expected.end, expected.is_stopped, expected.denies))?;
-        same("created, ending", (env.is_created, env.is_ending), (true, false))?;
-    }
-    let expected = model.envs.values().flat_map(|env| &env.vms);
-    same(
-        "vms",
-        vms.iter().map(|vm| vm.id).collect(),
-        expected.map(|(id, _)| *id).collect::<BTreeSet<_>>(),
-    )?;
+    compare_records(model, &envs, &vms, &mut facts.chosen, 0)?;
     for vm in &vms {
-        let compared = record(model, vm, facts)
-            .and_then(|()| disks(world, model, vm, facts))
-            .and_then(|()| machine(world, model, vm));
+        let compared = disks(world, model, vm, facts).and_then(|()| machine(world, model, vm));
         compared.map_err(|problem| format!("{}: {problem}", vm.full_name()))?;
     }
     images(world, model, facts)?;
@@ -63,43 +35,8 @@ pub fn compare(world: &World, model: &Model, facts: &mut Facts) -> Result<(), St
     metas(world, model, &vms)
 }
 
-fn of<'a>(model: &'a Model, vm: &Vm) -> &'a crate::model::Vm {
-    &model.envs[&vm.env_name].vms[&vm.id]
-}
-
-fn record(model: &Model, vm: &Vm, facts: &mut Facts) -> Result<(), String> {
-    let expected = of(model, vm);
-    let now = &expected.now;
-    same("name and goal", (&vm.name, vm.goal), (&expected.name, expected.goal))?;
-    same("machine, size", (vm.machine, vm.resource.machine()), (now.machine, now.size))?;
-    let state = VmState {
-        during_stop: expected.goal != Goal::Running,
-        keep_image: now.keeps,
-        rand_uuid: true,
-        net_blacklist: now.blacklist.iter().copied().collect(),
-    };
-    same("state", &vm.state, &state)?;
-    same("denied", vm.deny_outgoing, now.denies)?;
-    let ports = &vm.resource.port_map;
-    same("ports", ports.keys().copied().collect(), now.ports.clone())?;
-    let before = facts.ports.insert(vm.id, ports.clone()).unwrap_or_default();
-    for (inner, public) in before.iter().filter(|(inner, _)| ports.contains_key(inner)) {
-        same("public port that stays", ports[inner], *public)?;
-    }
-    let identity = (vm.resource.ip_addr, vm.resource.mac_addr, vm.machine_id.clone());
-    same("identity", &identity, &*facts.identities.entry(vm.id).or_insert(identity.clone()))?;
-    let base = vm.base.as_ref().map(|base| base.split('/').nth(1).unwrap().parse().unwrap());
-    same("base", base, expected.base)?;
-    let snapshots = vm.snapshots.values();
-    let found = snapshots.map(|s| (&s.name, &s.state, s.memory.is_some(), s.end_timestamp()));
-    let wanted = expected.snapshots.iter().map(|(name, frozen)| {
-        (name, &SnapshotState::Ready, frozen.moment.memory.is_some(), frozen.end)
-    });
-    same("snapshots", found.collect::<Vec<_>>(), wanted.collect())
-}
-
 fn disks(world: &World, model: &Model, vm: &Vm, facts: &mut Facts) -> Result<(), String> {
-    let expected = of(model, vm);
+    let expected = model.of(vm);
     let images = world.disk.images_of(vm.id);
     same("disks", images.keys().collect::<Vec<_>>(), vm.disks.keys().collect())?;
     let mut needed = BTreeSet::new();
@@ -129,7 +66,7 @@ fn disks(world: &World, model: &Model, vm: &Vm, facts: &mut Facts) -> Result<(),
 }
 
 fn machine(world: &World, model: &Model, vm: &Vm) -> Result<(), String> {
-    let expected = of(model, vm);
+    let expected = model.of(vm);
     let (seen, phase) = match expected.goal {
         Goal::Running => (Machine::Running, Phase::Ready),
         Goal::Paused => (Machine::Paused, Phase::Paused),
@@ -185,7 +122,7 @@ fn memories(world: &World, model: &Model, vms: &[Vm]) -> Result<(), String> {
     let mut expected = BTreeMap::new();
     let found = world.machines.memories();
     for vm in vms {
-        let is = of(model, vm);
+        let is = model.of(vm);
         for snapshot in vm.snapshots.values() {
             let content = is.snapshots[&snapshot.name].moment.memory;
             expected.extend(snapshot.memory.clone().zip(content));
@@ -303,13 +240,5 @@ impl Facts {
             Some((other, _)) => Err(format!("{what}: has content {other}, should have {content}")),
             None => same(&format!("{what} of content {content}"), found, known),
         }
-    }
-}
-
-/// Says what is not as it should be.
-fn same<T: Debug + PartialEq>(what: &str, found: T, expected: T) -> Result<(), String> {
-    match found == expected {
-        true => Ok(()),
-        false => Err(format!("{what}: found {found:?}, expected {expected:?}")),
     }
 }

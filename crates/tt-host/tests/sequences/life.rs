@@ -1,10 +1,10 @@
 //! The lives of the daemons on a [`World`]: one acts until everything has settled, or dies. It does
 //! what the threads of a host's service do, in one thread.
 
-use crate::action::{Action, Mishap};
 use crate::api::policy;
 use crate::world::{Daemon, Death, World};
 use std::collections::BTreeSet;
+use testkit::sequence::{Action, Mishap};
 use tt_host::{Clock, Drivers, Next};
 use tt_model::plan::{plan_drop_expired, plan_end};
 use tt_model::{EnvId, Vm, VmId, names};

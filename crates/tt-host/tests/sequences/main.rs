@@ -6,24 +6,21 @@
 //! members varies: they are made by threads.
 
 #[cfg(test)]
-mod action;
-#[cfg(test)]
 mod api;
 #[cfg(test)]
 mod compare;
 #[cfg(test)]
 mod life;
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 #[path = "../world/mod.rs"]
 mod world;
 
-use action::{Action, Mishap, Step, Target};
 use compare::{Facts, compare};
 use life::Life;
-use model::Model;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use testkit::sequence::{
+    Action, FAKES, Limits, Mishap, Model, Step, Target, chance, env_spec, seed, steps,
+};
 use tt_host::Clock;
 use tt_model::{EnvSpec, StorageKind, VmId};
 use world::World;
@@ -32,6 +29,9 @@ use world::World;
 const CASES: u32 = 625;
 /// Steps of a sequence beside the first, which makes an Env.
 const STEPS: std::ops::Range<usize> = 11..20;
+
+/// What the world's host allows.
+const LIMITS: Limits = Limits { cpu_max: 4, mem_min: 32, grace: 20 };
 
 macro_rules! sequences {
     ($($name:ident: $storage:ident, $number:literal;)*) => {$(
@@ -62,22 +62,15 @@ sequences! {
 }
 
 fn run(storage: StorageKind, number: u64) {
-    let seed = match std::env::var("TT_SEED").map(|text| text.parse::<u64>()) {
-        Ok(Ok(seed)) => seed,
-        Ok(Err(error)) => panic!("TT_SEED is no number: {error}"),
-        Err(_) => 0,
-    };
+    let seed = seed();
     let config = Config {
         cases: CASES,
         failure_persistence: None,
         max_shrink_iters: 4000,
         ..Config::default()
     };
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&seed.to_le_bytes());
-    bytes[8..16].copy_from_slice(&number.to_le_bytes());
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-    let sequence = (action::env_spec(), action::steps(STEPS));
+    let rng = chance(seed, number);
+    let sequence = (env_spec(&FAKES), steps(&FAKES, STEPS));
     let result = TestRunner::new_with_rng(config, rng).run(&sequence, |(spec, steps)| {
         let mut log = Vec::new();
         let steps = steps.into_iter().flatten();
@@ -99,7 +92,7 @@ fn play(
     log: &mut Vec<String>,
 ) -> Result<(), String> {
     let mut world = World::with(storage);
-    let mut model = Model::new(world.clock.now());
+    let mut model = Model::new(world.clock.now(), 1, LIMITS);
     let (mut facts, mut life) = (Facts::default(), Life::begin(&world));
     let begin = step(Action::Create(first.clone()));
     for step in std::iter::once(begin).chain(steps) {

@@ -1,17 +1,13 @@
 //! What is asked of members that exist, and what happens to them. `None` is a refusal, which has
 //! changed nothing.
 
-use super::{Frozen, Model, Moment};
-use crate::action::{Target, has_machine};
+use super::action::{Target, has_machine};
+use super::model::{Frozen, Model, Moment};
 use tt_model::{Goal, MachineSize, SnapshotSpec, StopMode, VmId, VmUpdate};
-
-/// CPUs of the host.
-const CPU_MAX: u16 = 4;
-/// Least memory of a machine, in MB.
-const MEM_MIN: u32 = 32;
 
 impl Model {
     pub(super) fn update(&mut self, at: &Target, update: &VmUpdate) -> Option<()> {
+        let limits = self.limits;
         let env = self.envs.get_mut(&at.env)?;
         let id = env.find(at)?;
         let others = env.vms.iter().filter(|(other, _)| **other != id);
@@ -20,7 +16,11 @@ impl Model {
         let cpu_num = update.cpu_num.unwrap_or(vm.now.size.cpu_num);
         let mem_size = update.mem_size.unwrap_or(vm.now.size.mem_size);
         let disk_mb = update.disk_size.unwrap_or(vm.now.disk_mb);
-        if is_taken || cpu_num > CPU_MAX || mem_size < MEM_MIN || disk_mb < vm.now.disk_mb {
+        if is_taken
+            || cpu_num > limits.cpu_max
+            || mem_size < limits.mem_min
+            || disk_mb < vm.now.disk_mb
+        {
             return None;
         }
         vm.name = update.name.clone().unwrap_or(vm.name.clone());
@@ -41,14 +41,15 @@ impl Model {
     }
 
     pub(super) fn stop(&mut self, at: &Target, mode: Option<StopMode>) -> Option<()> {
-        let now = self.now;
+        let (now, grace) = (self.now, self.limits.grace);
         let env = self.envs.get_mut(&at.env)?;
         let ids = env.ids(at);
         let is_whole = ids.len() == env.vms.len();
         if mode == Some(StopMode::Pause) && !ids.iter().all(|id| has_machine(env.vms[id].goal)) {
             return None;
         }
-        ids.iter().for_each(|id| env.vms.get_mut(id).unwrap().stop(mode, now));
+        let vms = env.vms.iter_mut().filter(|(id, _)| ids.contains(id));
+        vms.for_each(|(_, vm)| vm.stop(mode, now, grace));
         env.is_stopped |= is_whole;
         Some(())
     }
@@ -145,7 +146,7 @@ impl Model {
     }
 
     pub(super) fn power_off(&mut self, at: &Target) -> Option<()> {
-        let now = self.now;
+        let (now, grace) = (self.now, self.limits.grace);
         self.with(at, |vm| {
             if vm.goal != Goal::Running {
                 return;
@@ -153,7 +154,7 @@ impl Model {
             vm.end_machine();
             // Otherwise it obeys an order that was taken back meanwhile, and is started again.
             if now > vm.grace_end {
-                vm.stop(Some(StopMode::Kill), now);
+                vm.stop(Some(StopMode::Kill), now, grace);
             }
         });
         Some(())

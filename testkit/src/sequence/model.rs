@@ -1,9 +1,8 @@
 //! What should be, as plain values: the reference that the daemon's work is compared with. It knows
 //! no disks, processes, records or deaths, only what a user was promised.
 
-mod members;
-
-use crate::action::{Action, ENVS, Step, Target, has_machine};
+use super::action::{Action, ENVS, Step, Target, has_machine};
+use crate::Must;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tt_model::{AtEnd, EnvId, EnvSpec, Goal, InnerPort, MachineSize, StopMode, VmId, VmSpec};
@@ -12,52 +11,79 @@ use tt_model::{AtEnd, EnvId, EnvSpec, Goal, InnerPort, MachineSize, StopMode, Vm
 const DAY: u64 = 24 * 3600;
 /// Longest lifetime, in seconds.
 const LIFE_MAX: u64 = 30 * DAY;
-/// How long a guest may take to shut down, in seconds.
-const GRACE: u64 = 20;
 /// The disk of the template, in MB.
 const TEMPLATE_MB: u32 = 64;
 
 /// What was ever written to a disk, as a number that no other history has. 0: the template's.
 pub type Content = u64;
 
+/// What a host allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most CPUs of a machine.
+    pub cpu_max: u16,
+    /// Least memory of a machine, in MB.
+    pub mem_min: u32,
+    /// How long a guest may take to shut down, in seconds.
+    pub grace: u64,
+}
+
 /// A host and all that users have on it.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// Seconds since the epoch.
     pub now: u64,
+    /// The next id of an Env or a Vm.
     pub next_id: u64,
+    /// By name.
     pub envs: BTreeMap<String, Env>,
+    /// Disks that outlived their Vms.
     pub images: BTreeMap<VmId, Image>,
+    pub(super) limits: Limits,
     /// How often a guest wrote to a disk.
-    writes: u64,
+    pub(super) writes: u64,
     /// How often a guest changed its memory.
-    ticks: u64,
+    pub(super) ticks: u64,
 }
 
+/// An Env.
 #[derive(Clone, Debug)]
 pub struct Env {
+    /// Its id.
     pub id: EnvId,
+    /// When its life ends, seconds since the epoch.
     pub end: u64,
+    /// What becomes of it then.
     pub at_end: AtEnd,
+    /// Whether it was stopped as a whole.
     pub is_stopped: bool,
+    /// Whether members that join are denied.
     pub denies: bool,
+    /// Its members.
     pub vms: BTreeMap<VmId, Vm>,
 }
 
+/// A member.
 #[derive(Clone, Debug)]
 pub struct Vm {
+    /// Its name.
     pub name: String,
+    /// How much of it should exist.
     pub goal: Goal,
+    /// As it is.
     pub now: Moment,
-    /// Until then a guest that switches itself off obeys an order.
+    /// Until then a guest that switches itself off obeys an order, seconds since the epoch.
     pub grace_end: u64,
+    /// The kept image that its disk began as.
     pub base: Option<VmId>,
+    /// By name.
     pub snapshots: BTreeMap<String, Frozen>,
 }
 
 /// All of a Vm that a snapshot freezes.
 #[derive(Clone, Debug)]
 pub struct Moment {
+    /// What is on its disk.
     pub disk: Content,
     /// The memory of its machine, or what the next one begins from: the last tick that it saw, 0
     /// after a boot.
@@ -66,15 +92,22 @@ pub struct Moment {
     pub machine: MachineSize,
     /// What is wanted.
     pub size: MachineSize,
+    /// The size of its disk, in MB.
     pub disk_mb: u32,
+    /// What it publishes.
     pub ports: BTreeSet<InnerPort>,
+    /// What it can not connect to.
     pub blacklist: BTreeSet<Ipv4Addr>,
+    /// Whether it may not open connections to the outside.
     pub denies: bool,
+    /// Whether its disk outlives it.
     pub keeps: bool,
 }
 
+/// A snapshot.
 #[derive(Clone, Debug)]
 pub struct Frozen {
+    /// What was frozen.
     pub moment: Moment,
     /// Seconds since the epoch.
     pub end: Option<u64>,
@@ -83,15 +116,19 @@ pub struct Frozen {
 /// A disk that outlived its Vm.
 #[derive(Clone, Debug)]
 pub struct Image {
+    /// What is on it.
     pub disk: Content,
+    /// Its size, in MB.
     pub disk_mb: u32,
+    /// The kept image that it began as.
     pub base: Option<VmId>,
 }
 
 impl Model {
-    pub fn new(now: u64) -> Self {
+    /// A host without Envs.
+    pub fn new(now: u64, next_id: u64, limits: Limits) -> Self {
         let (envs, images) = (BTreeMap::new(), BTreeMap::new());
-        Self { now, next_id: 1, envs, images, writes: 0, ticks: 0 }
+        Self { now, next_id, envs, images, limits, writes: 0, ticks: 0 }
     }
 
     /// Whom a step is about, and what is done: where there is no Env, nothing but a new one can be.
@@ -172,6 +209,14 @@ impl Model {
         accepted.is_some()
     }
 
+    /// What a member should be.
+    ///
+    /// # Panics
+    /// If the model has no such member.
+    pub fn of(&self, vm: &tt_model::Vm) -> &Vm {
+        &self.envs[&vm.env_name].vms[&vm.id]
+    }
+
     fn create(&mut self, name: &str, spec: &EnvSpec) -> Option<()> {
         if self.envs.contains_key(name) {
             return None;
@@ -207,7 +252,7 @@ impl Model {
             denies,
             keeps: spec.keep_image,
         };
-        let name = spec.name.clone().unwrap();
+        let name = spec.name.clone().must("a name");
         let (base, snapshots) = (spec.image, BTreeMap::new());
         Vm { name, goal: Goal::Running, now, grace_end: 0, base, snapshots }
     }
@@ -253,7 +298,7 @@ impl Model {
     }
 
     fn end_what_is_over(&mut self) {
-        let now = self.now;
+        let (now, grace) = (self.now, self.limits.grace);
         for (name, env) in self.envs.clone() {
             if env.end > now {
                 continue;
@@ -264,7 +309,7 @@ impl Model {
             }
             let Some(env) = self.envs.get_mut(&name) else { continue };
             for vm in env.vms.values_mut().filter(|vm| has_machine(vm.goal)) {
-                vm.stop(None, now);
+                vm.stop(None, now, grace);
                 env.is_stopped = true;
             }
         }
@@ -289,18 +334,19 @@ impl Model {
         }
     }
 
-    fn living(&mut self, at: &Target) -> Option<&mut Env> {
+    pub(super) fn living(&mut self, at: &Target) -> Option<&mut Env> {
         let now = self.now;
         self.envs.get_mut(&at.env).filter(|env| env.end > now)
     }
 
-    fn with(&mut self, at: &Target, act: impl Fn(&mut Vm)) {
+    pub(super) fn with(&mut self, at: &Target, act: impl Fn(&mut Vm)) {
         if let Some(env) = self.envs.get_mut(&at.env) {
-            env.ids(at).iter().for_each(|id| act(env.vms.get_mut(id).unwrap()));
+            let ids = env.ids(at);
+            env.vms.iter_mut().filter(|(id, _)| ids.contains(id)).for_each(|(_, vm)| act(vm));
         }
     }
 
-    fn all_vms(&mut self) -> impl Iterator<Item = &mut Vm> {
+    pub(super) fn all_vms(&mut self) -> impl Iterator<Item = &mut Vm> {
         self.envs.values_mut().flat_map(|env| env.vms.values_mut())
     }
 
@@ -311,7 +357,7 @@ impl Model {
 }
 
 impl Env {
-    fn find(&self, at: &Target) -> Option<VmId> {
+    pub(super) fn find(&self, at: &Target) -> Option<VmId> {
         let name = at.vm.as_ref()?;
         self.vms.iter().find(|(_, vm)| vm.name == *name).map(|(id, _)| *id)
     }
@@ -326,20 +372,20 @@ impl Env {
 }
 
 impl Vm {
-    fn stop(&mut self, mode: Option<StopMode>, now: u64) {
+    pub(super) fn stop(&mut self, mode: Option<StopMode>, now: u64, grace: u64) {
         let mode = mode.unwrap_or(StopMode::Suspend);
         if mode == StopMode::Suspend && self.goal == Goal::Stopped {
             return;
         }
         self.goal = mode.goal();
-        self.grace_end = if mode == StopMode::Shutdown { now + GRACE } else { 0 };
+        self.grace_end = if mode == StopMode::Shutdown { now + grace } else { 0 };
         if self.goal == Goal::Stopped {
             self.now.memory = None;
         }
     }
 
     /// The machine is gone, and with it its memory; what lies on disk stays.
-    fn end_machine(&mut self) {
+    pub(super) fn end_machine(&mut self) {
         if has_machine(self.goal) {
             self.now.memory = None;
         }
