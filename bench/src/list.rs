@@ -112,6 +112,7 @@ fn start(tables: &Tables) -> Client {
 
 fn host() -> Host {
     Host {
+        underlay_addr: None,
         id: HostId(1),
         name: "bench".into(),
         version: String::new(),

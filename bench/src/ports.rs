@@ -45,6 +45,8 @@ fn measure(others: u16) -> (Duration, Duration) {
         layout,
         range: ipnet::Ipv4Net::new_assert([10, 0, 0, 0].into(), 8),
         block: ipnet::Ipv4Net::new_assert([10, 0, 0, 0].into(), 16),
+        underlay: None,
+        tunnel_port: tt_network::TUNNEL_PORT,
         upstream_dns: Vec::new(),
     });
     network.init().must("init");

@@ -14,6 +14,7 @@ mod guest;
 mod kept;
 mod layers;
 mod meta;
+mod peers;
 mod queue;
 mod recover;
 mod report;

@@ -3,6 +3,7 @@
 use crate::expire::Expirer;
 use crate::guest::Guests;
 use crate::kept::ImageRemover;
+use crate::peers::Neighbours;
 use crate::sweep::{Report, Sweeper};
 use crate::templates::TemplateMaker;
 use crate::watch::Follower;
@@ -62,6 +63,7 @@ pub struct HostService {
     templates: Arc<Queue<String>>,
     snapshots: Arc<Queue<EnvId>>,
     images: Arc<Queue<VmId>>,
+    hosts: Arc<Queue<HostId>>,
     sweeper: Arc<Sweeper>,
     is_stopping: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -76,6 +78,7 @@ impl HostService {
             templates: Arc::new(Queue::new()),
             snapshots: Arc::new(Queue::new()),
             images: Arc::new(Queue::new()),
+            hosts: Arc::new(Queue::new()),
             sweeper,
             is_stopping: Arc::default(),
             threads: Mutex::default(),
@@ -111,6 +114,7 @@ impl HostService {
         self.templates.close();
         self.snapshots.close();
         self.images.close();
+        self.hosts.close();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             thread.thread().unpark();
@@ -136,6 +140,10 @@ impl HostService {
         let vms = self.vms.clone();
         let taker = SnapshotTaker::new(tables.clone(), visitor, clock.clone(), vms);
         self.start_takers(Arc::new(taker))?;
+        let network = drivers.network.clone();
+        let neighbours = Neighbours { tables: tables.clone(), network, host };
+        let hosts = self.hosts.clone();
+        self.spawn("hosts", move || neighbours.run(&hosts))?;
         let remover = ImageRemover { tables: tables.clone(), drivers, metas };
         let images = self.images.clone();
         self.spawn("images", move || remover.run(&images))?;
@@ -155,7 +163,8 @@ impl HostService {
             }
         })?;
         let (vms, templates) = (self.vms.clone(), self.templates.clone());
-        let follower = Follower { tables, vms, templates, images: self.images.clone(), expirer };
+        let (images, hosts) = (self.images.clone(), self.hosts.clone());
+        let follower = Follower { tables, vms, templates, images, hosts, host, expirer };
         let is_stopping = self.is_stopping.clone();
         // It waits for commits, so it is not joined: it ends with the process.
         let follow = move || follower.run(|| !is_stopping.load(Ordering::Relaxed));

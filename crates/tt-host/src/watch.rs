@@ -1,12 +1,12 @@
-//! Follows the store: every commit names the Vms, Envs, templates and kept images that are to be
-//! looked at.
+//! Follows the store: every commit names the Vms, Envs, templates, kept images and hosts that are to
+//! be looked at.
 //! Only ids are taken from it; what they say is read again by whoever looks.
 
 use crate::expire::Expirer;
 use crate::{HostError, Queue, layers};
 use std::sync::Arc;
 use std::time::Duration;
-use tt_model::VmId;
+use tt_model::{HostId, VmId};
 use tt_store::tables::{Key, Table, Tables};
 
 /// Pause before the store is followed again after it could not be.
@@ -19,6 +19,9 @@ pub(crate) struct Follower {
     pub(crate) vms: Arc<Queue<VmId>>,
     pub(crate) templates: Arc<Queue<String>>,
     pub(crate) images: Arc<Queue<VmId>>,
+    /// Told of this host alone, whichever host's record changes.
+    pub(crate) hosts: Arc<Queue<HostId>>,
+    pub(crate) host: HostId,
     pub(crate) expirer: Arc<Expirer>,
 }
 
@@ -76,12 +79,14 @@ impl Follower {
             }
             Key::Template(name) => self.templates.push(name),
             Key::Image(id) => self.images.push(id),
+            Key::Host(_) => self.hosts.push(self.host),
             _ => {}
         }
         Ok(())
     }
 
     fn tell_all(&self) -> Result<(), HostError> {
+        self.hosts.push(self.host);
         for table in [Table::Vms, Table::Envs, Table::Templates, Table::Images] {
             self.tables.keys(table)?.into_iter().for_each(|key| self.tell(key));
         }

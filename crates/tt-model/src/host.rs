@@ -20,6 +20,10 @@ pub struct Host {
     /// Where its published ports are reached.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub public_addr: Ipv4Addr,
+    /// Where other hosts' tunnels reach it; none if it keeps its flat addresses to itself.
+    #[cfg_attr(feature = "schema", schema(value_type = Option<String>))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay_addr: Option<Ipv4Addr>,
     /// The range that all inner addresses come from.
     #[cfg_attr(feature = "schema", schema(value_type = String))]
     pub range: Ipv4Net,
@@ -75,6 +79,12 @@ pub struct Usage {
     pub port_cursor: u16,
 }
 
+/// The address of the host itself that hands out `block`, on the tunnel between hosts: the last one
+/// of the block, which no Vm gets.
+pub fn tunnel_addr(block: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(block.broadcast()) - 1)
+}
+
 impl Host {
     /// The gateway's address in every Env: the first of the range.
     pub fn gateway(&self) -> Ipv4Addr {
@@ -86,7 +96,7 @@ impl Host {
         // The range's network and gateway addresses lie in the first block, its broadcast address
         // in the last one; leaving the same room in each block keeps the rule simple.
         let first = u32::from(self.block.network()) + 2;
-        let last = u32::from(self.block.broadcast()) - 1;
+        let last = u32::from(tunnel_addr(self.block)) - 1;
         (first.into(), last.into())
     }
 

@@ -135,7 +135,17 @@ impl Layout {
 
     /// How the names of all edges of this daemon begin.
     pub fn edge_prefix(&self) -> String {
-        format!("tt{}e", self.instance)
+        format!("{}e", self.link_prefix())
+    }
+
+    /// The tunnel to other hosts.
+    pub fn tunnel(&self) -> String {
+        format!("{}v", self.link_prefix())
+    }
+
+    /// How the names of all links of this daemon begin.
+    pub fn link_prefix(&self) -> String {
+        format!("tt{}", self.instance)
     }
 
     /// The nft table of this daemon in the host's namespace.

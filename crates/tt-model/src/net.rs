@@ -105,6 +105,12 @@ impl MacAddr {
         let [_, a, b, c] = ip.octets();
         Self([0x82, 0x17, 0x0d, a, b, c])
     }
+
+    /// The address of a host's end of the tunnel that has `ip`: `82:17:0f` and its last three bytes.
+    pub fn of_tunnel(ip: Ipv4Addr) -> Self {
+        let [_, a, b, c] = ip.octets();
+        Self([0x82, 0x17, 0x0f, a, b, c])
+    }
 }
 
 impl fmt::Display for MacAddr {

@@ -17,6 +17,7 @@ pub fn host(engine: &str) -> Host {
         version: "0".into(),
         start_timestamp: 0,
         public_addr: Ipv4Addr::new(192, 0, 2, 7),
+        underlay_addr: None,
         range: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 8),
         block: ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 16),
         port_min: 20000,
@@ -30,7 +31,7 @@ pub fn host(engine: &str) -> Host {
             name: engine.into(),
             version: "1".into(),
             detail: String::new(),
-            features: feat::NAMES.iter().fold(0, |all, (bit, _)| all | bit) & !feat::FLAT,
+            features: feat::NAMES.iter().fold(0, |all, (bit, _)| all | bit),
             unusable: None,
         }],
     }

@@ -1,7 +1,8 @@
 //! What every [`Network`] keeps, as one call for a new driver's tests. It panics at the first
 //! promise that is broken, and leaves nothing on the host if none is.
 
-use crate::{EnvNames, Found, Network, NetworkError};
+use crate::{EnvNames, Found, Network, NetworkError, Peer};
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tt_model::{
@@ -23,7 +24,9 @@ pub fn run(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
     set_and_unset(net, vm_of);
     changed_record(net, vm_of);
     limits(net, vm_of);
-    refusals(net, vm_of);
+    flat(net, vm_of);
+    peers(net);
+    refusals(net);
     side_by_side(net, vm_of);
     strays(net, vm_of);
     ends(net, vm_of);
@@ -138,13 +141,49 @@ fn limits(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
     expect(net, &[]);
 }
 
-fn refusals(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
-    let mut vm = vm_of(EnvId(1), 0);
-    vm.net_kind = NetKind::Flatten;
-    if let Err(error) = net.set_net(&vm) {
-        assert!(matches!(error, NetworkError::CarryKind { .. }), "{error}");
-        expect(net, &[]);
+/// A member with a flat address, beside one without.
+fn flat(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
+    let plain = vm_of(EnvId(1), 0);
+    let flat = |env, index| {
+        let mut vm = vm_of(env, index);
+        vm.net_kind = NetKind::Flatten;
+        vm.resource.port_map.clear();
+        vm
+    };
+    let (mut member, stray) = (flat(EnvId(1), 1), flat(EnvId(2), 0));
+    for vm in [&plain, &member, &stray, &member] {
+        ok("set beside a flat one", net.set_net(vm));
     }
+    expect(net, &[&plain, &member, &stray]);
+    member.deny_outgoing = true;
+    member.state.net_blacklist = vec![Ipv4Addr::new(192, 0, 2, 1)];
+    ok("limits of a flat one", net.set_net(&member));
+    ok("remove of a flat stray", net.remove_stray(stray.env_id));
+    expect(net, &[&plain, &member]);
+    ok("unset of a flat one", net.unset_net(&member));
+    ok("unset of the same", net.unset_net(&member));
+    expect(net, &[&plain]);
+    ok("unset", net.unset_net(&plain));
+    expect(net, &[]);
+}
+
+/// Other hosts come and go. The network under test may have no underlay, so that nothing is made.
+fn peers(net: &dyn Network) {
+    let peer = |second: u8| Peer {
+        block: Ipv4Net::new_assert(Ipv4Addr::new(10, second, 0, 0), 16),
+        underlay: Ipv4Addr::new(192, 0, 2, 100 + second),
+    };
+    for peers in [&[][..], &[peer(1)], &[peer(1), peer(2)], &[peer(2), peer(3)], &[]] {
+        for _ in 0..2 {
+            ok("peers", net.set_peers(peers));
+        }
+    }
+    let twice = [peer(1), Peer { block: peer(1).block, ..peer(2) }];
+    assert!(matches!(net.set_peers(&twice), Err(NetworkError::PlacePeer { .. })));
+    ok("no peers", net.set_peers(&[]));
+}
+
+fn refusals(net: &dyn Network) {
     let names = EnvNames {
         env_name: "many".into(),
         members: vec![("a".into(), Ipv4Addr::LOCALHOST); crate::MEMBERS_MAX + 1],

@@ -6,14 +6,19 @@ use crate::env::{BRIDGE_MTU, Inside, Member, Plan};
 use crate::gate::Gate;
 use crate::locks::Locks;
 use crate::nat::Host;
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, netns};
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, netns, peers};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use tt_model::{EnvId, Layout, NetKind, Vm, VmId};
+use tt_model::{EnvId, Layout, Vm, VmId};
+
+/// Where tunnels listen (IANA: VXLAN).
+pub const TUNNEL_PORT: u16 = 4789;
+/// Tells our tunnels from others on the same port (the VNI, 24 bits): `tt` in ASCII.
+pub const TUNNEL_ID: u32 = 0x7474;
 
 /// What a host's network is made from.
 #[derive(Clone, Debug)]
@@ -24,6 +29,10 @@ pub struct NetworkConfig {
     pub range: Ipv4Net,
     /// The part of the range that this host hands out.
     pub block: Ipv4Net,
+    /// The host's address that tunnels of other hosts lead to; without it there is no tunnel.
+    pub underlay: Option<Ipv4Addr>,
+    /// UDP port of the tunnel on all hosts, [`TUNNEL_PORT`] unless an administrator says otherwise.
+    pub tunnel_port: u16,
     /// Who is asked for names that no member has, first to last; the first two are used.
     pub upstream_dns: Vec<SocketAddr>,
 }
@@ -69,10 +78,8 @@ impl NetnsNetwork {
         env: EnvId,
         action: impl FnOnce(&Plan<'_>) -> Result<T, NetworkError>,
     ) -> Result<T, NetworkError> {
-        // The range was checked to be a prefix by its type.
-        let gateway = Ipv4Net::new_assert(self.gateway(), self.config.range.prefix_len());
         action(&Plan {
-            gateway,
+            gateway: self.gateway(),
             edge: &self.config.layout.edge(env),
             host: made.host.namespace().as_fd(),
         })
@@ -188,13 +195,17 @@ impl Network for NetnsNetwork {
 
     fn set_net(&self, vm: &Vm) -> Result<(), NetworkError> {
         let made = self.made()?;
-        if vm.net_kind != NetKind::Nat {
-            return Err(NetworkError::CarryKind { kind: vm.net_kind });
-        }
         let _locked = self.locks.lock(vm.env_id)?;
         self.set_inside(&made, vm.env_id, &Member::from(vm))?;
         made.host.set_route(vm.env_id, vm.resource.ip_addr)?;
+        made.host.flat().set(vm)?;
         made.host.change_ports(|ports| ports.set(vm))
+    }
+
+    fn set_peers(&self, peers: &[Peer]) -> Result<(), NetworkError> {
+        let made = self.made()?;
+        peers::check(&self.config, peers)?;
+        made.host.set_peers(&self.config, peers)
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {
@@ -202,6 +213,7 @@ impl Network for NetnsNetwork {
         let env = vm.env_id;
         let _locked = self.locks.lock(env)?;
         made.host.change_ports(|ports| ports.remove(vm.id))?;
+        made.host.flat().remove(vm.id)?;
         if !netns::exists(&self.netns(env)) {
             return self.remove_env(&made, env);
         }
@@ -245,6 +257,9 @@ impl Network for NetnsNetwork {
         let mut ports = made.host.ports();
         ports.read()?;
         outside.extend(ports.envs());
+        let mut flat = made.host.flat();
+        flat.read()?;
+        outside.extend(flat.envs());
         outside.retain(|env| !found.envs.contains_key(env));
         found.leftovers.append(&mut outside);
         Ok(found)
@@ -254,6 +269,7 @@ impl Network for NetnsNetwork {
         let made = self.made()?;
         let _locked = self.locks.lock(env)?;
         made.host.change_ports(|ports| ports.remove_env(env))?;
+        made.host.flat().remove_env(env)?;
         self.remove_env(&made, env)?;
         made.gate.forget(env);
         Ok(())

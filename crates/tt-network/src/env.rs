@@ -40,6 +40,10 @@ const SYSCTLS: [(&str, &str); 8] = [
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/conf/default/accept_source_route", "0"),
 ];
+/// Sysctls of a new bridge. Guests take the whole range for their neighbourhood; the gateway answers
+/// for all of it that has no port here, so that members of other hosts are reached through it.
+const BRIDGE_SYSCTLS: [(&str, &str); 2] =
+    [("ipv4/conf/br0/proxy_arp", "1"), ("ipv4/neigh/br0/proxy_delay", "0")];
 /// Only where the kernel can hand bridged frames to iptables: it must not.
 const SYSCTLS_BRIDGE: [&str; 2] =
     ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-arptables"];
@@ -47,8 +51,8 @@ const SYSCTLS_BRIDGE: [&str; 2] =
 /// What all members of an Env share.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan<'a> {
-    /// The gateway's address with the range's prefix length.
-    pub(crate) gateway: Ipv4Net,
+    /// The gateway's address.
+    pub(crate) gateway: Ipv4Addr,
     /// Name of the host's end of the edge.
     pub(crate) edge: &'a str,
     /// The host's namespace.
@@ -114,12 +118,15 @@ impl Inside {
             for name in SYSCTLS_BRIDGE {
                 sysctl::set_if_there(name, "0")?;
             }
-            let mac = MacAddr::of_ip(plan.gateway.addr());
+            let mac = MacAddr::of_ip(plan.gateway);
             self.links.make_bridge(BRIDGE, mac)?;
+            for (name, value) in BRIDGE_SYSCTLS {
+                sysctl::set(name, value)?;
+            }
         }
         if bridge.is_none_or(|bridge| !bridge.is_up) {
             let bridge = self.links.index(BRIDGE)?;
-            self.links.add_address(bridge, plan.gateway)?;
+            self.links.add_address(bridge, plan.gateway.into())?;
             self.links.set_up(bridge, BRIDGE)?;
         }
         let has_edge = self.links.find(EDGE)?.is_some();
@@ -152,7 +159,8 @@ impl Inside {
         self.links.set_port(&link, bridge, member.mac)?;
         // The gateway finds each member without asking: also one that has no address yet, and
         // whatever the kernel's table of neighbours holds beside it.
-        self.links.set_neighbour(bridge, member.ip, member.mac)
+        self.links.set_neighbour(bridge, member.ip, member.mac)?;
+        self.links.set_route(&Route::to(member.ip.into(), Some(bridge)), None)
     }
 
     /// Applies what the record says to the sets. A mark on the member's element tells what was
@@ -203,6 +211,7 @@ impl Inside {
         self.change(changes)?;
         if let Some(bridge) = self.links.find(BRIDGE)? {
             self.links.remove_neighbour(bridge.index, member.ip)?;
+            self.links.remove_route(&Route::to(member.ip.into(), Some(bridge.index)))?;
         }
         self.links.remove(&member.tap)
     }
@@ -254,6 +263,7 @@ impl Inside {
             name: name.to_owned(),
             bridge: None,
             is_up: false,
+            mtu: BRIDGE_MTU.into(),
         })
     }
 

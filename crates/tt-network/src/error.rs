@@ -2,8 +2,9 @@
 
 use ipnet::Ipv4Net;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use tt_model::{EnvId, NetKind, Protocol, VmId};
+use tt_model::{EnvId, Protocol, VmId};
 
 /// A network that could not be made, changed, seen or removed.
 #[derive(Debug, thiserror::Error)]
@@ -43,11 +44,22 @@ pub enum NetworkError {
         /// Who has it.
         vm: VmId,
     },
-    /// This network does not carry that kind. A retry does not help.
-    #[error("this host's network carries no {kind:?} Vm; use Nat")]
-    CarryKind {
-        /// What the record asks for.
-        kind: NetKind,
+    /// A block of another host is outside the range, or overlaps another one. A retry does not help.
+    #[error(
+        "the block {block} of the host at {host} is outside the range or another host's; let each \
+         host hand out a block of its own"
+    )]
+    PlacePeer {
+        /// The block.
+        block: Ipv4Net,
+        /// Where that host is reached.
+        host: Ipv4Addr,
+    },
+    /// No link of this host has the address that tunnels lead to. A retry helps once one has it.
+    #[error("no link of this host has the address {addr}, which tunnels of other hosts lead to")]
+    FindUnderlay {
+        /// The address.
+        addr: Ipv4Addr,
     },
     /// The names of an Env do not fit. A retry does not help.
     #[error("{count} names are too many for one env; at most {max} fit")]
@@ -161,7 +173,7 @@ impl NetworkError {
             self,
             Self::Collide { .. }
                 | Self::PlaceBlock { .. }
-                | Self::CarryKind { .. }
+                | Self::PlacePeer { .. }
                 | Self::SetNames { .. }
                 | Self::Died
         )

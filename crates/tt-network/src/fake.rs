@@ -2,7 +2,7 @@
 //! world behind an [`Arc`], so that the next daemon of a test finds what the last one left. It
 //! never touches the host.
 
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError};
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, facts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -37,6 +37,10 @@ pub struct FakeWorld {
     pub routes: BTreeMap<Ipv4Addr, EnvId>,
     /// Published ports.
     pub ports: BTreeMap<(Protocol, u16), FakePort>,
+    /// Members that are reached at their own address, with their Envs.
+    pub flat: BTreeMap<VmId, EnvId>,
+    /// The other hosts that are reached.
+    pub peers: BTreeSet<Peer>,
     /// Members that may open no connection to the outside.
     pub denied: BTreeSet<VmId>,
     /// Addresses that members can not reach; no entry for an empty list.
@@ -183,6 +187,21 @@ impl FakeNetwork {
         )
     }
 
+    fn set_flat(&self, vm: &Vm) -> Result<(), NetworkError> {
+        let is_flat = vm.net_kind == NetKind::Flatten;
+        self.act(
+            "net.flat",
+            |world| world.flat.contains_key(&vm.id) != is_flat,
+            |world| {
+                if is_flat {
+                    world.flat.insert(vm.id, vm.env_id);
+                } else {
+                    world.flat.remove(&vm.id);
+                }
+            },
+        )
+    }
+
     fn remove_namespace(&self, env: EnvId) -> Result<(), NetworkError> {
         self.act(
             "net.edge.remove",
@@ -225,9 +244,6 @@ impl Network for FakeNetwork {
 
     fn set_net(&self, vm: &Vm) -> Result<(), NetworkError> {
         self.ready()?;
-        if vm.net_kind != NetKind::Nat {
-            return Err(NetworkError::CarryKind { kind: vm.net_kind });
-        }
         let (env, addr) = (vm.env_id, vm.resource.ip_addr);
         self.act(
             "net.namespace",
@@ -256,7 +272,19 @@ impl Network for FakeNetwork {
                 world.routes.insert(addr, env);
             },
         )?;
+        self.set_flat(vm)?;
         self.set_ports(vm)
+    }
+
+    fn set_peers(&self, peers: &[Peer]) -> Result<(), NetworkError> {
+        self.ready()?;
+        let wanted: BTreeSet<Peer> = peers.iter().copied().collect();
+        for (index, peer) in peers.iter().enumerate() {
+            if peers[..index].iter().any(|other| facts::overlap(other.block, peer.block)) {
+                return Err(NetworkError::PlacePeer { block: peer.block, host: peer.underlay });
+            }
+        }
+        self.act("net.peers", |world| world.peers != wanted, |world| world.peers = wanted.clone())
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {
@@ -266,6 +294,13 @@ impl Network for FakeNetwork {
             "net.ports.remove",
             |world| !ports_of(world, vm.id).is_empty(),
             |world| world.ports.retain(|_, target| target.vm != vm.id),
+        )?;
+        self.act(
+            "net.flat.remove",
+            |world| world.flat.contains_key(&vm.id),
+            |world| {
+                world.flat.remove(&vm.id);
+            },
         )?;
         self.act(
             "net.route.remove",
@@ -312,7 +347,8 @@ impl Network for FakeNetwork {
         let world = lock(&self.world);
         let envs = world.namespaces.clone();
         let ports = world.ports.values().map(|target| target.env);
-        let leftovers = world.edges.iter().copied().chain(ports);
+        let flat = world.flat.values().copied();
+        let leftovers = world.edges.iter().copied().chain(ports).chain(flat);
         Ok(Found { leftovers: leftovers.filter(|env| !envs.contains_key(env)).collect(), envs })
     }
 
@@ -322,6 +358,11 @@ impl Network for FakeNetwork {
             "net.ports.remove",
             |world| world.ports.values().any(|target| target.env == env),
             |world| world.ports.retain(|_, target| target.env != env),
+        )?;
+        self.act(
+            "net.flat.remove",
+            |world| world.flat.values().any(|of| *of == env),
+            |world| world.flat.retain(|_, of| *of != env),
         )?;
         lock(&self.names).remove(&env);
         self.remove_namespace(env)
@@ -333,7 +374,11 @@ impl Network for FakeNetwork {
             Ok(_) | Err(NetworkError::NotInit) => return Ok(()),
             Err(error) => return Err(error),
         }
-        self.act("net.host.remove", |world| world.host, |world| world.host = false)
+        let remove = |world: &mut FakeWorld| {
+            world.host = false;
+            world.peers.clear();
+        };
+        self.act("net.host.remove", |world| world.host, remove)
     }
 }
 

@@ -1,8 +1,7 @@
 //! The network plane of a host: one network namespace per Env, L2 inside, L3 at its edge.
 //!
 //! It decides nothing: addresses, names and public ports come with the record. It keeps nothing
-//! that a guest needs: when the daemon is gone, guests, their ports and their rules go on. It
-//! carries [`NetKind::Nat`](tt_model::NetKind::Nat) only and says so when asked for another kind.
+//! that a guest needs: when the daemon is gone, guests, their ports and their rules go on.
 //!
 //! # The tap, for engines
 //! After [`Network::set_net`] the namespace at [`Layout::netns`](tt_model::Layout::netns) holds the
@@ -11,6 +10,7 @@
 //! name and exactly `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` (other flags are refused with `EINVAL`),
 //! and hands the descriptor to the machine. The tap has one queue: one descriptor at a time.
 
+use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
@@ -27,6 +27,7 @@ mod env;
 mod error;
 mod facts;
 pub mod fake;
+mod flat;
 mod foreign;
 mod gate;
 mod link;
@@ -35,6 +36,7 @@ mod nat;
 mod netns;
 mod nfnetlink;
 mod nft;
+mod peers;
 mod ports;
 mod streams;
 mod sysctl;
@@ -42,7 +44,7 @@ mod tap;
 mod tracked;
 mod wire;
 
-pub use driver::{NetnsNetwork, NetworkConfig};
+pub use driver::{NetnsNetwork, NetworkConfig, TUNNEL_ID, TUNNEL_PORT};
 pub use error::NetworkError;
 pub use facts::{choose_block, host_networks, listening_ports, public_address};
 pub use fake::FakeNetwork;
@@ -57,6 +59,15 @@ pub struct EnvNames {
     pub env_name: String,
     /// Name and inner address of every member, at most [`MEMBERS_MAX`].
     pub members: Vec<(String, Ipv4Addr)>,
+}
+
+/// Another host whose members with flat addresses are reached through the tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Peer {
+    /// The part of the range that it hands out.
+    pub block: Ipv4Net,
+    /// Where its end of the tunnel is reached.
+    pub underlay: Ipv4Addr,
 }
 
 /// What is there, seen by looking.
@@ -91,7 +102,8 @@ pub trait Network: Send + Sync + Debug {
     fn set_names(&self, env: EnvId, names: &EnvNames) -> Result<(), NetworkError>;
 
     /// Makes everything that the record says: namespace, bridge, edge, tap, route, ports,
-    /// `deny_outgoing`, `net_blacklist`, and that no other address leaves the tap. Also the way to
+    /// `deny_outgoing`, `net_blacklist`, whether it is reached at its own address, and that no other
+    /// address leaves the tap. Also the way to
     /// apply a changed record to a live guest; what stays the same is not touched.
     ///
     /// Open connections through a public port that is gone, or leads elsewhere now, end: their next
@@ -104,6 +116,16 @@ pub trait Network: Send + Sync + Debug {
     /// # Errors
     /// [`NetworkError::PortTaken`] if another Vm has one of the ports, and nothing is published.
     fn set_net(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// Lets members with flat addresses reach those of `peers`, all other hosts, and be reached from
+    /// there. What stays the same is not touched, so that hosts come and go without disturbing others.
+    /// Without peers there is no tunnel; it ends with [`close`](Self::close), too, but not with the
+    /// daemon.
+    ///
+    /// # Errors
+    /// [`NetworkError::PlacePeer`] if a block lies outside the range or overlaps another one, and
+    /// nothing is changed.
+    fn set_peers(&self, peers: &[Peer]) -> Result<(), NetworkError>;
 
     /// Removes everything of a Vm; with the last member the Env's namespace goes. The machine must
     /// have ended.

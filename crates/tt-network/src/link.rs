@@ -7,7 +7,7 @@ use crate::wire::Wire;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind,
-    InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -16,6 +16,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use tt_model::MacAddr;
 
@@ -32,6 +33,21 @@ pub(crate) struct Link {
     /// Index of the bridge it is a port of.
     pub(crate) bridge: Option<u32>,
     pub(crate) is_up: bool,
+    /// Largest packet in bytes; 0 if the kernel does not say.
+    pub(crate) mtu: u32,
+}
+
+/// What a tunnel is made with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tunnel {
+    /// Of the packets' network (VNI): 24 bits.
+    pub(crate) id: u32,
+    pub(crate) port: u16,
+    /// The host's address that it sends from.
+    pub(crate) local: Ipv4Addr,
+    pub(crate) mac: MacAddr,
+    /// Largest packet inside, in bytes.
+    pub(crate) mtu: u32,
 }
 
 /// A socket for links in one namespace.
@@ -122,6 +138,50 @@ impl Links {
         ];
         set_flags(&mut message, LinkFlags::Noarp | LinkFlags::Up);
         self.make_link("make edge", peer, message)
+    }
+
+    /// A tunnel that sends in UDP datagrams from `tunnel.local`. It learns nothing and floods nothing:
+    /// it knows its peers from forwarding entries.
+    pub(crate) fn make_tunnel(&mut self, name: &str, tunnel: &Tunnel) -> Result<(), NetworkError> {
+        let info = vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![
+                InfoVxlan::Id(tunnel.id),
+                InfoVxlan::Local(tunnel.local),
+                InfoVxlan::Learning(false),
+                InfoVxlan::Port(tunnel.port),
+            ])),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(tunnel.mac.0.to_vec()),
+            LinkAttribute::Mtu(tunnel.mtu),
+            LinkAttribute::LinkInfo(info),
+        ];
+        self.make_link("make tunnel", name, message)
+    }
+
+    /// Id, port and local address of a tunnel; none if there is no such tunnel.
+    pub(crate) fn tunnel(
+        &mut self,
+        name: &str,
+    ) -> Result<Option<(u32, u16, Ipv4Addr)>, NetworkError> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+        match self.wire.ask(Message::GetLink(message), 0) {
+            Err(error) if is(&error, Errno::NODEV) => Ok(None),
+            Err(error) => Err(fail("look for", name, error)),
+            Ok(answers) => Ok(answers.iter().find_map(read_tunnel)),
+        }
+    }
+
+    /// Changes the largest packet of a link, in bytes.
+    pub(crate) fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<(), NetworkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes = vec![LinkAttribute::Mtu(mtu)];
+        self.tell("set the mtu of", &link.name, Message::SetLink(message), 0)
     }
 
     /// Brings a link up.
@@ -222,10 +282,12 @@ fn read_link(message: &Message) -> Option<Link> {
     };
     let mut name = None;
     let mut bridge = None;
+    let mut mtu = 0;
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name = Some(text.clone()),
             LinkAttribute::Controller(index) => bridge = Some(*index),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
             _ => {}
         }
     }
@@ -234,5 +296,28 @@ fn read_link(message: &Message) -> Option<Link> {
         name: name?,
         bridge,
         is_up: link.header.flags.contains(LinkFlags::Up),
+        mtu,
     })
+}
+
+fn read_tunnel(message: &Message) -> Option<(u32, u16, Ipv4Addr)> {
+    let Message::NewLink(link) = message else {
+        return None;
+    };
+    let mut found = (None, None, None);
+    for attribute in &link.attributes {
+        let LinkAttribute::LinkInfo(infos) = attribute else { continue };
+        for info in infos {
+            let LinkInfo::Data(InfoData::Vxlan(vxlan)) = info else { continue };
+            for value in vxlan {
+                match value {
+                    InfoVxlan::Id(id) => found.0 = Some(*id),
+                    InfoVxlan::Port(port) => found.1 = Some(*port),
+                    InfoVxlan::Local(local) => found.2 = Some(*local),
+                    _ => {}
+                }
+            }
+        }
+    }
+    Some((found.0?, found.1?, found.2?))
 }

@@ -3,10 +3,13 @@
 //! of others is touched.
 
 use crate::env::HOST_END;
+use crate::flat::Flat;
 use crate::link::{Links, Route};
 use crate::ports::Ports;
 use crate::tracked::Connections;
-use crate::{NetworkConfig, NetworkError, facts, foreign, netns, nft, sysctl};
+use crate::{
+    NetworkConfig, NetworkError, Peer, TUNNEL_ID, facts, foreign, netns, nft, peers, sysctl,
+};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -26,6 +29,7 @@ pub(crate) struct Host {
     namespace: File,
     links: Mutex<Links>,
     ports: Mutex<Ports>,
+    flat: Mutex<Flat>,
     connections: Connections,
 }
 
@@ -39,18 +43,26 @@ impl Host {
         sysctl::forward(&record(&layout))?;
         reserve(&layout, Some(block), &mut links)?;
         let table = layout.nft_table();
-        let rules = nft::host_rules(&table, &layout.edge_prefix(), block);
+        let rules = nft::host_rules(&nft::HostSide {
+            table: &table,
+            edges: &layout.edge_prefix(),
+            tunnel: &layout.tunnel(),
+            tunnel_id: TUNNEL_ID,
+            tunnel_port: config.tunnel_port,
+            block,
+        });
         nft::load(&table, &rules)?.finish()?;
-        foreign::pass(&layout.edge_prefix())?;
-        let ports = Ports::open(table, block)?;
+        foreign::pass(&layout.link_prefix())?;
+        let ports = Ports::open(table.clone(), block)?;
+        let flat = Flat::open(table)?;
         let namespace = File::open(netns::OWN).map_err(|source| NetworkError::UseNamespace {
             action: "open",
             path: PathBuf::from(netns::OWN),
             source,
         })?;
-        let (links, ports) = (Mutex::new(links), Mutex::new(ports));
+        let (links, ports, flat) = (Mutex::new(links), Mutex::new(ports), Mutex::new(flat));
         let connections = Connections::open().map_err(fail_to_end)?;
-        let host = Self { layout, namespace, links, ports, connections };
+        let host = Self { layout, namespace, links, ports, flat, connections };
         host.change_ports(|_| Ok(()))?;
         Ok(host)
     }
@@ -58,7 +70,8 @@ impl Host {
     /// Takes [`prepare`](Self::prepare) back.
     pub(crate) fn close(&self) -> Result<(), NetworkError> {
         let table = self.layout.nft_table();
-        foreign::forget(&self.layout.edge_prefix())?;
+        foreign::forget(&self.layout.link_prefix())?;
+        self.links().remove(&self.layout.tunnel())?;
         nft::remove(&table)?;
         reserve(&self.layout, None, &mut self.links())?;
         let is_other = |name: &str| name.starts_with(TABLES) && name != table;
@@ -78,6 +91,19 @@ impl Host {
 
     pub(crate) fn ports(&self) -> MutexGuard<'_, Ports> {
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn flat(&self) -> MutexGuard<'_, Flat> {
+        self.flat.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the tunnel lead to these hosts.
+    pub(crate) fn set_peers(
+        &self,
+        config: &NetworkConfig,
+        peers: &[Peer],
+    ) -> Result<(), NetworkError> {
+        peers::set(config, peers, &mut self.links())
     }
 
     /// Changes ports, and ends the connections through those that are gone.
@@ -157,9 +183,10 @@ fn check_block(
         return Err(NetworkError::PlaceBlock { block, range });
     }
     let metric = metric(layout);
-    let is_edge = |name: &str| env_of_edge(layout, name).is_some();
+    let tunnel = layout.tunnel();
+    let is_own_link = |name: &str| env_of_edge(layout, name).is_some() || name == tunnel;
     let is_own = |route: &Route| route.is_ours && route.metric == metric;
-    for taken in facts::taken(links, &is_edge, &is_own)? {
+    for taken in facts::taken(links, &is_own_link, &is_own)? {
         if facts::overlap(block, taken.net) {
             return Err(NetworkError::Collide { block, foreign: taken.net, owner: taken.owner });
         }
@@ -193,7 +220,7 @@ fn reserve(layout: &Layout, block: Option<Ipv4Net>, links: &mut Links) -> Result
 }
 
 /// Tells our reservation from another daemon's.
-fn metric(layout: &Layout) -> u32 {
+pub(crate) fn metric(layout: &Layout) -> u32 {
     u32::from(layout.instance.0) + 1
 }
 

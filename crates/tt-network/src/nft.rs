@@ -16,6 +16,10 @@ pub(crate) const EDGE: &str = "edge0";
 
 /// Map of the host's table: protocol and public port to address and inner port.
 pub(crate) const PORTS: &str = "ports";
+/// Set of the host's table: members that are reached at their own address.
+pub(crate) const FLAT: &str = "flat";
+/// Set of the host's table: the other hosts.
+pub(crate) const PEERS: &str = "peers";
 /// Set in the namespace: port of the bridge and the one hardware address behind it.
 pub(crate) const TAPS: &str = "taps";
 /// Set in the namespace: as [`TAPS`], for the hardware address that a question by DHCP names.
@@ -33,11 +37,30 @@ pub(crate) const DENY_OUT: &str = "deny_out";
 /// them in the host's table too, which holds 262,144 by default and must not be one guest's to fill.
 const CONNECTIONS_MAX: u32 = 16_384;
 
+/// What the host's table is made for.
+#[derive(Clone, Debug)]
+pub(crate) struct HostSide<'a> {
+    /// Name of the table.
+    pub(crate) table: &'a str,
+    /// How the names of all edges begin.
+    pub(crate) edges: &'a str,
+    /// Name of the tunnel to other hosts.
+    pub(crate) tunnel: &'a str,
+    /// Its id and UDP port.
+    pub(crate) tunnel_id: u32,
+    pub(crate) tunnel_port: u16,
+    /// Where this host's members have their addresses.
+    pub(crate) block: Ipv4Net,
+}
+
 /// The host's table. Loading it again replaces the rules at one stroke and keeps the elements.
 ///
-/// `edges`: how the names of all edges begin. Guests reach the outside with the host's address, and
-/// neither the host itself, nor each other, nor the link-local addresses where clouds keep secrets.
-pub(crate) fn host_rules(table: &str, edges: &str, block: Ipv4Net) -> String {
+/// Guests reach the outside with the host's address, and neither the host itself, nor each other, nor
+/// the link-local addresses where clouds keep secrets. Members with a flat address reach each other,
+/// through the tunnel those of other hosts; what comes out of it leads to such members only, and
+/// nobody but the other hosts can put anything into it.
+pub(crate) fn host_rules(side: &HostSide<'_>) -> String {
+    let HostSide { table, edges, tunnel, tunnel_id, tunnel_port, block } = side;
     format!(
         r#"table inet {table}
 flush table inet {table}
@@ -45,12 +68,20 @@ table inet {table} {{
 	map {PORTS} {{
 		type inet_proto . inet_service : ipv4_addr . inet_service
 	}}
+	set {FLAT} {{
+		type ipv4_addr
+	}}
+	set {PEERS} {{
+		type ipv4_addr
+	}}
 	chain forged {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname "{edges}*" fib saddr . iif oif missing drop
+		iifname "{tunnel}" ip saddr {block} drop
 	}}
 	chain from_outside {{
 		type nat hook prerouting priority dstnat; policy accept;
+		iifname "{tunnel}" return
 		iifname != "{edges}*" fib daddr type local dnat ip to meta l4proto . th dport map @{PORTS};
 	}}
 	chain from_host {{
@@ -60,18 +91,29 @@ table inet {table} {{
 	chain leave {{
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname "{edges}*" ip saddr 127.0.0.0/8 masquerade
+		oifname "{tunnel}" return
 		oifname != "{edges}*" ip saddr {block} masquerade
+	}}
+	chain fit {{
+		type filter hook forward priority mangle; policy accept;
+		oifname "{tunnel}" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
 		iifname "{edges}*" goto from_guests
 		oifname "{edges}*" ct state established,related accept
 		oifname "{edges}*" ct status dnat accept
+		oifname "{edges}*" ip daddr @{FLAT} accept
 		oifname "{edges}*" drop
+		iifname "{tunnel}" drop
 	}}
 	chain from_guests {{
+		oifname "{edges}*" ip saddr @{FLAT} ip daddr @{FLAT} accept
 		oifname "{edges}*" drop
+		oifname "{tunnel}" ip saddr @{FLAT} accept
+		oifname "{tunnel}" drop
 		ip daddr 169.254.0.0/16 drop
+		ip daddr @{PEERS} udp dport {tunnel_port} drop
 		ip saddr {block} accept
 		drop
 	}}
@@ -79,6 +121,9 @@ table inet {table} {{
 		type filter hook input priority filter; policy accept;
 		iifname "{edges}*" ct state established,related accept
 		iifname "{edges}*" drop
+		iifname "{tunnel}" ct state established,related accept
+		iifname "{tunnel}" drop
+		udp dport {tunnel_port} @th,96,24 {tunnel_id} ip saddr != @{PEERS} drop
 	}}
 }}
 "#
@@ -246,7 +291,14 @@ mod tests {
     #[test]
     fn rules_of_the_host() {
         let block = "10.7.0.0/16".parse().unwrap();
-        insta::assert_snapshot!(host_rules("tt_00ab", "tt00abe", block));
+        insta::assert_snapshot!(host_rules(&HostSide {
+            table: "tt_00ab",
+            edges: "tt00abe",
+            tunnel: "tt00abv",
+            tunnel_id: 29_812,
+            tunnel_port: 4789,
+            block,
+        }));
     }
 
     #[test]

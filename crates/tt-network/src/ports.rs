@@ -270,7 +270,14 @@ mod tests {
                 // SAFETY: a network namespace parts nothing that Rust relies on.
                 unsafe { rustix::thread::unshare_unsafe(flags) }.unwrap();
                 let block = "10.0.0.0/16".parse().unwrap();
-                let rules = crate::nft::host_rules("tt_0001", "tt0001e", block);
+                let rules = crate::nft::host_rules(&crate::nft::HostSide {
+                    table: "tt_0001",
+                    edges: "tt0001e",
+                    tunnel: "tt0001v",
+                    tunnel_id: 1,
+                    tunnel_port: 4789,
+                    block,
+                });
                 crate::nft::load("tt_0001", &rules).unwrap().finish().unwrap();
                 test();
             };

@@ -39,6 +39,10 @@ pub struct Config {
     pub port_max: u16,
     /// Where published ports are reached; to be found out if nothing is said.
     pub public_addr: Option<Ipv4Addr>,
+    /// The address of this host that tunnels of other hosts lead to; to be found out if nothing is said.
+    pub underlay_addr: Option<Ipv4Addr>,
+    /// UDP port of the tunnels between hosts.
+    pub tunnel_port: u16,
     /// Name servers that guests' questions are forwarded to; none if the host has none.
     pub upstream_dns: Vec<SocketAddr>,
     /// The QEMU engine.

@@ -207,6 +207,8 @@ fn compose(
         layout: layout.clone(),
         range: config.range,
         block,
+        underlay: register::underlay(config),
+        tunnel_port: config.tunnel_port,
         upstream_dns: config.upstream_dns.clone(),
     });
     network.init()?;

@@ -13,7 +13,8 @@ fn guests_are_who_was_planned_and_reach_each_other_and_the_world() {
         return;
     };
     let web = "web=micro,port=80,port=53/udp,disk=128M";
-    lab.tt(&["env", "create", "shop", "--vm", web, "--vm", "db=micro,no-rand-uuid"]).good();
+    lab.tt(&["env", "create", "shop", "--vm", web, "--vm", "db=micro,no-rand-uuid,net=flat"])
+        .good();
     lab.reaches_phase("shop", "ready", Duration::ZERO);
     for vm in ["web", "db"] {
         has_its_identity(&lab, vm);
@@ -24,6 +25,8 @@ fn guests_are_who_was_planned_and_reach_each_other_and_the_world() {
     names_resolve(&lab);
     super::reach::ports_are_published(&lab);
     super::reach::outgoing_traffic_is_masqueraded(&lab);
+    super::reach::a_flat_member_is_reached_at_its_own_address(&lab);
+    an_address_is_lent(&lab);
     lab.assert_clean();
     lab.tt(&["env", "destroy", "shop"]).good();
     lab.finish();
@@ -50,6 +53,13 @@ fn gateway(lab: &Lab) -> String {
     let range = hosts["range"].as_str().unwrap();
     let (first, _) = range.split_once('/').unwrap();
     format!("{}.1", first.rsplit_once('.').unwrap().0)
+}
+
+/// For guests without the agent, and whoever asks beside it.
+fn an_address_is_lent(lab: &Lab) {
+    let addr = lab.addr("shop", "db");
+    let said = lab.sh("shop/db", "udhcpc -f -n -q -i eth0 -s /bin/true 2>&1");
+    assert!(said.contains(&format!("lease of {addr} obtained")), "{said}");
 }
 
 fn knows_the_time(lab: &Lab, vm: &str) {

@@ -5,6 +5,8 @@ use testkit::{CLIENT, Echo, HOST, Lab, Space};
 
 /// Where the outside listens.
 const OUTSIDE: u16 = 7000;
+/// Where members listen that are reached at their own address.
+const INNER: u16 = 7007;
 
 /// From outside, from the host's own address, and through 127.0.0.1.
 pub fn ports_are_published(lab: &Lab) {
@@ -37,6 +39,22 @@ pub fn outgoing_traffic_is_masqueraded(lab: &Lab) {
     assert!(peers.len() >= 2, "{peers:?}");
     let is_host = |peer: &SocketAddr| peer.ip() == HOST;
     assert!(peers.iter().all(is_host), "{peers:?}");
+}
+
+/// By its host, and by a client that routes the range there; its neighbour is not.
+pub fn a_flat_member_is_reached_at_its_own_address(lab: &Lab) {
+    let (flat, plain) = (lab.addr("shop", "db"), lab.addr("shop", "web"));
+    lab.serve_echo("shop/db", INNER);
+    lab.serve_echo("shop/web", INNER);
+    lab.client.ip(&format!("route add 10.0.0.0/8 via {HOST}"));
+    assert!(lab.host.reaches_tcp((flat, INNER)) && lab.host.reaches_udp((flat, INNER)));
+    assert!(lab.client.reaches_tcp((flat, INNER)) && lab.client.reaches_udp((flat, INNER)));
+    assert!(lab.client.misses_tcp((plain, INNER)) && lab.client.misses_udp((plain, INNER)));
+    let record = lab.vm("shop", "db");
+    assert_eq!(record["addr"], flat.to_string());
+    assert_eq!(record["resource"]["port_map"], serde_json::json!({}));
+    let shown = lab.tt(&["env", "show", "shop"]).good();
+    assert!(shown.lines().any(|line| line.contains("db") && line.contains(&flat.to_string())));
 }
 
 /// The body of `/` on a web server.

@@ -80,9 +80,9 @@ const CREATIONS: [Wrong; 39] = [
     create(KEY, r#"{"vms": [{"template": "micro", "count": 4294967295}]}"#, 400, INVALID),
     create(
         KEY,
-        r#"{"vms": [{"template": "micro", "net_kind": "flatten"}]}"#,
-        422,
-        "ERR_TT_UNSUPPORTED",
+        r#"{"vms": [{"template": "micro", "net_kind": "flatten", "ports": ["80"]}]}"#,
+        400,
+        INVALID,
     ),
     create(
         KEY,

@@ -109,7 +109,7 @@ fn members() -> Vec<Wrong> {
         vm(r#""ports":["80","80"]"#, (400, Invalid, "given twice")),
         vm(r#""ports":["80","80/tcp"]"#, (400, Invalid, "given twice")),
         vm(r#""ports":[80]"#, (400, Invalid, "vms[0].ports[0]")),
-        vm(r#""count":5,"ports":["1","2"],"net_kind":"flatten""#, (422, Unsupported, "flat")),
+        vm(r#""count":5,"ports":["1","2"],"net_kind":"flatten""#, (400, Invalid, "flat")),
         vm(r#""name":"a/b""#, (400, Invalid, "`a/b`")),
         vm(r#""name":"gateway""#, (400, Invalid, "reserved")),
         vm(r#""engine":"none""#, (422, Unsupported, "none")),

@@ -30,6 +30,7 @@ pub const FEATURES: VmEngineFeat = feat::PAUSE
     | feat::MEMORY_SNAPSHOT
     | feat::LIVE_UPDATE
     | feat::NAT
+    | feat::FLAT
     | feat::CONSOLE
     | feat::EXEC;
 

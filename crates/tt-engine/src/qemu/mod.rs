@@ -35,6 +35,7 @@ const FEATURES: VmEngineFeat = feat::PAUSE
     | feat::MEMORY_SNAPSHOT
     | feat::LIVE_UPDATE
     | feat::NAT
+    | feat::FLAT
     | feat::CONSOLE
     | feat::EXEC;
 /// Socket of the monitor, in the machine's directory.

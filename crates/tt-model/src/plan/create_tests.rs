@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 pub fn host() -> Host {
     let mut host = Host { mem_size: 8192, disk_size: 100_000, ..crate::sample::host("qemu") };
-    host.engines[0].features = feat::NAT | feat::PAUSE | feat::SHUTDOWN;
+    host.engines[0].features = feat::NAT | feat::FLAT | feat::PAUSE | feat::SHUTDOWN;
     host
 }
 
@@ -87,14 +87,37 @@ fn members_without_a_name_get_one() {
 }
 
 #[test]
+fn a_flat_member_is_reached_at_its_own_address() {
+    let spec = VmSpec { net_kind: NetKind::Flatten, ..VmSpec::new("micro") };
+    let plan = plan(&env(vec![spec, VmSpec::new("micro")])).unwrap();
+    let [flat, nat] = &plan.vms[..] else { panic!() };
+    assert_eq!((flat.net_kind, nat.net_kind), (NetKind::Flatten, NetKind::Nat));
+    assert_eq!(flat.addr, flat.resource.ip_addr.to_string());
+    assert!(flat.resource.port_map.is_empty());
+    assert_eq!(nat.addr, host().public_addr.to_string());
+    let (_, last) = host().addresses();
+    assert_eq!(u32::from(last) + 1, u32::from(crate::host::tunnel_addr(host().block)));
+    let mut unable = host();
+    unable.engines[0].features = feat::NAT;
+    let spec = env(vec![VmSpec { net_kind: NetKind::Flatten, ..VmSpec::new("micro") }]);
+    let refusal = plan_with(&spec, &Usage::default(), &unable).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unsupported, "{refusal}");
+}
+
+#[test]
 fn what_can_not_be_is_refused_by_name() {
     let base = VmSpec::new("micro");
     let named = |name: &str| VmSpec { name: Some(name.into()), ..base.clone() };
+    let flat = |ports: &[&str]| VmSpec {
+        net_kind: NetKind::Flatten,
+        ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
+        ..base.clone()
+    };
     let cases = [
         (env(vec![VmSpec::new("none")]), ErrorCode::NotFound),
         (env(vec![VmSpec { engine: Some("xen".into()), ..base.clone() }]), ErrorCode::Unsupported),
         (env(vec![VmSpec::new("github.com/a/box_1")]), ErrorCode::Unsupported),
-        (env(vec![VmSpec { net_kind: NetKind::Flatten, ..base.clone() }]), ErrorCode::Unsupported),
+        (env(vec![flat(&["80"])]), ErrorCode::Invalid),
         (env(vec![VmSpec { cpu_num: Some(5), ..base.clone() }]), ErrorCode::Invalid),
         (env(vec![VmSpec { mem_size: Some(u32::MAX), ..base.clone() }]), ErrorCode::Invalid),
         (env(vec![VmSpec { disk_size: Some(63), ..base.clone() }]), ErrorCode::Invalid),

@@ -4,7 +4,7 @@ use super::{Links, fail};
 use crate::NetworkError;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::io;
@@ -24,6 +24,29 @@ impl Links {
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()));
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         self.tell("fix the neighbour", addr, Message::NewNeighbour(message), flags)
+    }
+
+    /// Fixes behind which host's address the end of a tunnel with that hardware address is.
+    pub(crate) fn set_far_end(
+        &mut self,
+        tunnel: u32,
+        mac: MacAddr,
+        host: Ipv4Addr,
+    ) -> Result<(), NetworkError> {
+        let mut message = far_end_message(tunnel, mac);
+        message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(host)));
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        self.tell("fix the far end", host, Message::NewNeighbour(message), flags)
+    }
+
+    /// Takes [`set_far_end`](Self::set_far_end) back.
+    pub(crate) fn remove_far_end(&mut self, tunnel: u32, mac: MacAddr) -> Result<(), NetworkError> {
+        match self.wire.ask(Message::DelNeighbour(far_end_message(tunnel, mac)), 0) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(fail("remove far end", &mac.to_string(), error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Takes [`set_neighbour`](Self::set_neighbour) back.
@@ -46,5 +69,15 @@ fn neighbour_message(link: u32, addr: Ipv4Addr) -> NeighbourMessage {
     message.header.family = AddressFamily::Inet;
     message.header.ifindex = link;
     message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(addr))];
+    message
+}
+
+fn far_end_message(tunnel: u32, mac: MacAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = tunnel;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Own;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
     message
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tt_model::{EnvId, Instance, Layout, Vm, names};
 use tt_network::conformance::sample_vm;
-use tt_network::{NetnsNetwork, Network, NetworkConfig};
+use tt_network::{NetnsNetwork, Network, NetworkConfig, TUNNEL_PORT};
 
 /// The host's and the client's address on the link between them.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -72,7 +72,7 @@ impl Space {
     }
 
     /// As `ip` takes it.
-    fn path(&self) -> String {
+    pub fn path(&self) -> String {
         format!("/proc/{}/fd/{}", std::process::id(), self.0.as_raw_fd())
     }
 
@@ -297,6 +297,8 @@ impl Lab {
             layout: layout.clone(),
             range: "10.0.0.0/8".parse().unwrap(),
             block: "10.0.0.0/16".parse().unwrap(),
+            underlay: None,
+            tunnel_port: TUNNEL_PORT,
             upstream_dns: vec![UPSTREAM.parse().unwrap()],
         })
     }
@@ -328,25 +330,30 @@ impl Lab {
 
     /// Puts a stand-in in the place of the member's tap, which goes and is made anew.
     pub fn plug(&self, guest: &Guest) {
-        let Guest { vm, space } = guest;
-        let tap = names::tap(vm.id);
-        let inside = self.env(vm.env_id);
-        inside.ip(&format!("link del {tap}"));
-        inside.ip(&format!("link add {tap} type veth peer name eth0 netns {}", space.path()));
-        // Half-done work: the link is there, but not in the bridge.
-        self.net.set_net(vm).unwrap();
-        let (mac, addr) = (vm.resource.mac_addr, vm.resource.ip_addr);
-        space.run(|| {
-            ip(&format!("link set eth0 address {mac}"));
-            ip(&format!("addr add {addr}/8 dev eth0"));
-            ip("link set eth0 up");
-            ip(&format!("route add default via {GATEWAY}"));
-        });
+        plug(&self.net, &self.layout, guest);
     }
 
     pub fn run_dir(&self) -> &Path {
         self.dir.path()
     }
+}
+
+/// See [`Lab::plug`]; for any host's network.
+pub fn plug(net: &NetnsNetwork, layout: &Layout, guest: &Guest) {
+    let Guest { vm, space } = guest;
+    let tap = names::tap(vm.id);
+    let inside = Space::at(&layout.netns(vm.env_id));
+    inside.ip(&format!("link del {tap}"));
+    inside.ip(&format!("link add {tap} type veth peer name eth0 netns {}", space.path()));
+    // Half-done work: the link is there, but not in the bridge.
+    net.set_net(vm).unwrap();
+    let (mac, addr) = (vm.resource.mac_addr, vm.resource.ip_addr);
+    space.run(|| {
+        ip(&format!("link set eth0 address {mac}"));
+        ip(&format!("addr add {addr}/8 dev eth0"));
+        ip("link set eth0 up");
+        ip(&format!("route add default via {GATEWAY}"));
+    });
 }
 
 impl Drop for Lab {

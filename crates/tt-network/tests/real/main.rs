@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod changes;
 #[cfg(test)]
+mod flat;
+#[cfg(test)]
 mod frame;
 #[cfg(test)]
 mod isolation;
@@ -23,3 +25,5 @@ mod names;
 mod reach;
 #[cfg(test)]
 mod resolver;
+#[cfg(test)]
+mod sites;

@@ -24,6 +24,8 @@ pub(super) struct File {
     pub port_min: Option<u16>,
     pub port_max: Option<u16>,
     pub public_addr: Option<Ipv4Addr>,
+    pub underlay_addr: Option<Ipv4Addr>,
+    pub tunnel_port: Option<u16>,
     pub upstream_dns: Option<Vec<NameServer>>,
     pub storage: StorageChoice,
     pub guest_agent: Option<PathBuf>,

@@ -42,6 +42,8 @@ pub(super) fn resolve(
         port_min: args.port_min.or(file.port_min).unwrap_or(20000),
         port_max: args.port_max.or(file.port_max).unwrap_or(29999),
         public_addr: args.public_addr.or(file.public_addr),
+        underlay_addr: file.underlay_addr,
+        tunnel_port: file.tunnel_port.unwrap_or(tt_network::TUNNEL_PORT),
         upstream_dns: servers.unwrap_or_else(|| name_servers(&around.resolv_conf)),
         qemu: Qemu {
             binary: file.qemu.binary.unwrap_or_else(qemu_name),
@@ -189,14 +191,19 @@ fn check_addresses(config: &Config) -> Result<(), ConfigError> {
         let remedy = "write the first address with a prefix of at most 30, e.g. 10.1.0.0/16";
         return Err(refuse("block", block, format!("it is no part of the range {range}"), remedy));
     }
-    if let Some(addr) = config.public_addr
-        && (addr.is_unspecified()
-            || addr.is_multicast()
-            || addr.is_broadcast()
-            || range.contains(&addr))
-    {
-        let remedy = "give an address of this host, outside of the range";
+    let is_unusable = |addr: &Ipv4Addr| {
+        addr.is_unspecified() || addr.is_multicast() || addr.is_broadcast() || range.contains(addr)
+    };
+    let remedy = "give an address of this host, outside of the range";
+    if let Some(addr) = config.public_addr.filter(is_unusable) {
         return Err(refuse("public_addr", addr, "no port can be reached there", remedy));
+    }
+    if let Some(addr) = config.underlay_addr.filter(|addr| is_unusable(addr) || addr.is_loopback())
+    {
+        return Err(refuse("underlay_addr", addr, "no tunnel can lead there", remedy));
+    }
+    if config.tunnel_port == 0 {
+        return Err(refuse("tunnel_port", 0, "it is no port", "give a port from 1 to 65535"));
     }
     Ok(())
 }
@@ -267,6 +274,8 @@ mod tests {
                 port_min: 20000,
                 port_max: 29999,
                 public_addr: None,
+                underlay_addr: None,
+                tunnel_port: 4789,
                 upstream_dns: vec!["192.0.2.1:53".parse().unwrap()],
                 qemu: Qemu {
                     binary: format!("qemu-system-{}", std::env::consts::ARCH).into(),
@@ -293,6 +302,8 @@ mod tests {
             port_min = 30000
             port_max = 30999
             public_addr = "192.0.2.7"
+            underlay_addr = "192.0.2.8"
+            tunnel_port = 8472
             upstream_dns = ["192.0.2.5", "192.0.2.6:5353"]
             storage = "qcow2"
             guest_agent = "agent"
@@ -363,6 +374,8 @@ mod tests {
             ("block = \"10.0.0.1/16\"", "block = 10.0.0.1/16"),
             ("public_addr = \"0.0.0.0\"", "public_addr = 0.0.0.0: no port can be reached there"),
             ("public_addr = \"10.0.0.9\"", "public_addr = 10.0.0.9"),
+            ("underlay_addr = \"127.0.0.1\"", "underlay_addr = 127.0.0.1: no tunnel"),
+            ("tunnel_port = 0", "tunnel_port = 0"),
             ("log = \"tt=loud\"", "log = tt=loud"),
             ("[host]\ncpu_num = 0", "host.cpu_num = 0"),
             ("[host]\nmem_size = \"8M\"", "host.mem_size = 8"),

@@ -107,6 +107,7 @@ fn engine_checks(config: &Config) -> Vec<Check> {
 /// Makes and removes the host's part of the network in a namespace of its own.
 fn network(config: &Config) -> Check {
     let (range, upstream_dns) = (config.range, config.upstream_dns.clone());
+    let tunnel_port = config.tunnel_port;
     let attempt = std::thread::spawn(move || -> Result<(), String> {
         let scratch = Scratch::new().map_err(|error| error.to_string())?;
         // SAFETY: the thread is our own, ends here, and shares nothing with others that a
@@ -115,7 +116,14 @@ fn network(config: &Config) -> Check {
             .map_err(|error| format!("no network namespace: {error}"))?;
         let block = tt_network::choose_block(range, &[]).ok_or("the range has no block")?;
         let layout = scratch.layout.clone();
-        let network = NetnsNetwork::new(NetworkConfig { layout, range, block, upstream_dns });
+        let network = NetnsNetwork::new(NetworkConfig {
+            layout,
+            range,
+            block,
+            underlay: None,
+            tunnel_port,
+            upstream_dns,
+        });
         network.init().map_err(|error| super::chain(&error))?;
         network.close().map_err(|error| super::chain(&error))
     });

@@ -4,6 +4,7 @@ use super::DaemonError;
 use crate::config::Config;
 use ipnet::Ipv4Net;
 use std::io::{self, Read, Seek, Write};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use tt_host::Clock;
 use tt_model::{EngineFacts, Host, HostId, Instance, StorageKind};
@@ -136,6 +137,7 @@ pub(super) fn register(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         start_timestamp: clock.now(),
         public_addr: config.public_addr.unwrap_or_else(tt_network::public_address),
+        underlay_addr: underlay(config),
         range: config.range,
         block,
         port_min: config.port_min,
@@ -149,6 +151,12 @@ pub(super) fn register(
     };
     tables.commit(&Change::new().host(&host)?)?;
     Ok(host)
+}
+
+/// Where other hosts' tunnels reach this one; nowhere if it has no address but its own loopback.
+pub(super) fn underlay(config: &Config) -> Option<Ipv4Addr> {
+    let found = || Some(tt_network::public_address()).filter(|addr| !addr.is_loopback());
+    config.underlay_addr.or_else(found)
 }
 
 fn new_id(tables: &Tables) -> Result<HostId, DaemonError> {

@@ -1,0 +1,125 @@
+//! The members that are reached at their own address: elements of one set of the host's table, each
+//! with its owner's ids as comment. What is not in it is reached through published ports only.
+
+use crate::NetworkError;
+use crate::elements::{Change, Element, Elements, Set};
+use crate::nft::FLAT;
+use netlink_packet_netfilter::NetfilterProtoFamily;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use tt_model::{EnvId, NetKind, Vm, VmId};
+
+/// The set and what we know of it. Whatever the kernel says otherwise makes it read again.
+#[derive(Debug)]
+pub(crate) struct Flat {
+    elements: Elements,
+    table: String,
+    known: BTreeMap<Ipv4Addr, (EnvId, VmId)>,
+}
+
+impl Flat {
+    /// In the calling thread's namespace, where the table must be.
+    pub(crate) fn open(table: String) -> Result<Self, NetworkError> {
+        let elements = Elements::open().map_err(|source| fail("open netlink for", source))?;
+        let mut flat = Self { elements, table, known: BTreeMap::new() };
+        flat.read()?;
+        Ok(flat)
+    }
+
+    /// Reads the set anew.
+    pub(crate) fn read(&mut self) -> Result<(), NetworkError> {
+        let elements = self.elements.read(set(&self.table));
+        let elements = elements.map_err(|source| fail("read", source))?;
+        self.known = elements.iter().filter_map(read_element).collect();
+        Ok(())
+    }
+
+    /// Lets the address of `vm` be reached, or not, as its record says.
+    pub(crate) fn set(&mut self, vm: &Vm) -> Result<(), NetworkError> {
+        let addr = vm.resource.ip_addr;
+        let wanted = (vm.net_kind == NetKind::Flatten).then_some((addr, (vm.env_id, vm.id)));
+        self.change_known(|known| {
+            let stale = of(known, |_, vm_id| vm_id == vm.id);
+            let stale = stale.into_iter().filter(|old| Some(*old) != wanted.map(|(addr, _)| addr));
+            let missing = wanted.filter(|(addr, owner)| known.get(addr) != Some(owner));
+            (stale.collect(), missing)
+        })
+    }
+
+    /// Removes what a Vm has here.
+    pub(crate) fn remove(&mut self, vm: VmId) -> Result<(), NetworkError> {
+        self.change_known(|known| (of(known, |_, id| id == vm), None))
+    }
+
+    /// Removes what an Env has here.
+    pub(crate) fn remove_env(&mut self, env: EnvId) -> Result<(), NetworkError> {
+        self.change_known(|known| (of(known, |id, _| id == env), None))
+    }
+
+    /// The Envs that have a member here.
+    pub(crate) fn envs(&self) -> BTreeSet<EnvId> {
+        self.known.values().map(|(env, _)| *env).collect()
+    }
+
+    /// Makes the change that `plan` finds, and finds it again if the kernel says otherwise.
+    fn change_known(&mut self, plan: impl Fn(&Known) -> Planned) -> Result<(), NetworkError> {
+        match self.commit(plan(&self.known)) {
+            Err(_) => {
+                self.read()?;
+                self.commit(plan(&self.known))
+            }
+            done => done,
+        }
+    }
+
+    fn commit(&mut self, (remove, add): Planned) -> Result<(), NetworkError> {
+        if remove.is_empty() && add.is_none() {
+            return Ok(());
+        }
+        let key = |addr: &Ipv4Addr| addr.octets().to_vec();
+        // An address that changes its owner is removed and added at once.
+        let taken = add.filter(|(addr, _)| self.known.contains_key(addr)).map(|(addr, _)| addr);
+        let remove: Vec<Ipv4Addr> = remove.into_iter().chain(taken).collect();
+        let change = Change {
+            set: set(&self.table),
+            remove: remove.iter().map(|addr| Element::of_key(key(addr))).collect(),
+            add: add
+                .iter()
+                .map(|(addr, (env, vm))| Element {
+                    comment: Some(format!("{env}/{vm}")),
+                    ..Element::of_key(key(addr))
+                })
+                .collect(),
+        };
+        self.elements.change(vec![change]).map_err(|source| fail("change", source))?;
+        self.known.retain(|addr, _| !remove.contains(addr));
+        self.known.extend(add);
+        Ok(())
+    }
+}
+
+type Known = BTreeMap<Ipv4Addr, (EnvId, VmId)>;
+
+/// Addresses that go, and one that comes with its owner.
+type Planned = (Vec<Ipv4Addr>, Option<(Ipv4Addr, (EnvId, VmId))>);
+
+fn of(known: &Known, is_wanted: impl Fn(EnvId, VmId) -> bool) -> Vec<Ipv4Addr> {
+    let found = known.iter().filter(|(_, (env, vm))| is_wanted(*env, *vm));
+    found.map(|(addr, _)| *addr).collect()
+}
+
+fn set(table: &str) -> Set<'_> {
+    Set { family: NetfilterProtoFamily::Inet, table, name: FLAT }
+}
+
+/// What has no comment of ours was not made by us and is left alone.
+fn read_element(element: &Element) -> Option<(Ipv4Addr, (EnvId, VmId))> {
+    let (env, vm) = element.comment.as_ref()?.split_once('/')?;
+    let addr = <[u8; 4]>::try_from(element.key.as_slice()).ok()?;
+    Some((addr.into(), (env.parse().ok()?, vm.parse().ok()?)))
+}
+
+fn fail(action: &'static str, source: io::Error) -> NetworkError {
+    NetworkError::ChangeElements { action, set: FLAT, source }
+}
