@@ -4,6 +4,7 @@ use super::{Accelerator, ConfigError, StorageChoice};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tt_model::units::parse_size_mb;
@@ -25,7 +26,7 @@ pub(super) struct File {
     pub port_max: Option<u16>,
     pub public_addr: Option<Ipv4Addr>,
     pub underlay_addr: Option<Ipv4Addr>,
-    pub tunnel_port: Option<u16>,
+    pub tunnel_port: Option<NonZero<u16>>,
     pub upstream_dns: Option<Vec<NameServer>>,
     pub storage: StorageChoice,
     pub guest_agent: Option<PathBuf>,

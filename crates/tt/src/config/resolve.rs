@@ -5,6 +5,7 @@ use super::{Capacity, Config, ConfigArgs, ConfigError, Qemu, Surroundings, qemu_
 use ipnet::Ipv4Net;
 use std::fmt::Display;
 use std::net::Ipv4Addr;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tt_model::check::MEM_SIZE_MIN;
@@ -43,7 +44,7 @@ pub(super) fn resolve(
         port_max: args.port_max.or(file.port_max).unwrap_or(29999),
         public_addr: args.public_addr.or(file.public_addr),
         underlay_addr: file.underlay_addr,
-        tunnel_port: file.tunnel_port.unwrap_or(tt_network::TUNNEL_PORT),
+        tunnel_port: file.tunnel_port.map_or(tt_network::TUNNEL_PORT, NonZero::get),
         upstream_dns: servers.unwrap_or_else(|| name_servers(&around.resolv_conf)),
         qemu: Qemu {
             binary: file.qemu.binary.unwrap_or_else(qemu_name),
@@ -201,9 +202,6 @@ fn check_addresses(config: &Config) -> Result<(), ConfigError> {
     if let Some(addr) = config.underlay_addr.filter(|addr| is_unusable(addr) || addr.is_loopback())
     {
         return Err(refuse("underlay_addr", addr, "no tunnel can lead there", remedy));
-    }
-    if config.tunnel_port == 0 {
-        return Err(refuse("tunnel_port", 0, "it is no port", "give a port from 1 to 65535"));
     }
     Ok(())
 }
@@ -375,7 +373,6 @@ mod tests {
             ("public_addr = \"0.0.0.0\"", "public_addr = 0.0.0.0: no port can be reached there"),
             ("public_addr = \"10.0.0.9\"", "public_addr = 10.0.0.9"),
             ("underlay_addr = \"127.0.0.1\"", "underlay_addr = 127.0.0.1: no tunnel"),
-            ("tunnel_port = 0", "tunnel_port = 0"),
             ("log = \"tt=loud\"", "log = tt=loud"),
             ("[host]\ncpu_num = 0", "host.cpu_num = 0"),
             ("[host]\nmem_size = \"8M\"", "host.mem_size = 8"),
