@@ -5,8 +5,9 @@ use crate::{HostError, Queue, layers};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tt_image::{Catalogue, ImageError, MICRO, Packages, Progress};
+use tt_image::{Catalogue, Facts, ImageError, Import, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
+use tt_model::template::digest_digits;
 use tt_model::{HostId, TemplateSource, VmTemplate, template};
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
@@ -86,10 +87,33 @@ impl TemplateMaker {
             Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
                 self.catalogue.build_micro(Packages::Kept, &progress)
             }
+            Some(TemplateSource::Import { from, digest, format }) => {
+                let import = Import {
+                    from: from.clone(),
+                    digest: digest.as_deref().and_then(digest_digits).map(str::to_owned),
+                    format: *format,
+                };
+                let facts = facts(record, || format!("from {from}"));
+                let draft = self.catalogue.draft(&record.name)?;
+                let made = self.catalogue.import(&draft, &import, &facts, &progress);
+                self.keep_draft_for_retry(&record.name, made)
+            }
             Some(TemplateSource::Build { recipe }) => {
                 Err(unknown(format!("there is no recipe {recipe:?}; there is: {MICRO}")))
             }
         }
+    }
+
+    /// What a failure left is of use to a retry, or to nobody.
+    fn keep_draft_for_retry(
+        &self,
+        name: &str,
+        made: Result<VmTemplate, ImageError>,
+    ) -> Result<VmTemplate, ImageError> {
+        if made.as_ref().is_err_and(|error| !error.is_retryable()) {
+            self.catalogue.discard(name)?;
+        }
+        made
     }
 
     fn remove(&self, row: &Row<TemplateRecord>) -> Result<(), HostError> {
@@ -112,6 +136,16 @@ impl TemplateMaker {
             std::thread::sleep(Duration::from_millis(1));
         }
         Err(HostError::Contended { what: format!("template {name}"), tries: TRIES })
+    }
+}
+
+/// What a template is that brings no record of its own.
+fn facts(record: &TemplateRecord, memo: impl Fn() -> String) -> Facts {
+    Facts {
+        name: record.name.clone(),
+        memo: record.memo.clone().or_else(|| Some(memo())),
+        arch: std::env::consts::ARCH.to_owned(),
+        inside: Vec::new(),
     }
 }
 

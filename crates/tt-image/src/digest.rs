@@ -3,7 +3,7 @@
 use crate::{ImageError, Progress, files};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek};
 use std::path::Path;
 
 /// What a sparse file is hashed by; the usual block of a file system.
@@ -28,7 +28,16 @@ pub(crate) fn of_sparse_file(path: &Path, progress: &dyn Progress) -> Result<Str
     let mut number = 0_u64;
     loop {
         progress.check()?;
-        progress.bytes(number * BLOCK_BYTES as u64, Some(bytes));
+        let at = number * BLOCK_BYTES as u64;
+        progress.bytes(at, Some(bytes));
+        // What lies in a hole is zero and need not be read.
+        match rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+            Ok(data) => number = data / BLOCK_BYTES as u64,
+            Err(rustix::io::Errno::NXIO) => return Ok(hex(&hash.finalize())),
+            Err(_) => {}
+        }
+        let start = io::SeekFrom::Start(number * BLOCK_BYTES as u64);
+        file.seek(start).map_err(&not_read)?;
         let len = read_full(&mut file, &mut buffer).map_err(&not_read)?;
         for block in buffer[..len].chunks(BLOCK_BYTES) {
             if block.iter().any(|byte| *byte != 0) {
@@ -39,6 +48,27 @@ pub(crate) fn of_sparse_file(path: &Path, progress: &dyn Progress) -> Result<Str
         }
         if len < buffer.len() {
             return Ok(hex(&hash.finalize()));
+        }
+    }
+}
+
+/// Of a file as it is, as everybody else computes it.
+pub(crate) fn of_content(path: &Path, progress: &dyn Progress) -> Result<String, ImageError> {
+    let not_read = files::not_read(path);
+    let mut file = File::open(path).map_err(&not_read)?;
+    let bytes = file.metadata().map_err(&not_read)?.len();
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; BLOCK_BYTES * READ_BLOCKS];
+    let mut done = 0;
+    loop {
+        progress.check()?;
+        progress.bytes(done, Some(bytes));
+        match read_full(&mut file, &mut buffer).map_err(&not_read)? {
+            0 => return Ok(hex(&hash.finalize())),
+            len => {
+                hash.update(&buffer[..len]);
+                done += len as u64;
+            }
         }
     }
 }

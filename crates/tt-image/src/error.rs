@@ -47,6 +47,16 @@ pub enum ImageError {
         /// What the system said.
         source: io::Error,
     },
+    /// The file system has not enough room; nothing that was there has changed. A retry may help.
+    #[error("{} needs {need_mb} MB with what stays free, and there are {free_mb} MB", path.display())]
+    NoRoom {
+        /// What was to be written.
+        path: PathBuf,
+        /// What it takes, and what is to be left free, in MB (2^20 bytes).
+        need_mb: u64,
+        /// What is free, in MB (2^20 bytes).
+        free_mb: u64,
+    },
     /// Nobody wants it any more: its record is gone, or the daemon ends.
     #[error("it is not wanted any more")]
     Unwanted,
@@ -92,6 +102,16 @@ pub enum ImageError {
         /// The end of what it said.
         stderr: String,
     },
+    /// Something can not be fetched.
+    #[error("{url} can not be fetched: {problem}")]
+    Fetch {
+        /// From where.
+        url: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+        /// Whether a retry may help.
+        retry: bool,
+    },
     /// A package, kernel or program has not the form that this crate knows.
     #[error("{what} can not be used: {problem}")]
     Format {
@@ -112,8 +132,10 @@ impl ImageError {
             | Self::Full { .. }
             | Self::Busy { .. }
             | Self::Run { .. }
+            | Self::NoRoom { .. }
             | Self::Unwanted
             | Self::Tool { .. } => true,
+            Self::Fetch { retry, .. } => *retry,
             Self::CheckName { .. }
             | Self::NotFound { .. }
             | Self::Damaged { .. }
@@ -129,6 +151,7 @@ impl ImageError {
             Self::CheckName { .. } => ErrorCode::Invalid,
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::Busy { .. } | Self::Unwanted => ErrorCode::Busy,
+            Self::NoRoom { .. } => ErrorCode::NoRoom,
             Self::Missing { .. } => ErrorCode::Host,
             Self::Damaged { .. }
             | Self::Read { .. }
@@ -136,6 +159,7 @@ impl ImageError {
             | Self::Full { .. }
             | Self::Run { .. }
             | Self::Tool { .. }
+            | Self::Fetch { .. }
             | Self::Format { .. } => ErrorCode::Template,
         }
     }

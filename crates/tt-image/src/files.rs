@@ -5,7 +5,7 @@ use crate::ImageError;
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, ioctl_ficlone};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -215,7 +215,6 @@ pub(crate) fn share(from: &Path, to: &Path) -> Result<(), ImageError> {
 
 /// Copies all but blocks of zeros, which become holes.
 fn copy_data(mut from: &File, to: &File) -> io::Result<()> {
-    use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; 1 << 16];
     let mut at = 0;
     loop {

@@ -3,13 +3,22 @@
 use crate::{ImageError, Progress, Quiet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use rustix::fs::{Gid, Uid};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, setrlimit,
+};
+use rustix::thread::{
+    UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+    unshare_unsafe,
+};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often the size of the output is looked at.
@@ -20,7 +29,7 @@ const STDERR_TAIL_BYTES: u64 = 800;
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 
 /// A program with its arguments: a value, so that tests can look at it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Tool {
     program: OsString,
     package: &'static str,
@@ -30,6 +39,25 @@ pub(crate) struct Tool {
     input: Vec<u8>,
     output_bytes_max: u64,
     timeout: Duration,
+    sandbox: Option<Arc<Sandbox>>,
+    /// Exit codes that are no failure.
+    fine: Vec<i32>,
+}
+
+/// A box for a program that reads what a stranger made: a user of its own without any rights, no network, bounded memory,
+/// time and output. It reaches these open files, by `/proc/self/fd/N`, and what everybody on the host may read.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    /// Its user and group.
+    pub(crate) user: u32,
+    /// Stay open in the program, under their numbers.
+    pub(crate) files: Vec<Arc<File>>,
+    /// Most address space.
+    pub(crate) memory_bytes: u64,
+    /// Largest file that it can write.
+    pub(crate) file_bytes: u64,
+    /// Most time of a processor.
+    pub(crate) cpu: Duration,
 }
 
 impl Tool {
@@ -48,7 +76,21 @@ impl Tool {
             input: Vec::new(),
             output_bytes_max: OUTPUT_BYTES_MAX,
             timeout,
+            sandbox: None,
+            fine: vec![0],
         }
+    }
+
+    /// With this exit code it has not failed either.
+    pub(crate) fn fine(mut self, code: i32) -> Self {
+        self.fine.push(code);
+        self
+    }
+
+    /// Runs in a box.
+    pub(crate) fn sandbox(mut self, sandbox: Sandbox) -> Self {
+        self.sandbox = Some(Arc::new(sandbox));
+        self
     }
 
     /// One more argument.
@@ -108,7 +150,7 @@ impl Tool {
         input.rewind().map_err(failed)?;
         let mut child = self.spawn(&input, &output, &stderr)?;
         let outcome = match self.wait(&mut child, &[&output, &stderr], progress) {
-            Ok(Ended::Exit(status)) if status.success() => {
+            Ok(Ended::Exit(status)) if status.code().is_some_and(|c| self.fine.contains(&c)) => {
                 return Ok(Printed {
                     stdout: read_all(&mut output).map_err(failed)?,
                     stderr: read_all(&mut stderr).map_err(failed)?,
@@ -117,7 +159,7 @@ impl Tool {
             Ok(Ended::Exit(status)) => format!("failed ({status})"),
             Ok(Ended::Late) => format!("took more than {} s", self.timeout.as_secs()),
             Ok(Ended::Flood) => format!("printed more than {} bytes", self.output_bytes_max),
-            Ok(Ended::Unwanted) => return Err(ImageError::Unwanted),
+            Ok(Ended::Given(why)) => return Err(why),
             Err(e) => return Err(failed(e)),
         };
         Err(ImageError::Tool {
@@ -153,6 +195,12 @@ impl Tool {
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
+        if let Some(sandbox) = self.sandbox.clone() {
+            command.current_dir("/");
+            // SAFETY: between fork and exec it makes system calls only, on values that were made before: no memory is
+            // taken and no lock.
+            unsafe { command.pre_exec(move || sandbox.enter()) };
+        }
         command.spawn().map_err(failed)
     }
 
@@ -177,8 +225,8 @@ impl Tool {
                 if Instant::now() >= deadline {
                     break Ok(Ended::Late);
                 }
-                if !progress.is_wanted() {
-                    break Ok(Ended::Unwanted);
+                if let Err(why) = progress.check() {
+                    break Ok(Ended::Given(why));
                 }
                 if self.is_flooded(outputs)? {
                     break Ok(Ended::Flood);
@@ -211,6 +259,31 @@ impl Tool {
     }
 }
 
+impl Sandbox {
+    /// Shuts the calling process in; it is about to become the program.
+    fn enter(&self) -> io::Result<()> {
+        for file in &self.files {
+            fcntl_setfd(file, FdFlags::empty())?;
+        }
+        let apart = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+        // SAFETY: the process has one thread and shares nothing of these with it.
+        unsafe { unshare_unsafe(apart)? };
+        let bound =
+            |what, most: u64| setrlimit(what, Rlimit { current: Some(most), maximum: Some(most) });
+        bound(Resource::As, self.memory_bytes)?;
+        bound(Resource::Fsize, self.file_bytes)?;
+        bound(Resource::Cpu, self.cpu.as_secs())?;
+        bound(Resource::Core, 0)?;
+        bound(Resource::Nofile, 64)?;
+        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(group, group, group)?;
+        set_thread_res_uid(user, user, user)?;
+        set_no_new_privs(true)?;
+        Ok(())
+    }
+}
+
 /// What a program printed.
 #[derive(Debug)]
 pub(crate) struct Printed {
@@ -222,7 +295,7 @@ enum Ended {
     Exit(ExitStatus),
     Late,
     Flood,
-    Unwanted,
+    Given(ImageError),
 }
 
 fn memory_file() -> io::Result<File> {

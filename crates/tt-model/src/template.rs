@@ -1,6 +1,6 @@
 //! The template: what runtime images are cloned from, what it is made of, and how it is asked for.
 
-use crate::check::quoted;
+use crate::check::{check_template_name, quoted};
 use crate::{ErrorCode, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,11 @@ pub const FEATURE_KERNEL: &str = "kernel";
 pub const FEATURE_CONTAINER: &str = "container";
 /// Feature of a template whose guest runs TT's agent.
 pub const FEATURE_AGENT: &str = "agent";
+
+/// Longest description of a template.
+pub const MEMO_BYTES_MAX: usize = 500;
+/// Longest path or URL that a template is imported from.
+pub const FROM_BYTES_MAX: usize = 2048;
 
 /// A template as asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +76,44 @@ pub enum TemplateSource {
         /// The recipe's name, e.g. `micro`.
         recipe: String,
     },
+    /// A disk, or a root file system, which gets TT's kernel and agent.
+    Import {
+        /// An absolute path of the host, or an `http` or `https` URL. It may be packed with gzip, xz or zstd.
+        from: String,
+        /// SHA-256 of the file as it lies there: `sha256:` and 64 hexadecimal digits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<String>,
+        /// What it is, where its content does not say so.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        format: Option<DiskFormat>,
+    },
+}
+
+/// How a disk lies in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum DiskFormat {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's.
+    Qcow2,
+    /// VMware's, in one file.
+    Vmdk,
+    /// VirtualBox's.
+    Vdi,
+}
+
+impl DiskFormat {
+    /// Name as in JSON and on the command line, and QEMU's.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Vmdk => "vmdk",
+            Self::Vdi => "vdi",
+        }
+    }
 }
 
 impl TemplateSource {
@@ -78,6 +121,7 @@ impl TemplateSource {
     pub fn describe(&self) -> String {
         match self {
             Self::Build { recipe } => format!("recipe {recipe}"),
+            Self::Import { from, .. } => from.clone(),
         }
     }
 }
@@ -97,6 +141,51 @@ pub fn engines_for(features: &[String]) -> Vec<String> {
         engines.push("docker");
     }
     engines.into_iter().map(str::to_owned).collect()
+}
+
+/// The digits of a digest that is written as `sha256:` and 64 lower-case hexadecimal digits.
+pub fn digest_digits(text: &str) -> Option<&str> {
+    let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
+    text.strip_prefix("sha256:").filter(|hex| hex.len() == 64 && hex.bytes().all(is_digit))
+}
+
+/// Checks what a template is asked for with, as far as that can be said before anything is looked at.
+///
+/// # Errors
+/// A name that no template can have, a description that is too long, a place that can not be imported from, a digest
+/// that is none.
+pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
+    check_template_name(&spec.name)?;
+    let invalid = |what: String, problem: &str, remedy: String| {
+        Err(Refusal::new(ErrorCode::Invalid, what, problem, remedy))
+    };
+    let is_shown = |text: &str| !text.chars().any(char::is_control);
+    if let Some(memo) = &spec.memo
+        && (memo.len() > MEMO_BYTES_MAX || !is_shown(memo))
+    {
+        let remedy = format!("use one line of at most {MEMO_BYTES_MAX} bytes");
+        return invalid("memo".into(), "it is no description", remedy);
+    }
+    let TemplateSource::Import { from, digest, .. } = &spec.source else { return Ok(()) };
+    let is_place =
+        from.starts_with('/') || from.starts_with("http://") || from.starts_with("https://");
+    if !is_place || from.len() > FROM_BYTES_MAX || !is_shown(from) {
+        let remedy =
+            "give an absolute path of the host, or a URL that begins with http:// or https://";
+        return invalid(
+            format!("from {}", quoted(from)),
+            "nothing is imported from there",
+            remedy.into(),
+        );
+    }
+    match digest {
+        Some(digest) if digest_digits(digest).is_none() => {
+            let remedy =
+                "write `sha256:` and 64 lower-case hexadecimal digits, as sha256sum prints them";
+            invalid(format!("digest {}", quoted(digest)), "it is no digest", remedy.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 fn x86_64() -> String {
@@ -143,6 +232,33 @@ pub fn resolve<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_is_checked_before_anything_is_looked_at() {
+        let spec = |from: &str, digest: Option<&str>, memo: Option<&str>| TemplateSpec {
+            name: "a.org/x".into(),
+            memo: memo.map(str::to_owned),
+            source: TemplateSource::Import {
+                from: from.into(),
+                digest: digest.map(str::to_owned),
+                format: None,
+            },
+        };
+        let right = format!("sha256:{}", "0f".repeat(32));
+        for from in ["/d/x.qcow2", "http://a/x", "https://a.org/x?y"] {
+            check_spec(&spec(from, Some(&right), Some("a disk"))).unwrap();
+        }
+        let long = format!("/{}", "x".repeat(FROM_BYTES_MAX));
+        for from in ["", "x.qcow2", "./x", "file:///etc/shadow", "ftp://a/x", "/a\nb", &long] {
+            check_spec(&spec(from, None, None)).unwrap_err();
+        }
+        for digest in ["", "sha256:", &right.to_uppercase(), &right[7..], "md5:00"] {
+            check_spec(&spec("/x", Some(digest), None)).unwrap_err();
+        }
+        check_spec(&spec("/x", None, Some("two\nlines"))).unwrap_err();
+        check_spec(&spec("/x", None, Some(&"m".repeat(MEMO_BYTES_MAX + 1)))).unwrap_err();
+        check_spec(&TemplateSpec { name: "../x".into(), ..spec("/x", None, None) }).unwrap_err();
+    }
 
     #[test]
     fn forms_decide_about_engines() {

@@ -9,7 +9,7 @@ use crate::error::ApiError;
 use crate::views::{TemplateList, TemplatePhase, TemplateView};
 use axum::extract::State;
 use axum::http::StatusCode;
-use tt_model::check::{check_template_name, quoted};
+use tt_model::check::quoted;
 use tt_model::{ErrorCode, Refusal, TemplateSource, TemplateSpec, template};
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
 
@@ -44,7 +44,7 @@ pub(super) async fn make(
     State(api): State<Api>,
     JsonBody(spec): JsonBody<TemplateSpec>,
 ) -> Result<Answer, ApiError> {
-    check_spec(&spec)?;
+    check(&spec)?;
     api.call(move |config| {
         let view = TemplateView::from(attempt(|| want(config, &spec))?);
         let status = match view.phase {
@@ -86,9 +86,9 @@ pub(super) async fn remove(
     .await
 }
 
-fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
-    check_template_name(&spec.name)?;
-    let TemplateSource::Build { recipe } = &spec.source;
+fn check(spec: &TemplateSpec) -> Result<(), Refusal> {
+    template::check_spec(spec)?;
+    let TemplateSource::Build { recipe } = &spec.source else { return Ok(()) };
     let what = if recipe != RECIPE_MICRO {
         format!("recipe {}", quoted(recipe))
     } else if spec.name != RECIPE_MICRO {

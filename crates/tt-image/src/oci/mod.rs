@@ -18,7 +18,8 @@ use crate::{CONTAINER, Catalogue, Draft, Facts, ImageError, Progress, files};
 use image::{Form, Image};
 use rustix::fs::Mode;
 use source::Source;
-use std::path::Path;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use tt_model::VmTemplate;
 use unpack::{Limits, Unpacker};
 
@@ -65,13 +66,7 @@ impl Catalogue {
         facts: &Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        let unpacked = draft.dir().join(UNPACKED);
-        files::remove(&unpacked)?;
-        let closed = rustix::fs::mkdir(&unpacked, Mode::RWXU);
-        closed.map_err(|e| files::not_written(&unpacked)(e.into()))?;
-        let root = unpacked.join("root");
-        rustix::fs::mkdir(&root, Mode::from_raw_mode(0o755))
-            .map_err(|e| files::not_written(&root)(e.into()))?;
+        let root = make_root(draft)?;
         let mut unpacker = Unpacker::new(&root, LIMITS, progress)?;
         for number in 0..image.layers() {
             progress.step(&format!("unpacking layer {} of {}", number + 1, image.layers()));
@@ -86,6 +81,39 @@ impl Catalogue {
         facts.memo.get_or_insert_with(|| memo(image));
         self.install_rootfs(draft, &root, image.entry.as_ref(), &facts, progress)
     }
+}
+
+/// Unpacks a root file system from a plain tar archive, with the same care as an image's layers. Answers where it lies in
+/// the draft.
+pub(crate) fn unpack_root(
+    draft: &Draft,
+    archive: &Path,
+    progress: &dyn Progress,
+) -> Result<PathBuf, ImageError> {
+    let root = make_root(draft)?;
+    progress.step("unpacking the root file system");
+    let open = |bytes_max| {
+        let file = File::open(archive).map_err(files::not_read(archive))?;
+        let bytes = file.metadata().map_err(files::not_read(archive))?.len();
+        if bytes > bytes_max {
+            let problem = format!("it has more than {} MB", bytes_max >> 20);
+            return Err(ImageError::Format { what: "root file system".into(), problem });
+        }
+        Ok(file)
+    };
+    Unpacker::new(&root, LIMITS, progress)?.layer("root file system", &open)?;
+    Ok(root)
+}
+
+fn make_root(draft: &Draft) -> Result<PathBuf, ImageError> {
+    let unpacked = draft.dir().join(UNPACKED);
+    files::remove(&unpacked)?;
+    let closed = rustix::fs::mkdir(&unpacked, Mode::RWXU);
+    closed.map_err(|e| files::not_written(&unpacked)(e.into()))?;
+    let root = unpacked.join("root");
+    rustix::fs::mkdir(&root, Mode::from_raw_mode(0o755))
+        .map_err(|e| files::not_written(&root)(e.into()))?;
+    Ok(root)
 }
 
 /// What an image says of itself, in a line.

@@ -7,6 +7,7 @@ use clap::Subcommand;
 use std::time::Duration;
 use tt_api::ClientError;
 use tt_api::views::{TemplatePhase, TemplateView};
+use tt_model::template::DiskFormat;
 use tt_model::units::format_size_mb;
 use tt_model::{ErrorCode, TemplateSource, TemplateSpec};
 
@@ -27,6 +28,26 @@ pub enum TemplateCommand {
     Build {
         /// How it is made; `micro` is a kernel with TT's agent and nothing else
         recipe: String,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Make a template of a disk or a root file system: qcow2, vmdk, vdi, raw, tar, each also in gzip, xz or zstd
+    Import {
+        /// Its globally unique name, e.g. `example.org/me/alpine`
+        name: String,
+        /// A file of the daemon's host, or an http or https URL
+        #[arg(value_name = "FILE|URL")]
+        from: String,
+        /// What the file's SHA-256 must be: `sha256:` and 64 hexadecimal digits
+        #[arg(long)]
+        digest: Option<String>,
+        /// What it is, where its content does not say so
+        #[arg(long, value_parser = disk_format)]
+        format: Option<DiskFormat>,
+        /// Description for people
+        #[arg(long)]
+        memo: Option<String>,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -58,12 +79,11 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
         }
         TemplateCommand::Build { recipe, no_wait } => {
             let source = TemplateSource::Build { recipe: recipe.clone() };
-            let mut view =
-                client.make_template(&TemplateSpec { name: recipe, source, memo: None }).await?;
-            if !no_wait {
-                view = interruptible(&view.name.clone(), built(context, view)).await?;
-            }
-            output.result(&view, || template_list(std::slice::from_ref(&view)))?;
+            make(context, &TemplateSpec { name: recipe, source, memo: None }, no_wait).await?;
+        }
+        TemplateCommand::Import { name, from, digest, format, memo, no_wait } => {
+            let source = TemplateSource::Import { from: absolute(from)?, digest, format };
+            make(context, &TemplateSpec { name, source, memo }, no_wait).await?;
         }
         TemplateCommand::Rm { template, no_wait } => {
             let view = client.remove_template(&template).await?;
@@ -75,6 +95,33 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
         }
     }
     Ok(Exit::DONE)
+}
+
+/// Asks for a template and, unless told otherwise, waits for it.
+async fn make(context: &Context, spec: &TemplateSpec, no_wait: bool) -> Result<(), CliError> {
+    let mut view = context.client.make_template(spec).await?;
+    if !no_wait {
+        view = interruptible(&view.name.clone(), built(context, view)).await?;
+    }
+    context.output.result(&view, || template_list(std::slice::from_ref(&view)))?;
+    Ok(())
+}
+
+/// A path as seen from here, since the daemon is elsewhere. A URL stays as it is.
+fn absolute(from: String) -> Result<String, CliError> {
+    if from.contains("://") {
+        return Ok(from);
+    }
+    let failed = |source| CliError::System { action: "find the file", source };
+    let path = std::path::absolute(&from).map_err(failed)?;
+    path.into_os_string().into_string().map_err(|_| failed(std::io::ErrorKind::InvalidInput.into()))
+}
+
+fn disk_format(text: &str) -> Result<DiskFormat, String> {
+    let all = [DiskFormat::Raw, DiskFormat::Qcow2, DiskFormat::Vmdk, DiskFormat::Vdi];
+    let known = || all.map(DiskFormat::name).join(", ");
+    let found = all.into_iter().find(|format| format.name() == text);
+    found.ok_or_else(|| format!("write one of {}", known()))
 }
 
 /// Waits for `work` unless the user stops waiting.
@@ -105,14 +152,25 @@ async fn built(context: &Context, first: TemplateView) -> Result<TemplateView, C
             }
             (TemplatePhase::Building | TemplatePhase::Failed, _) => {}
         }
-        if view.step != last_step {
-            let step = view.step.as_deref().unwrap_or("waiting");
-            context.output.note(&format!("{} {}", view.name, one_line(step)));
-            last_step.clone_from(&view.step);
+        let step = step(&view);
+        if Some(&step) != last_step.as_ref() {
+            context.output.note(&format!("{} {}", view.name, one_line(&step)));
+            last_step = Some(step);
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
         view = context.client.template(&view.name).await?;
     }
+}
+
+/// What is being done, with every tenth part of it, where that is known.
+fn step(view: &TemplateView) -> String {
+    let step = view.step.as_deref().unwrap_or("waiting");
+    let done = view.progress.and_then(|progress| {
+        let total = progress.total_bytes.filter(|total| *total > 0)?;
+        let tenths = u128::from(progress.done_bytes) * 10 / u128::from(total);
+        Some(format!("{step}: {} % of {}", tenths * 10, format_size_mb(total.div_ceil(1 << 20))))
+    });
+    done.unwrap_or_else(|| step.to_owned())
 }
 
 async fn removed(context: &Context, name: &str) -> Result<(), CliError> {
@@ -154,8 +212,8 @@ fn facts(view: &TemplateView) -> String {
     if let Some(source) = &view.source {
         facts.row(["made from", &source.describe()]);
     }
-    if let Some(step) = &view.step {
-        facts.row(["step", step]);
+    if view.step.is_some() {
+        facts.row(["step", &step(view)]);
     }
     if let Some(made) = &view.template {
         facts.row(["description", made.memo.as_deref().unwrap_or_default()]);
