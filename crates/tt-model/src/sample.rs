@@ -85,6 +85,7 @@ pub fn vm(id: u64, engine: &str, storage: StorageKind) -> Vm {
         deny_outgoing: false,
         goal: Goal::Running,
         kill_timestamp: 0,
+        request_key: None,
         generation: 1,
     }
 }

@@ -74,6 +74,10 @@ pub struct Vm {
     /// When a machine that is above its goal is killed, seconds since the epoch; until then the
     /// guest is asked. 0: at once.
     pub kill_timestamp: u64,
+    /// Chosen by the client that added it to its Env, so that a repeated request finds its own work;
+    /// none for those that came with the Env.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_key: Option<String>,
     /// Raised by every change of the record, so that a status tells which one it answers.
     pub generation: u64,
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use testkit::sequence::{
     Action, GUESTS, Limits, Mishap, Model, Step, Target, chance, env_spec, number, seed, steps,
 };
-use testkit::{CLIENT, Echo, Lab};
+use testkit::{CLIENT, Echo, Lab, Setup};
 use tt_model::check::MEM_SIZE_MIN;
 use tt_model::{EnvSpec, VmId};
 
@@ -28,7 +28,10 @@ fn a_sequence_on_guests_ends_as_promised() {
     let seed = seed();
     let number = number("TT_STEPS").unwrap_or(STEPS) as usize;
     println!("TT_SEED={seed} TT_STEPS={number}");
-    let Some(mut lab) = Lab::new(name) else { return };
+    // Disks in layers and whole ones take turns.
+    let storage = if seed.is_multiple_of(2) { "qcow2" } else { "file" };
+    let setup = Setup::new(name).top(&format!("storage = {storage:?}"));
+    let Some(mut lab) = setup.start() else { return };
     let outside = Echo::new(&lab.client, OUTSIDE);
     let (first, steps) = sequence(seed, number);
     let mut world = World::default();

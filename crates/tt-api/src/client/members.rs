@@ -9,9 +9,12 @@ use tt_model::{KeptImage, SnapshotSpec, VmId, VmSpec, VmUpdate};
 
 impl Client {
     /// Adds members to an Env and answers them; [`Client::events`] tells when they are ready. With
-    /// a name in `spec` it may be sent again whatever happened to the first one.
-    pub async fn add_vm(&self, env: &str, spec: &VmSpec) -> Result<VmList, ClientError> {
-        self.call(Method::POST, &format!("{}/vms", env_path(env)), Body::json(spec)?).await
+    /// the same `key` it may be sent again whatever happened to the first one.
+    ///
+    /// `key` is 1 to 64 letters, digits and hyphens that nobody used for another request.
+    pub async fn add_vm(&self, env: &str, key: &str, spec: &VmSpec) -> Result<VmList, ClientError> {
+        let body = Body::json(spec)?.with_key(key);
+        self.call(Method::POST, &format!("{}/vms", env_path(env)), body).await
     }
 
     /// Changes a member; the answer says whether a part of it waits for its next start.

@@ -8,7 +8,6 @@ use super::work::{attempt, check_ports, env_row, env_view, vm_view};
 use crate::error::ApiError;
 use crate::views::{EnvView, VmList, VmView};
 use axum::http::StatusCode;
-use std::collections::BTreeSet;
 use tt_model::check::{check_env, check_name, check_request_key, quoted};
 use tt_model::plan::{plan_add, plan_env};
 use tt_model::{EnvSpec, ErrorCode, Goal, Refusal, Vm, VmSpec};
@@ -31,11 +30,12 @@ pub(super) fn create_env(
 pub(super) fn add_vms(
     config: &ApiConfig,
     name: &str,
+    key: Option<&str>,
     spec: &VmSpec,
 ) -> Result<(StatusCode, VmList), ApiError> {
     // What bounds an Env bounds what is added to one.
     check_env(&EnvSpec { vms: vec![spec.clone()], ..EnvSpec::default() })?;
-    attempt(|| try_add(config, name, spec))
+    attempt(|| try_add(config, name, key, spec))
 }
 
 fn try_create(
@@ -68,17 +68,19 @@ fn try_create(
 fn try_add(
     config: &ApiConfig,
     name: &str,
+    key: Option<&str>,
     spec: &VmSpec,
 ) -> Result<Option<(StatusCode, VmList)>, ApiError> {
     let tables = &config.tables;
     let mut env = env_row(tables, name)?;
     let members: Vec<Vm> = tables.vms_of(&env.value)?.into_iter().map(|row| row.value).collect();
-    if let Some(present) = added_before(&members, spec) {
+    let present = added_before(&members, key);
+    if !present.is_empty() {
         let views = present.into_iter().map(|vm| vm_view(tables, vm.clone()));
         return Ok(Some((StatusCode::OK, VmList { vms: views.collect::<Result<_, _>>()? })));
     }
     let ground = Ground::read(config, std::slice::from_ref(spec))?;
-    let plan = plan_add(&mut env.value, &members, spec, &ground.world(config))?;
+    let plan = plan_add(&mut env.value, &members, key, spec, &ground.world(config))?;
     check_ports(&env.value, members.iter().chain(&plan.vms))?;
     let (usage, next_id) = (ground.usage.as_ref(), ground.next_id.as_ref());
     let change = ground.hold(Change::new().add_vms(&plan, &env, usage, next_id)?)?;
@@ -86,38 +88,8 @@ fn try_add(
     committed(tables, &change, (StatusCode::ACCEPTED, VmList { vms }))
 }
 
-/// The members that have all the names which `spec` gives, if each is as it asks: such a request is
-/// a repeated one. Without a name there are none.
-fn added_before<'a>(members: &'a [Vm], spec: &VmSpec) -> Option<Vec<&'a Vm>> {
-    let stem = spec.name.as_ref()?;
-    let names: Vec<String> = match spec.count.unwrap_or(1) {
-        1 => vec![stem.clone()],
-        count => (1..=count).map(|index| format!("{stem}-{index}")).collect(),
-    };
-    let member = |name: &String| members.iter().find(|vm| vm.name == *name && is_as(vm, spec));
-    names.iter().map(member).collect()
-}
-
-/// Whether `vm` is what `spec` asks for.
-fn is_as(vm: &Vm, spec: &VmSpec) -> bool {
-    let Vm { resource, state, .. } = vm;
-    let ports: BTreeSet<_> = spec.ports.iter().collect();
-    let image = spec.image.map(|id| format!("images/{id}/"));
-    let is_of_image = match (&vm.base, &image) {
-        (None, None) => true,
-        (Some(base), Some(image)) => base.starts_with(image),
-        _ => false,
-    };
-    vm.goal != Goal::Gone
-        && vm.template.name == spec.template
-        && is_of_image
-        && spec.engine.as_ref().is_none_or(|engine| *engine == vm.engine)
-        && spec.cpu_num.is_none_or(|cpu_num| cpu_num == resource.cpu_num)
-        && spec.mem_size.is_none_or(|mem_size| mem_size == resource.mem_size)
-        && spec.disk_size.is_none_or(|disk_size| disk_size == resource.disk_size)
-        && ports.into_iter().eq(resource.port_map.keys())
-        && spec.net_kind == vm.net_kind
-        && spec.rand_uuid == state.rand_uuid
-        && spec.keep_image == state.keep_image
-        && spec.net_blacklist.iter().all(|address| state.net_blacklist.contains(address))
+/// The members that a request with that key has added before, as long as they stay.
+fn added_before<'a>(members: &'a [Vm], key: Option<&str>) -> Vec<&'a Vm> {
+    let is_its = |vm: &&Vm| vm.goal != Goal::Gone && vm.request_key.as_deref() == key;
+    members.iter().filter(|vm| key.is_some() && is_its(vm)).collect()
 }

@@ -59,6 +59,9 @@ pub(super) struct HostName(pub String);
 /// The key of a request that may be repeated.
 pub(super) struct RequestKey(pub String);
 
+/// The same, where a request need not have one.
+pub(super) struct OptionalKey(pub Option<String>);
+
 /// A body of JSON.
 pub(super) struct JsonBody<T>(pub T);
 
@@ -149,20 +152,33 @@ impl<S: Send + Sync> FromRequestParts<S> for RequestKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let mut values = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
-        let (Some(value), None) = (values.next(), values.next()) else {
-            return Err(Refusal::new(
-                ErrorCode::Request,
-                "header Idempotency-Key",
-                "it is missing, or there are several",
-                "send one that is new, and the same one when the request is repeated",
-            )
-            .into());
-        };
-        let key = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        check_request_key(&key)?;
+        let key = request_key(parts)?.ok_or_else(|| not_one_key("it is missing"))?;
         Ok(Self(key))
     }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for OptionalKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        request_key(parts).map(Self)
+    }
+}
+
+fn request_key(parts: &Parts) -> Result<Option<String>, ApiError> {
+    let mut values = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(not_one_key("there are several").into());
+    }
+    let key = String::from_utf8_lossy(value.as_bytes()).into_owned();
+    check_request_key(&key)?;
+    Ok(Some(key))
+}
+
+fn not_one_key(problem: &str) -> Refusal {
+    let remedy = "send one that is new, and the same one when the request is repeated";
+    Refusal::new(ErrorCode::Request, "header Idempotency-Key", problem, remedy)
 }
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for JsonBody<T> {

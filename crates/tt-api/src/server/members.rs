@@ -2,7 +2,7 @@
 
 use super::create::add_vms;
 use super::edit::{Which, committed, edit, members, set_outgoing};
-use super::extract::{EnvName, JsonBody, VmName};
+use super::extract::{EnvName, JsonBody, OptionalKey, VmName};
 use super::ground::free_ports;
 use super::problem::Refusals;
 use super::vms::of;
@@ -19,26 +19,31 @@ use tt_store::tables::Change;
 
 /// Adds a member, or several alike, to an Env that lives; its events tell when they are ready.
 ///
-/// With a name the request may be repeated: members that have its names already and are as it asks
-/// are answered. Without a name each request adds more.
+/// The same request with the same key may be repeated: it answers the members that it added. Without a
+/// key each request adds more.
 #[utoipa::path(
     post, path = "/v1/envs/{env}/vms", tag = "vms", operation_id = "add_vm",
-    params(("env" = String, Path, description = "Name of the Env")),
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("Idempotency-Key" = Option<String>, Header,
+         description = "1 to 64 letters, digits and hyphens, new for each new request")
+    ),
     request_body = VmSpec,
     responses(
         (status = 202, description = "They are planned: the new members", body = VmList),
-        (status = 200, description = "They are members already", body = VmList),
+        (status = 200, description = "The same request has added them before", body = VmList),
         Refusals
     )
 )]
 pub(super) async fn add(
     State(api): State<Api>,
     EnvName(name): EnvName,
+    OptionalKey(key): OptionalKey,
     JsonBody(spec): JsonBody<VmSpec>,
 ) -> Result<Answer, ApiError> {
     let _turn = api.0.creating.lock().await;
     api.call(move |config| {
-        let (status, list) = add_vms(config, &name, &spec)?;
+        let (status, list) = add_vms(config, &name, key.as_deref(), &spec)?;
         Answer::new(status, &list)
     })
     .await

@@ -34,12 +34,12 @@ async fn a_kept_image_is_listed_used_and_removed() {
     let made = &new.vms[0].vm;
     assert_eq!((made.base.as_ref(), made.resource.disk_size), (Some(&images[0].runtime_image), 20));
     let web = VmSpec { name: Some("web".into()), ..vm.clone() };
-    let added = client.add_vm("new", &web).await;
+    let added = client.add_vm("new", "web", &web).await;
     assert_eq!(added.unwrap().vms[0].vm.base.as_ref(), made.base.as_ref());
     let plain = VmSpec { image: None, ..vm.clone() };
-    assert_eq!(code(client.add_vm("new", &plain).await), ErrorCode::Exists);
+    assert_eq!(code(client.add_vm("new", "plain", &plain).await), ErrorCode::Exists);
     let small = VmSpec { disk_size: Some(19), name: None, ..vm.clone() };
-    assert_eq!(code(client.add_vm("new", &small).await), ErrorCode::Invalid);
+    assert_eq!(code(client.add_vm("new", "small", &small).await), ErrorCode::Invalid);
 
     let revision = server.tables.revision().unwrap();
     let error = client.remove_image(id).await.unwrap_err();

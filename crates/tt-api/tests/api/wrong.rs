@@ -266,7 +266,7 @@ async fn wrong_requests_are_refused_and_change_nothing() {
     server.take("shop", "old", None);
     server.access.metas.lock().unwrap().clear();
     let other = VmSpec { name: Some("other".into()), ..VmSpec::new("micro") };
-    server.client.add_vm("shop", &other).await.unwrap();
+    server.client.add_vm("shop", "k", &other).await.unwrap();
     server.later();
     let revision = server.tables.revision().unwrap();
     let all = [names(), sizes(), members(), bodies(), lives(), surroundings()];

@@ -169,7 +169,7 @@ impl World {
         let (mut env, rows) = self.read(&at, true)?;
         let members: Vec<Vm> = rows.into_iter().map(|row| row.value).collect();
         let ground = self.ground(std::slice::from_ref(spec));
-        let plan = plan_add(&mut env.value, &members, spec, &ground.world(self))?;
+        let plan = plan_add(&mut env.value, &members, None, spec, &ground.world(self))?;
         let (usage, next_id) = (ground.usage.as_ref(), ground.next_id.as_ref());
         self.commit(ground.hold(Change::new().add_vms(&plan, &env, usage, next_id).unwrap()));
         Ok(())

@@ -91,6 +91,7 @@ pub fn plan_env(
         env_name: name,
         deny_outgoing: spec.deny_outgoing,
         net_blacklist: &spec.net_blacklist,
+        request_key: None,
     };
     let mut builder = Builder::new(world, family, world.next_id + 1);
     let mut vms = Vec::new();
@@ -163,6 +164,8 @@ pub(super) struct Family<'a> {
     pub(super) env_name: &'a str,
     pub(super) deny_outgoing: bool,
     pub(super) net_blacklist: &'a [Ipv4Addr],
+    /// Of the request that adds it to an Env that exists.
+    pub(super) request_key: Option<&'a str>,
 }
 
 /// Plans members one after the other.
@@ -245,6 +248,7 @@ impl<'a> Builder<'a> {
             deny_outgoing: self.family.deny_outgoing,
             goal: Goal::Running,
             kill_timestamp: 0,
+            request_key: self.family.request_key.map(str::to_owned),
             generation: 1,
         })
     }

@@ -4,7 +4,7 @@ use super::Policy;
 use super::change::{check_living, check_manageable};
 use super::create::{Builder, Family, World, member_names};
 use super::room::{check_memory, check_sizes, exhausted};
-use crate::check::{VMS_PER_ENV_MAX, check_update, check_vm, quoted};
+use crate::check::{VMS_PER_ENV_MAX, check_request_key, check_update, check_vm, quoted};
 use crate::{Env, ErrorCode, Goal, Host, NetKind, PortMap, Refusal, Usage, Vm, VmSpec, VmUpdate};
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ pub struct AddPlan {
     pub next_id: u64,
 }
 
-/// Plans members that join a living Env, which holds them afterwards.
+/// Plans members that join a living Env, which holds them afterwards. They remember `request_key`, if there is one.
 ///
 /// # Errors
 /// As [`plan_env`](super::plan_env), a name that is taken, an Env that is going or whose lifetime is
@@ -27,10 +27,12 @@ pub struct AddPlan {
 pub fn plan_add(
     env: &mut Env,
     members: &[Vm],
+    request_key: Option<&str>,
     spec: &VmSpec,
     world: &World<'_>,
 ) -> Result<AddPlan, Refusal> {
     check_living(env)?;
+    request_key.map_or(Ok(()), check_request_key)?;
     check_vm(spec)?;
     let what = || format!("env {}", quoted(&env.name));
     if env.is_expired(world.now) {
@@ -47,8 +49,8 @@ pub fn plan_add(
         ));
     }
     let taken: BTreeSet<String> = members.iter().map(|vm| vm.name.clone()).collect();
-    if let Some(name) = spec.name.as_ref().filter(|name| taken.contains(*name)) {
-        let what = format!("vm {} of env {}", quoted(name), quoted(&env.name));
+    if let Some(name) = asked_names(spec).into_iter().find(|name| taken.contains(name)) {
+        let what = format!("vm {} of env {}", quoted(&name), quoted(&env.name));
         return Err(refuse(ErrorCode::Exists, what, "the name is taken", "choose another one"));
     }
     let family = Family {
@@ -56,6 +58,7 @@ pub fn plan_add(
         env_name: &env.name,
         deny_outgoing: env.state.deny_outgoing,
         net_blacklist: &[],
+        request_key,
     };
     let mut builder = Builder::new(world, family, world.next_id);
     let mut vms = Vec::new();
@@ -65,6 +68,15 @@ pub fn plan_add(
     let (usage, next_id) = (builder.usage, builder.next_id);
     env.vm_set.extend(vms.iter().map(|vm| vm.id));
     Ok(AddPlan { vms, usage, next_id })
+}
+
+/// The names that `spec` gives; none if they are made from its template's.
+fn asked_names(spec: &VmSpec) -> Vec<String> {
+    let count = spec.count.unwrap_or(1);
+    let name =
+        |stem: &String, index| if count == 1 { stem.clone() } else { format!("{stem}-{index}") };
+    let stem = spec.name.as_ref();
+    stem.map(|stem| (1..=count).map(|index| name(stem, index)).collect()).unwrap_or_default()
 }
 
 /// Sends one member on its way out. Doing it again changes nothing.

@@ -86,7 +86,11 @@ pub async fn run(context: &Context, args: CreateArgs) -> Result<(), CliError> {
     output.result(&view, || lines::members(&view))
 }
 
-fn request_key() -> Result<String, CliError> {
+/// A key that nobody has used.
+///
+/// # Errors
+/// If the system has no random bytes.
+pub(super) fn request_key() -> Result<String, CliError> {
     let mut bytes = [0; KEY_BYTES];
     getrandom::fill(&mut bytes)
         .map_err(|error| CliError::System { action: "draw random bytes", source: error.into() })?;

@@ -1,7 +1,7 @@
 //! `tt vm add`, `rm` and `update`: members come, go and change.
 
 use super::Context;
-use super::env_create::VM_HELP;
+use super::env_create::{VM_HELP, request_key};
 use super::error::CliError;
 use super::patience::{patiently, through_losses};
 use super::target::{VmTarget, parse_env_name, parse_vm_name};
@@ -106,12 +106,9 @@ impl From<Wanted> for VmUpdate {
 /// What the daemon refused, or the trouble of a member that does not pass by itself.
 pub async fn add(context: &Context, args: AddArgs) -> Result<(), CliError> {
     let Context { client, output } = context;
-    let ask = async || client.add_vm(&args.env, &args.spec).await;
-    let added = match &args.spec.name {
-        Some(_) => through_losses(*output, ask).await?,
-        // Not sent twice: without a name a repetition adds another one.
-        None => ask().await?,
-    };
+    let key = request_key()?;
+    let ask = async || client.add_vm(&args.env, &key, &args.spec).await;
+    let added = through_losses(*output, ask).await?;
     settle(context, &args.env, added.vms, args.no_wait).await.map(drop)
 }
 

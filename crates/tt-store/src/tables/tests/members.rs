@@ -10,7 +10,7 @@ fn add(tables: &Tables, id: EnvId, count: u32) -> Option<Vec<VmId>> {
         tables.vms_of(&env.value).unwrap().into_iter().map(|row| row.value).collect();
     let spec = spec(count);
     with_world(tables, std::slice::from_ref(&spec), |world, usage, next_id| {
-        let plan = plan_add(&mut env.value, &members, &spec, world).ok()?;
+        let plan = plan_add(&mut env.value, &members, None, &spec, world).ok()?;
         let ids = plan.vms.iter().map(|vm| vm.id).collect();
         Some((ids, Change::new().add_vms(&plan, &env, usage, next_id).unwrap()))
     })
@@ -57,7 +57,7 @@ fn members_join_no_env_that_changed_meanwhile() {
     let added = with_world(&tables, std::slice::from_ref(&spec), |world, usage, next_id| {
         let other = Change::new().env(&env).unwrap();
         assert!(matches!(tables.commit(&other).unwrap(), Committed::Done(_)));
-        let plan = plan_add(&mut env.value, &[], &spec, world).ok()?;
+        let plan = plan_add(&mut env.value, &[], None, &spec, world).ok()?;
         Some(((), Change::new().add_vms(&plan, &env, usage, next_id).unwrap()))
     });
     assert_eq!(added, None);
