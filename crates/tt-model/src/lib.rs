@@ -11,6 +11,7 @@ pub mod goal;
 pub mod host;
 pub mod id;
 pub mod image;
+pub mod layers;
 pub mod names;
 pub mod net;
 pub mod plan;

@@ -143,6 +143,14 @@ pub enum StorageError {
         /// What was asked for.
         want_mb: u32,
     },
+    /// The content of a disk could not be written elsewhere, or was not wanted there any more. A retry may help.
+    #[error("the content of image {} can not be copied", path.display())]
+    Export {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// An image could not be removed. A retry may help.
     #[error("images in {} can not be removed", path.display())]
     Destroy {
@@ -201,6 +209,7 @@ impl StorageError {
             | Self::Give { .. }
             | Self::Grow { .. }
             | Self::Sync { .. }
+            | Self::Export { .. }
             | Self::InUse { .. }
             | Self::Destroy { .. }
             | Self::List { .. }
@@ -227,7 +236,7 @@ impl StorageError {
                 ErrorCode::Invalid
             }
             Self::InUse { .. } => ErrorCode::InUse,
-            Self::OpenTemplate { .. } => ErrorCode::Template,
+            Self::OpenTemplate { .. } | Self::Export { .. } => ErrorCode::Template,
             Self::Destroy { .. } => ErrorCode::DestroyImage,
             Self::Space { .. } | Self::Probe { .. } => ErrorCode::Host,
             Self::CheckPath { .. } | Self::CheckName { .. } => ErrorCode::Internal,

@@ -24,6 +24,7 @@ use tt_model::{Layout, Snapshot, StorageKind, Vm, VmId};
 mod choice;
 pub mod conformance;
 mod error;
+mod export;
 pub mod fake;
 mod file;
 mod images;
@@ -112,6 +113,20 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// As [`Storage::create_image`] and [`Storage::destroy_snapshot`]; the runtime image is untouched.
     fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError>;
+
+    /// Writes the content of a disk that nothing writes to any more into `to`, an empty file, byte for byte as a guest sees
+    /// it, with holes for zeros. `layers`, from [`tt_model::layers`], names the disk, and below it all that it lies on.
+    /// `goes_on` is told from time to time how many bytes of how many are done, and ends it by answering no.
+    ///
+    /// # Errors
+    /// [`StorageError::OpenDisk`] or [`StorageError::Damaged`] for a disk that is gone or no such disk;
+    /// [`StorageError::NoSpace`]; [`StorageError::Export`], also if it was ended. `to` is then of no use.
+    fn export(
+        &self,
+        layers: &[String],
+        to: &std::fs::File,
+        goes_on: &dyn Fn(u64, u64) -> bool,
+    ) -> Result<(), StorageError>;
 
     /// Removes every image of `vm`: all epochs, and what an interrupted create left. An absent one is fine.
     ///

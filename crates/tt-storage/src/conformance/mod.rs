@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tt_model::names::runtime_image;
 use tt_model::{Layout, StorageKind, Vm, VmResource, VmTemplate, sample};
 
+mod export;
 mod kept;
 mod life;
 mod snapshots;
@@ -60,6 +61,7 @@ pub fn run(rig: &dyn Rig) {
     records_that_lead_elsewhere_are_refused(rig);
     snapshots::run(rig);
     kept::run(rig);
+    export::run(rig);
     live_at_random(rig, 1, 20);
     assert_eq!(must(rig.storage().images()), []);
 }

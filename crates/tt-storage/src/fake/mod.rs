@@ -274,6 +274,25 @@ impl Storage for FakeStorage {
         self.act(effect::SYNC, |disk| disk.change(vm.id, epoch, |image| image.synced = true))
     }
 
+    fn export(
+        &self,
+        layers: &[String],
+        to: &std::fs::File,
+        goes_on: &dyn Fn(u64, u64) -> bool,
+    ) -> Result<(), StorageError> {
+        self.alive("image.export")?;
+        let name = layers.first().map(String::as_str).unwrap_or_default();
+        let failed = |source| StorageError::Export { path: name.into(), source };
+        let lost = || StorageError::Lost { path: name.into() };
+        let (id, epoch, _) = parse_name(name).ok_or_else(lost)?;
+        let image = self.disk.get(id, epoch).ok_or_else(lost)?;
+        let bytes = u64::from(image.size_mb) << 20;
+        if !goes_on(0, bytes) {
+            return Err(failed(std::io::ErrorKind::Interrupted.into()));
+        }
+        to.set_len(bytes).map_err(failed)
+    }
+
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError> {
         self.alive(effect::CREATE)?;
         let epoch = self.epoch_of(vm, snapshot)?;

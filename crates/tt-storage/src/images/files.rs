@@ -193,7 +193,7 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-pub(super) fn space(dir: &Path) -> Result<Space, StorageError> {
+pub(crate) fn space(dir: &Path) -> Result<Space, StorageError> {
     let stat = rustix::fs::statvfs(dir)
         .map_err(|e| StorageError::Space { path: dir.into(), source: e.into() })?;
     let mb = |blocks: u64| ((u128::from(blocks) * u128::from(stat.f_frsize)) >> 20) as u64;

@@ -1,6 +1,7 @@
 //! The images below a data directory, whatever their format: `images/<vm>/<epoch>.<format>`, and beside them what an
 //! interrupted create left. It never writes under an image's final name before the image is complete.
 
+use crate::export::export;
 use crate::layers::{missing, needed, parse_id};
 use crate::source::Source;
 use crate::{Space, Storage, StorageError};
@@ -202,6 +203,15 @@ impl Storage for Images {
             .sync_all()
             .and_then(|()| dirs.iter().try_for_each(|dir| sync_dir(dir)))
             .map_err(|source| StorageError::Sync { path: job.path, source })
+    }
+
+    fn export(
+        &self,
+        layers: &[String],
+        to: &File,
+        goes_on: &dyn Fn(u64, u64) -> bool,
+    ) -> Result<(), StorageError> {
+        export(&self.layout.data, layers, to, goes_on)
     }
 
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError> {

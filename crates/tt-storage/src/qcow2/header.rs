@@ -13,9 +13,9 @@ pub(super) const BACKING_FILE_BYTES_MAX: usize = 1023;
 const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
 const VERSION: u32 = 3;
 const CLUSTER_BITS: u32 = 16;
-const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
+pub(crate) const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
 /// Table entries of 8 bytes in a cluster.
-const ENTRIES_PER_CLUSTER: u64 = CLUSTER_BYTES / 8;
+pub(super) const ENTRIES_PER_CLUSTER: u64 = CLUSTER_BYTES / 8;
 /// Part of the disk behind one L1 entry: an L2 table of one cluster.
 const L1_ENTRY_BYTES: u64 = ENTRIES_PER_CLUSTER * CLUSTER_BYTES;
 const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
@@ -42,7 +42,9 @@ pub(super) struct Header<'a> {
 pub(super) struct Found {
     /// The size that a guest sees.
     pub(super) size_bytes: u64,
-    l1_entries: u32,
+    /// Entries of its first table, and where that lies.
+    pub(super) l1_entries: u32,
+    pub(super) l1_offset: u64,
 }
 
 impl Found {
@@ -129,7 +131,11 @@ pub(super) fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Found, &'static str> {
     if be64(bytes, 72) & !1 != 0 {
         return Err("it is marked corrupt, or has features that this program never uses");
     }
-    Ok(Found { size_bytes: be64(bytes, SIZE_OFFSET as usize), l1_entries: be32(bytes, 36) })
+    Ok(Found {
+        size_bytes: be64(bytes, SIZE_OFFSET as usize),
+        l1_entries: be32(bytes, 36),
+        l1_offset: be64(bytes, 40),
+    })
 }
 
 fn be32(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {

@@ -11,6 +11,10 @@ use std::path::Path;
 use tt_model::StorageKind;
 
 mod header;
+mod read;
+
+pub(crate) use header::CLUSTER_BYTES;
+pub(crate) use read::{Cluster, Reader};
 
 /// The qcow2 format.
 #[derive(Debug)]
