@@ -84,6 +84,7 @@ fn start(tables: &Tables) -> Client {
         name: "micro".into(),
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
         memo: None,
+        origin: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(template),

@@ -7,6 +7,7 @@ mod whole {
     mod kept;
     mod members;
     mod policies;
+    mod publish;
     mod recovery;
     mod snapshots;
     mod suspend;

@@ -15,6 +15,7 @@ mod kept;
 mod layers;
 mod meta;
 mod peers;
+mod publish;
 mod queue;
 mod recover;
 mod report;

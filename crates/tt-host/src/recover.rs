@@ -70,6 +70,7 @@ pub fn recover(
             name: template.name.clone(),
             source: None,
             memo: None,
+            origin: None,
             host: host_id,
             is_wanted: true,
             template: Some(template.clone()),

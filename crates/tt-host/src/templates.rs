@@ -1,6 +1,7 @@
 //! Makes and removes the templates that the records ask for. It decides nothing about them: each kind of source is one
 //! function of the catalogue.
 
+use crate::publish::Publisher;
 use crate::{HostError, Queue, layers};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,16 +10,20 @@ use tt_image::{Catalogue, Facts, ImageError, Import, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
 use tt_model::template::digest_digits;
 use tt_model::{HostId, TemplateSource, VmTemplate, template};
+use tt_storage::Storage;
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
 /// How often the record of a template that is being made is looked at and brought up to date.
 const LOOK: Duration = Duration::from_millis(500);
+/// Commits that are planned again because others came between.
+const TRIES: u32 = 64;
 
 /// Matches this host's templates to their records. Any number of threads may work on one queue.
 #[derive(Debug)]
 pub(crate) struct TemplateMaker {
     tables: Tables,
     catalogue: Arc<Catalogue>,
+    storages: Vec<Arc<dyn Storage>>,
     host: HostId,
     is_stopping: Arc<AtomicBool>,
 }
@@ -27,17 +32,19 @@ impl TemplateMaker {
     pub(crate) fn new(
         tables: Tables,
         catalogue: Arc<Catalogue>,
+        storages: Vec<Arc<dyn Storage>>,
         host: HostId,
         is_stopping: Arc<AtomicBool>,
     ) -> Self {
-        Self { tables, catalogue, host, is_stopping }
+        Self { tables, catalogue, storages, host, is_stopping }
     }
 
     /// Works until the queue is closed.
     pub(crate) fn run(&self, queue: &Queue<String>) {
         while let Some(name) = queue.take() {
             match self.visit(&name) {
-                Ok(()) => queue.done(&name, None),
+                Ok(None) => queue.done(&name, None),
+                Ok(Some(delay)) => queue.wait(&name, delay),
                 Err(error) => {
                     tracing::error!(template = name, error = layers::chain(&error), "not settled");
                     queue.failed(&name);
@@ -46,46 +53,44 @@ impl TemplateMaker {
         }
     }
 
-    fn visit(&self, name: &str) -> Result<(), HostError> {
-        let Some(row) = self.tables.template(name)? else { return Ok(()) };
+    /// Answers after which time it is to be looked at again.
+    fn visit(&self, name: &str) -> Result<Option<Duration>, HostError> {
+        let Some(row) = self.tables.template(name)? else { return Ok(None) };
         if row.value.host != self.host {
-            return Ok(());
+            return Ok(None);
         }
         if !row.value.is_wanted {
-            return self.remove(&row);
+            return self.remove(&row).map(|()| None);
         }
         // One that failed waits until it is asked for again.
         if row.value.template.is_some() || row.value.trouble.is_some() {
-            return Ok(());
+            return Ok(None);
         }
         tracing::info!(template = name, "being made");
         let made = match self.make(&row.value) {
             // Its removal is named in the queue again, its making goes on with the next daemon.
-            Err(ImageError::Unwanted) => return Ok(()),
+            Err(Halt::Image(ImageError::Unwanted)) => return Ok(None),
+            Err(Halt::NotYet) => return Ok(Some(LOOK)),
+            Err(Halt::Records(error)) => return Err(error),
             Ok(template) => Ok(template),
-            Err(error) => Err(Trouble {
+            Err(Halt::Image(error)) => Err(Trouble {
                 code: error.code(),
                 why: layers::chain(&error),
                 retry: error.is_retryable(),
             }),
+            Err(Halt::Trouble(trouble)) => Err(trouble),
         };
-        self.record(name, |record| {
-            record.step = None;
-            record.progress = None;
-            match &made {
-                Ok(template) => record.template = Some(template.clone()),
-                Err(trouble) => record.trouble = Some(trouble.clone()),
-            }
-        })
+        self.settled(name, &made)?;
+        Ok(None)
     }
 
-    fn make(&self, record: &TemplateRecord) -> Result<VmTemplate, ImageError> {
+    fn make(&self, record: &TemplateRecord) -> Result<VmTemplate, Halt> {
         let progress = Recorder::new(self, &record.name);
         let unknown = |problem: String| ImageError::Format { what: "its source".into(), problem };
         match &record.source {
-            None => Err(unknown("it is not known what it was made from".into())),
+            None => Err(unknown("it is not known what it was made from".into()).into()),
             Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
-                self.catalogue.build_micro(Packages::Kept, &progress)
+                Ok(self.catalogue.build_micro(Packages::Kept, &progress)?)
             }
             Some(TemplateSource::Import { from, digest, format }) => {
                 let import = Import {
@@ -96,12 +101,45 @@ impl TemplateMaker {
                 let facts = facts(record, || format!("from {from}"));
                 let draft = self.catalogue.draft(&record.name)?;
                 let made = self.catalogue.import(&draft, &import, &facts, &progress);
-                self.keep_draft_for_retry(&record.name, made)
+                Ok(self.keep_draft_for_retry(&record.name, made)?)
+            }
+            Some(
+                source @ (TemplateSource::Publish { .. } | TemplateSource::PublishImage { .. }),
+            ) => {
+                let facts = facts(record, || format!("published from {}", source.describe()));
+                let made = self.publisher().publish(record, facts, &progress);
+                if made.as_ref().is_err_and(|halt| !matches!(halt, Halt::NotYet)) {
+                    // What was copied is of another moment than the next try's.
+                    self.catalogue.discard(&record.name)?;
+                }
+                made
             }
             Some(TemplateSource::Build { recipe }) => {
-                Err(unknown(format!("there is no recipe {recipe:?}; there is: {MICRO}")))
+                Err(unknown(format!("there is no recipe {recipe:?}; there is: {MICRO}")).into())
             }
         }
+    }
+
+    fn publisher(&self) -> Publisher<'_> {
+        Publisher { tables: &self.tables, catalogue: &self.catalogue, storages: &self.storages }
+    }
+
+    /// Records what became of it, in one moment with the end of what was taken for it.
+    fn settled(&self, name: &str, made: &Result<VmTemplate, Trouble>) -> Result<(), HostError> {
+        for _ in 0..TRIES {
+            let Some(mut row) = self.tables.template(name)? else { return Ok(()) };
+            let before = row.value.clone();
+            (row.value.step, row.value.progress, row.value.origin) = (None, None, None);
+            match made {
+                Ok(template) => row.value.template = Some(template.clone()),
+                Err(trouble) => row.value.trouble = Some(trouble.clone()),
+            }
+            let change = self.publisher().give_back(&before, Change::new().template(&row)?)?;
+            if let Committed::Done(_) = self.tables.commit(&change)? {
+                return Ok(());
+            }
+        }
+        Err(HostError::Contended { what: format!("template {name}"), tries: TRIES })
     }
 
     /// What a failure left is of use to a retry, or to nobody.
@@ -120,13 +158,21 @@ impl TemplateMaker {
         let name = &row.value.name;
         let removed = self.catalogue.discard(name).and_then(|()| self.catalogue.remove(name));
         removed.map_err(|e| HostError::Look { what: "templates", source: Box::new(e) })?;
-        // Asked for again meanwhile: the watch has named it again.
-        self.tables.commit(&Change::new().remove_template(row))?;
-        Ok(())
+        for _ in 0..TRIES {
+            let change = Change::new().remove_template(row);
+            let change = self.publisher().give_back(&row.value, change)?;
+            if let Committed::Done(_) = self.tables.commit(&change)? {
+                return Ok(());
+            }
+            // Asked for again meanwhile: the watch has named it again.
+            if self.tables.template(name)?.is_none_or(|now| now.revision != row.revision) {
+                return Ok(());
+            }
+        }
+        Err(HostError::Contended { what: format!("template {name}"), tries: TRIES })
     }
 
     fn record(&self, name: &str, change: impl Fn(&mut TemplateRecord)) -> Result<(), HostError> {
-        const TRIES: u32 = 16;
         for _ in 0..TRIES {
             let Some(mut row) = self.tables.template(name)? else { return Ok(()) };
             change(&mut row.value);
@@ -136,6 +182,31 @@ impl TemplateMaker {
             std::thread::sleep(Duration::from_millis(1));
         }
         Err(HostError::Contended { what: format!("template {name}"), tries: TRIES })
+    }
+}
+
+/// Why a template is not made, or not yet.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The catalogue says why.
+    Image(ImageError),
+    /// The records could not be read.
+    Records(HostError),
+    /// Something else is wrong.
+    Trouble(Trouble),
+    /// What it is made from is not there yet.
+    NotYet,
+}
+
+impl From<ImageError> for Halt {
+    fn from(error: ImageError) -> Self {
+        Self::Image(error)
+    }
+}
+
+impl From<HostError> for Halt {
+    fn from(error: HostError) -> Self {
+        Self::Records(error)
     }
 }
 

@@ -75,6 +75,26 @@ impl Catalogue {
         Ok(template)
     }
 
+    /// Puts the kernel of the template `from`, if it has one, into `draft`, so that a disk that was made from it boots on.
+    /// Answers what else is in it: its features that are no forms.
+    ///
+    /// # Errors
+    /// [`ImageError::Read`], [`ImageError::Damaged`] if the template is gone or not what it was; [`ImageError::Write`].
+    pub fn carry_over(&self, draft: &Draft, from: &VmTemplate) -> Result<Vec<String>, ImageError> {
+        let dir = self.data.join(&from.path);
+        let there = record::read(&dir)?;
+        if there.has(FEATURE_KERNEL) {
+            for name in [KERNEL, INITRAMFS] {
+                let to = draft.dir().join(name);
+                files::remove(&to)?;
+                files::share(&dir.join(name), &to)?;
+            }
+        }
+        let forms = [FEATURE_DISK, FEATURE_KERNEL, FEATURE_CONTAINER];
+        let is_form = |feature: &String| forms.contains(&feature.as_str());
+        Ok(there.features.into_iter().filter(|feature| !is_form(feature)).collect())
+    }
+
     /// Removes what is left of the making of the template `name`. An absent one is fine.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! The template: what runtime images are cloned from, what it is made of, and how it is asked for.
 
-use crate::check::{check_template_name, quoted};
-use crate::{ErrorCode, Refusal};
+use crate::check::{check_name, check_template_name, quoted};
+use crate::{ErrorCode, Refusal, VmId};
 use serde::{Deserialize, Serialize};
 
 /// What runtime images are cloned from. Immutable: another content is another digest.
@@ -87,6 +87,54 @@ pub enum TemplateSource {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         format: Option<DiskFormat>,
     },
+    /// The disk of a Vm at one moment. A running guest stands still for a moment and goes on.
+    Publish {
+        /// The Vm, `ENV/VM`.
+        vm: String,
+        /// A snapshot of it; without one, the moment is now.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        snapshot: Option<String>,
+    },
+    /// A kept image.
+    PublishImage {
+        /// Id of the Vm that it was the runtime image of.
+        #[cfg_attr(feature = "schema", schema(value_type = u64))]
+        image: VmId,
+    },
+}
+
+/// The moment that a template is published from, as it was planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Origin {
+    /// A snapshot of a Vm's disk.
+    Snapshot {
+        /// The Vm.
+        vm: VmId,
+        /// Name of the snapshot.
+        snapshot: String,
+        /// Whether it is taken for this alone, and goes with it.
+        is_temporary: bool,
+        /// Name of the template that the Vm was made from.
+        template: String,
+    },
+    /// A kept image.
+    Image {
+        /// Id of the Vm that it was the runtime image of.
+        image: VmId,
+        /// Name of the template that that Vm was made from.
+        template: String,
+    },
+}
+
+impl Origin {
+    /// Name of the template that it was once made from: what that brings beside its disk is carried over.
+    pub fn template(&self) -> &str {
+        match self {
+            Self::Snapshot { template, .. } | Self::Image { template, .. } => template,
+        }
+    }
 }
 
 /// How a disk lies in a file.
@@ -122,6 +170,9 @@ impl TemplateSource {
         match self {
             Self::Build { recipe } => format!("recipe {recipe}"),
             Self::Import { from, .. } => from.clone(),
+            Self::Publish { vm, snapshot: None } => vm.clone(),
+            Self::Publish { vm, snapshot: Some(snapshot) } => format!("{vm}@{snapshot}"),
+            Self::PublishImage { image } => format!("image {image}"),
         }
     }
 }
@@ -166,7 +217,16 @@ pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
         let remedy = format!("use one line of at most {MEMO_BYTES_MAX} bytes");
         return invalid("memo".into(), "it is no description", remedy);
     }
-    let TemplateSource::Import { from, digest, .. } = &spec.source else { return Ok(()) };
+    let (from, digest) = match &spec.source {
+        TemplateSource::Import { from, digest, .. } => (from, digest),
+        TemplateSource::Publish { vm, snapshot } => {
+            let (env, name) = vm.split_once('/').unwrap_or((vm, ""));
+            check_name("env", env)?;
+            check_name("vm", name)?;
+            return snapshot.as_ref().map_or(Ok(()), |name| check_name("snapshot", name));
+        }
+        TemplateSource::Build { .. } | TemplateSource::PublishImage { .. } => return Ok(()),
+    };
     let is_place =
         from.starts_with('/') || from.starts_with("http://") || from.starts_with("https://");
     if !is_place || from.len() > FROM_BYTES_MAX || !is_shown(from) {

@@ -12,7 +12,7 @@ use crate::{Entry, Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
 use tt_model::status::Trouble;
-use tt_model::template::Progress;
+use tt_model::template::{Origin, Progress};
 use tt_model::{
     Env, EnvId, Host, HostId, KeptImage, TemplateSource, Usage, Vm, VmId, VmStatus, VmTemplate,
 };
@@ -78,6 +78,9 @@ pub struct TemplateRecord {
     pub name: String,
     /// What it is made from; not known any more of one that a recovery found.
     pub source: Option<TemplateSource>,
+    /// The moment that it is published from, as long as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// Description for people, if one was given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memo: Option<String>,

@@ -30,11 +30,11 @@ impl<'a> Which<'a> {
 /// Changes an Env and its members as `plan` says, in one commit, and answers it as it is then.
 ///
 /// `plan` is also told whether it got all members that stay.
-pub(super) fn edit(
+pub(super) fn edit<E: Into<ApiError>>(
     config: &ApiConfig,
     name: &str,
     which: Which<'_>,
-    plan: impl Fn(&mut Env, &mut [Vm], bool) -> Result<(), Refusal>,
+    plan: impl Fn(&mut Env, &mut [Vm], bool) -> Result<(), E>,
 ) -> Result<EnvView, ApiError> {
     let tables = &config.tables;
     let env = attempt(|| {
@@ -42,7 +42,7 @@ pub(super) fn edit(
         let (rows, is_whole) = members(tables, &env.value, which)?;
         let before = env.value.clone();
         let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
-        plan(&mut env.value, &mut vms, is_whole)?;
+        plan(&mut env.value, &mut vms, is_whole).map_err(Into::into)?;
         let changed = changed(rows, vms);
         if changed.is_empty() && env.value == before {
             return Ok(Some(env.value));

@@ -97,7 +97,7 @@ pub(super) async fn destroy(
     api.call(move |config| {
         let view = edit(config, &name, Which::All, |env, vms, _| {
             plan_destroy(env, vms);
-            Ok(())
+            Ok::<_, tt_model::Refusal>(())
         })?;
         Answer::new(StatusCode::ACCEPTED, &view)
     })

@@ -4,11 +4,13 @@ use super::Api;
 use super::edit::committed;
 use super::extract::ImageId;
 use super::problem::Refusals;
+use super::templates::publications;
 use super::work::{Answer, attempt, in_use};
 use crate::error::ApiError;
 use crate::views::ImageList;
 use axum::extract::State;
 use axum::http::StatusCode;
+use tt_model::template::Origin;
 use tt_model::{ErrorCode, KeptImage, Refusal, VmId};
 use tt_store::tables::{Change, Tables};
 
@@ -58,6 +60,10 @@ fn unwant(tables: &Tables, id: VmId) -> Result<Option<KeptImage>, ApiError> {
         vms.filter(|vm| is_base(&vm.base)).map(|vm| vm.full_name()).collect();
     let images = tables.images()?.into_iter().map(|row| row.value);
     users.extend(images.filter(|i| is_base(&i.base)).map(|i| format!("image {}", i.id)));
+    users.extend(publications(
+        tables,
+        |origin| matches!(origin, Origin::Image { image, .. } if *image == id),
+    )?);
     if !users.is_empty() {
         return Err(in_use(format!("image {id}"), &users, "remove these first").into());
     }

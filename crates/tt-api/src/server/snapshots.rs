@@ -5,13 +5,18 @@ use super::edit::{Which, committed, edit, members};
 use super::extract::{EnvName, EnvSnapshot, JsonBody, VmName, VmSnapshot};
 use super::ground::free_ports;
 use super::problem::Refusals;
-use super::work::{Answer, attempt, check_ports, env_row, env_view, host, member, usage_row};
+use super::templates::publications;
+use super::work::{
+    Answer, attempt, check_ports, env_row, env_view, host, in_use, member, usage_row,
+};
 use super::{Api, ApiConfig};
 use crate::error::ApiError;
 use crate::views::{EnvView, SnapshotList};
 use axum::extract::State;
 use axum::http::StatusCode;
+use tt_model::check::quoted;
 use tt_model::plan::{ApplyWorld, plan_apply, plan_drop_snapshot, plan_snapshot};
+use tt_model::template::Origin;
 use tt_model::{Env, Refusal, SnapshotSpec, SnapshotState, Vm};
 use tt_store::tables::Change;
 
@@ -183,7 +188,20 @@ fn drop_it(
     only: Option<&str>,
     name: &str,
 ) -> Result<EnvView, ApiError> {
-    edit(config, env, Which::of(only), |env, vms, _| plan_drop_snapshot(env, vms, name))
+    edit::<ApiError>(config, env, Which::of(only), |env, vms, _| {
+        let is_meant = |origin: &Origin| match origin {
+            Origin::Snapshot { vm, snapshot, .. } => {
+                snapshot == name && vms.iter().any(|v| v.id == *vm)
+            }
+            Origin::Image { .. } => false,
+        };
+        let users = publications(&config.tables, is_meant)?;
+        if !users.is_empty() {
+            let what = format!("snapshot {}", quoted(name));
+            return Err(in_use(what, &users, "wait until it is published").into());
+        }
+        Ok(plan_drop_snapshot(env, vms, name)?)
+    })
 }
 
 /// Notes that members go back to a snapshot.

@@ -1,15 +1,17 @@
 //! Routes of templates. Building and removing is the host's work: here it is only asked for.
 
-use super::edit::committed;
+use super::edit::{Which, committed, members};
 use super::extract::{JsonBody, TemplateName};
 use super::problem::Refusals;
-use super::work::{Answer, attempt, in_use};
+use super::work::{Answer, attempt, env_row, host, in_use};
 use super::{Api, ApiConfig};
 use crate::error::ApiError;
 use crate::views::{TemplateList, TemplatePhase, TemplateView};
 use axum::extract::State;
 use axum::http::StatusCode;
 use tt_model::check::quoted;
+use tt_model::plan::{plan_publish, plan_publish_image};
+use tt_model::template::Origin;
 use tt_model::{ErrorCode, Refusal, TemplateSource, TemplateSpec, template};
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
 
@@ -108,46 +110,92 @@ fn check(spec: &TemplateSpec) -> Result<(), Refusal> {
 fn want(config: &ApiConfig, spec: &TemplateSpec) -> Result<Option<TemplateRecord>, ApiError> {
     let tables = &config.tables;
     let what = || format!("template {}", quoted(&spec.name));
-    let Some(mut row) = tables.template(&spec.name)? else {
-        let record = TemplateRecord {
-            name: spec.name.clone(),
-            source: Some(spec.source.clone()),
-            memo: spec.memo.clone(),
-            host: config.host,
-            is_wanted: true,
-            template: None,
-            step: None,
-            progress: None,
-            trouble: None,
-        };
-        let change = Change::new().new_template(&record)?;
-        return committed(tables, &change, record);
-    };
-    if !row.value.is_wanted {
-        let remedy = "make it when it is gone";
-        return Err(Refusal::new(ErrorCode::State, what(), "it is being removed", remedy).into());
-    }
-    let has_failed = row.value.template.is_none() && row.value.trouble.is_some();
-    let is_same = row.value.source.as_ref().is_none_or(|source| *source == spec.source);
-    match (has_failed, is_same) {
-        (false, true) => Ok(Some(row.value)),
-        (false, false) => {
-            let source = row.value.source.as_ref().map(TemplateSource::describe);
+    let there = tables.template(&spec.name)?;
+    if let Some(row) = &there {
+        let record = &row.value;
+        if !record.is_wanted {
+            let (problem, remedy) = ("it is being removed", "make it when it is gone");
+            return Err(Refusal::new(ErrorCode::State, what(), problem, remedy).into());
+        }
+        let has_failed = record.template.is_none() && record.trouble.is_some();
+        let is_same = record.source.as_ref().is_none_or(|source| *source == spec.source);
+        // What is published once more is another moment.
+        let is_over = record.template.is_some() && is_published(&spec.source);
+        if !has_failed && is_same && !is_over {
+            return Ok(Some(row.value.clone()));
+        }
+        if !has_failed {
+            let source = record.source.as_ref().map(TemplateSource::describe);
             let problem = format!("it is there, made from {}", source.unwrap_or_default());
             let remedy = "choose another name, or remove it first";
-            Err(Refusal::new(ErrorCode::Exists, what(), problem, remedy).into())
-        }
-        // One that could not be made is tried again.
-        (true, _) => {
-            row.value.source = Some(spec.source.clone());
-            row.value.trouble = None;
-            row.value.step = None;
-            row.value.progress = None;
-            row.value.memo = spec.memo.clone();
-            let change = Change::new().template(&row)?;
-            committed(tables, &change, row.value)
+            return Err(Refusal::new(ErrorCode::Exists, what(), problem, remedy).into());
         }
     }
+    // One that could not be made is tried again, from the beginning.
+    let (origin, change) = plan_origin(config, &spec.source)?;
+    let record = TemplateRecord {
+        name: spec.name.clone(),
+        source: Some(spec.source.clone()),
+        origin,
+        memo: spec.memo.clone(),
+        host: config.host,
+        is_wanted: true,
+        template: None,
+        step: None,
+        progress: None,
+        trouble: None,
+    };
+    let change = match &there {
+        None => change.new_template(&record)?,
+        Some(row) => change.template(&Row { value: record.clone(), revision: row.revision })?,
+    };
+    committed(tables, &change, record)
+}
+
+fn is_published(source: &TemplateSource) -> bool {
+    matches!(source, TemplateSource::Publish { .. } | TemplateSource::PublishImage { .. })
+}
+
+/// The moment that is published, and the change that keeps it.
+fn plan_origin(
+    config: &ApiConfig,
+    source: &TemplateSource,
+) -> Result<(Option<Origin>, Change), ApiError> {
+    let tables = &config.tables;
+    match source {
+        TemplateSource::Publish { vm, snapshot } => {
+            let (env, name) = vm.split_once('/').unwrap_or((vm, ""));
+            let mut env = env_row(tables, env)?;
+            let (mut rows, _) = members(tables, &env.value, Which::One(name))?;
+            let mut row = rows.remove(0);
+            let now = config.access.now_unix_secs();
+            let snapshot = snapshot.as_deref();
+            let host = host(config)?;
+            let planned =
+                plan_publish(&mut env.value, &mut row.value, snapshot, &host, now, &config.policy)?;
+            // Both are written in any case: whoever removes the snapshot meanwhile has to look again.
+            Ok((Some(planned), Change::new().env(&env)?.vm(&row)?))
+        }
+        TemplateSource::PublishImage { image } => {
+            let row = tables.image(*image)?.ok_or_else(|| {
+                let what = format!("image {image}");
+                let problem = "there is no such kept image";
+                Refusal::new(ErrorCode::NotFound, what, problem, "see `tt image ls`")
+            })?;
+            Ok((Some(plan_publish_image(&row.value)?), Change::new().image(&row)?))
+        }
+        TemplateSource::Build { .. } | TemplateSource::Import { .. } => Ok((None, Change::new())),
+    }
+}
+
+/// The templates that are being published from what `is_meant`, as those who use it are named.
+pub(super) fn publications(
+    tables: &Tables,
+    is_meant: impl Fn(&Origin) -> bool,
+) -> Result<Vec<String>, ApiError> {
+    let rows = tables.templates()?.into_iter();
+    let meant = rows.filter(|row| row.value.origin.as_ref().is_some_and(&is_meant));
+    Ok(meant.map(|row| format!("template {}", row.value.name)).collect())
 }
 
 fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiError> {
@@ -164,6 +212,8 @@ fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiErro
     users.extend(
         images.filter(|i| i.template.name == row.value.name).map(|i| format!("image {}", i.id)),
     );
+    let name = &row.value.name;
+    users.extend(publications(tables, |origin| origin.template() == name)?);
     if !users.is_empty() {
         let what = format!("template {}", quoted(name));
         return Err(in_use(what, &users, "destroy their Envs and remove the images first").into());

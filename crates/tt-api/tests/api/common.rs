@@ -14,7 +14,7 @@ use tt_api::views::{Checked, EnvView, Finding, VerifyReport};
 use tt_api::{Client, Problem};
 use tt_guest::session::{FromGuest, Open, ToGuest};
 use tt_model::plan::{Policy, plan_take, plan_taken};
-use tt_model::template::FEATURE_AGENT;
+use tt_model::template::{FEATURE_AGENT, FEATURE_DISK};
 use tt_model::{
     EngineFacts, EnvSpec, ErrorCode, Host, HostId, KeptImage, Phase, Protocol, Refusal, Snapshot,
     TemplateSource, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat, sample,
@@ -209,12 +209,13 @@ pub fn template(name: &str) -> TemplateRecord {
         name: name.into(),
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
         memo: None,
+        origin: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(VmTemplate {
             name: name.into(),
             compatible_engines: ["fake", "full", "mute"].map(str::to_owned).into(),
-            features: vec![FEATURE_AGENT.into()],
+            features: vec![FEATURE_DISK.into(), FEATURE_AGENT.into()],
             disk_size: 16,
             ..sample::template("fake")
         }),

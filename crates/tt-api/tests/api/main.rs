@@ -15,6 +15,8 @@ mod members;
 #[cfg(test)]
 mod openapi;
 #[cfg(test)]
+mod publish;
+#[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod slow;

@@ -1,12 +1,15 @@
 //! `tt template`: what Vms are made from.
 
 use super::error::{CliError, Exit};
+use super::target::VmTarget;
 use super::text::{Table, one_line};
 use super::{Context, lines};
 use clap::Subcommand;
+use std::str::FromStr;
 use std::time::Duration;
 use tt_api::ClientError;
 use tt_api::views::{TemplatePhase, TemplateView};
+use tt_model::check::quoted;
 use tt_model::template::DiskFormat;
 use tt_model::units::format_size_mb;
 use tt_model::{ErrorCode, TemplateSource, TemplateSpec};
@@ -52,6 +55,20 @@ pub enum TemplateCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Make a template of a Vm's disk as it is now or was in a snapshot, or of a kept image
+    Publish {
+        /// What: a Vm, a snapshot of it, or a kept image by its number
+        #[arg(value_name = "ENV/VM[@SNAPSHOT]|image:ID")]
+        from: Published,
+        /// Its globally unique name, e.g. `example.org/me/shop`
+        name: String,
+        /// Description for people
+        #[arg(long)]
+        memo: Option<String>,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Remove a template that no Vm was made from
     Rm {
         /// Which template
@@ -60,6 +77,28 @@ pub enum TemplateCommand {
         #[arg(long)]
         no_wait: bool,
     },
+}
+
+/// What is published.
+#[derive(Clone, Debug)]
+pub struct Published(TemplateSource);
+
+impl FromStr for Published {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(id) = text.strip_prefix("image:") {
+            let image =
+                id.parse().map_err(|_| format!("{} is no number of an image", quoted(id)))?;
+            return Ok(Self(TemplateSource::PublishImage { image }));
+        }
+        let (vm, snapshot) = match text.split_once('@') {
+            Some((vm, snapshot)) => (vm, Some(snapshot.to_owned())),
+            None => (text, None),
+        };
+        let vm = vm.parse::<VmTarget>()?.to_string();
+        Ok(Self(TemplateSource::Publish { vm, snapshot }))
+    }
 }
 
 /// Runs `tt template ..`.
@@ -85,13 +124,16 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
             let source = TemplateSource::Import { from: absolute(from)?, digest, format };
             make(context, &TemplateSpec { name, source, memo }, no_wait).await?;
         }
+        TemplateCommand::Publish { from, name, memo, no_wait } => {
+            make(context, &TemplateSpec { name, source: from.0, memo }, no_wait).await?;
+        }
         TemplateCommand::Rm { template, no_wait } => {
             let view = client.remove_template(&template).await?;
             if !no_wait {
-                interruptible(&template, removed(context, &template)).await?;
+                interruptible(&view.name, removed(context, &view.name)).await?;
             }
             let done = if no_wait { "is being removed" } else { "removed" };
-            output.result(&view, || format!("{template} {done}\n"))?;
+            output.result(&view, || format!("{} {done}\n", view.name))?;
         }
     }
     Ok(Exit::DONE)

@@ -298,6 +298,7 @@ fn micro() -> TemplateRecord {
         name: "micro".into(),
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
         memo: None,
+        origin: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(VmTemplate {
