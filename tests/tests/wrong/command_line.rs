@@ -107,7 +107,7 @@ fn what_can_not_be_is_refused(lab: &Lab) {
     let create = |spec| lab.tt(&["env", "create", "x", "--vm", spec]);
     create("nosuch").fails(1, "[ERR_TT_NOT_FOUND]");
     create("micro,engine=xen").fails(1, "[ERR_TT_UNSUPPORTED]");
-    create("micro,net=flat").fails(1, "[ERR_TT_UNSUPPORTED]");
+    create("micro,net=flat,port=80").fails(1, "[ERR_TT_INVALID]");
     create("micro,mem=1000G").fails(1, "[ERR_TT_INVALID]");
     create("micro,disk=1000000G").fails(1, "[ERR_TT_INVALID]");
     create("micro,cpu=60000").fails(1, "[ERR_TT_INVALID]");

@@ -175,22 +175,10 @@ impl<'a> Session<'a> {
                 self.shared.set_state(GuestState::Refused(why));
                 Ok(())
             }
-            GuestMessage::ExecStarted { stream, pid } => {
-                if let Some(stream) = self.streams.get(&stream) {
-                    stream.started(pid);
-                }
-                Ok(())
-            }
-            GuestMessage::Exited { stream, code, signal } => {
-                if let Some(stream) = self.streams.remove(&stream) {
-                    stream.exited(code, signal);
-                }
-                Ok(())
-            }
-            GuestMessage::Failed { stream, code, why } => {
-                if let Some(stream) = self.streams.remove(&stream) {
-                    stream.failed(code, bounded(&why));
-                }
+            GuestMessage::ExecStarted { .. }
+            | GuestMessage::Exited { .. }
+            | GuestMessage::Failed { .. } => {
+                self.stream_message(message);
                 Ok(())
             }
             GuestMessage::EntryEnded { code, signal } => {
@@ -203,6 +191,28 @@ impl<'a> Session<'a> {
             GuestMessage::HelloAck { .. }
             | GuestMessage::Bye { .. }
             | GuestMessage::Pong { .. } => Ok(()),
+        }
+    }
+
+    /// What an agent says of one stream. Of a stream that has ended, or never was, nothing is heard.
+    fn stream_message(&mut self, message: GuestMessage) {
+        match message {
+            GuestMessage::ExecStarted { stream, pid } => {
+                if let Some(stream) = self.streams.get(&stream) {
+                    stream.started(pid);
+                }
+            }
+            GuestMessage::Exited { stream, code, signal } => {
+                if let Some(stream) = self.streams.remove(&stream) {
+                    stream.exited(code, signal);
+                }
+            }
+            GuestMessage::Failed { stream, code, why } => {
+                if let Some(stream) = self.streams.remove(&stream) {
+                    stream.failed(code, bounded(&why));
+                }
+            }
+            _ => {}
         }
     }
 
