@@ -47,6 +47,7 @@ impl Recipe {
             dns: vec![[10, 0, 0, 1].into()],
             hosts: Vec::new(),
             machine_id: record["machine_id"].as_str().map(str::to_owned),
+            ssh_keys: Vec::new(),
             entropy: None,
         };
         Self {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use testkit::Must;
 use tokio::net::UnixListener;
 use tt_api::Client;
-use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess};
+use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess};
 use tt_api::server::{Api, ApiConfig, router, serve};
 use tt_api::views::VerifyReport;
 use tt_guest::session::Open;
@@ -160,8 +160,13 @@ impl HostAccess for NoHost {
         Box::pin(async { Err(refusal) })
     }
 
-    fn console(&self, vm: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>> {
+    fn console(&self, vm: VmId) -> BoxFuture<Result<ByteStream, Refusal>> {
         let refusal = nothing(vm);
+        Box::pin(async { Err(refusal) })
+    }
+
+    fn connect(&self, vm: &Vm, _port: u16) -> BoxFuture<Result<ByteStream, Refusal>> {
+        let refusal = nothing(vm.id);
         Box::pin(async { Err(refusal) })
     }
 

@@ -7,6 +7,7 @@ mod life {
     mod commands;
     mod inside;
     mod lifetimes;
+    mod login;
     mod reach;
     mod rest;
 }

@@ -45,7 +45,13 @@ pub trait HostAccess: Send + Sync + 'static {
     ///
     /// # Errors
     /// `ERR_TT_STATE` if there is no machine, `ERR_TT_UNSUPPORTED` if it has no console.
-    fn console(&self, vm: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>>;
+    fn console(&self, vm: VmId) -> BoxFuture<Result<ByteStream, Refusal>>;
+
+    /// Connects to a TCP port of a guest from inside its Env's network, whatever is published. Takes some seconds at most.
+    ///
+    /// # Errors
+    /// `ERR_TT_AGENT` if nothing answers there.
+    fn connect(&self, vm: &Vm, port: u16) -> BoxFuture<Result<ByteStream, Refusal>>;
 
     /// The last `tail_bytes` of a machine's console log; fewer if there are fewer.
     ///
@@ -77,11 +83,11 @@ pub struct GuestStream {
     pub from: mpsc::Receiver<FromGuest>,
 }
 
-/// An attached console: raw bytes. Dropping it detaches.
+/// An attached console or a connection: raw bytes. Dropping it detaches, or hangs up.
 #[derive(Debug)]
-pub struct ConsoleStream {
-    /// Key strokes.
+pub struct ByteStream {
+    /// To the guest.
     pub to: mpsc::Sender<Vec<u8>>,
-    /// What the guest prints. Ends when the machine does.
+    /// From the guest. Ends when the machine does, or the connection.
     pub from: mpsc::Receiver<Vec<u8>>,
 }

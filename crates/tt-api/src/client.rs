@@ -146,6 +146,14 @@ impl Client {
         Stream::open(self, &format!("{}/streams", vm_path(env, vm)), open).await
     }
 
+    /// Connects to a TCP port of a guest from inside its Env's network. Dropping it hangs up.
+    ///
+    /// # Errors
+    /// `ERR_TT_AGENT` if nothing answers there.
+    pub async fn connect(&self, env: &str, vm: &str, port: u16) -> Result<Console, ClientError> {
+        Console::open(self, &format!("{}/ports/{port}", vm_path(env, vm))).await
+    }
+
     /// Attaches to a Vm's serial console. Dropping it detaches.
     pub async fn console(&self, env: &str, vm: &str) -> Result<Console, ClientError> {
         Console::open(self, &format!("{}/console", vm_path(env, vm))).await

@@ -91,6 +91,9 @@ pub struct VmView {
     pub is_settled: bool,
     /// Whether a changed number of CPUs or size of memory waits until it is shut down and started.
     pub needs_restart: bool,
+    /// By what its guest is seen to be ready, where no agent says so: what *ready* is worth.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen_by: Option<String>,
 }
 
 /// All Envs, oldest first.
@@ -279,8 +282,8 @@ impl VmView {
                 && Some(status.phase) == final_phase(vm.goal)
                 && status.trouble.is_none()
         });
-        let needs_restart = vm.needs_restart();
-        Self { vm, status, is_settled, needs_restart }
+        let (needs_restart, seen_by) = (vm.needs_restart(), vm.seen_by());
+        Self { vm, status, is_settled, needs_restart, seen_by }
     }
 
     /// What is wrong with it now; what was wrong before its latest change does not count.
@@ -298,12 +301,13 @@ impl<'de> Deserialize<'de> for VmView {
             status: Option<VmStatus>,
             is_settled: bool,
             needs_restart: bool,
+            seen_by: Option<String>,
         }
         let value = serde_json::Value::deserialize(deserializer)?;
-        let Seen { status, is_settled, needs_restart } =
+        let Seen { status, is_settled, needs_restart, seen_by } =
             Seen::deserialize(&value).map_err(D::Error::custom)?;
         let vm = Vm::deserialize(value).map_err(D::Error::custom)?;
-        Ok(Self { vm, status, is_settled, needs_restart })
+        Ok(Self { vm, status, is_settled, needs_restart, seen_by })
     }
 }
 

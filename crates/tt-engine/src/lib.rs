@@ -16,9 +16,11 @@ mod memory;
 mod process;
 pub mod qemu;
 mod remains;
+mod seed;
 mod watch;
 
 pub use error::EngineError;
+pub use seed::GuestNetwork;
 
 /// Called with a Vm's id when its machine ended. It carries no news: look again. Called from any thread, possibly more
 /// than once for one end; it must return at once and call no engine.

@@ -9,6 +9,7 @@ pub(crate) fn named(vm: &Vm) -> Vec<String> {
     }
     let mut named: Vec<String> = vm.snapshots.values().filter_map(|s| s.memory.clone()).collect();
     named.extend(vm.memory.clone());
+    named.push(names::firmware(vm.id));
     if vm.goal != Goal::Stopped {
         named.push(names::suspended(vm.id, vm.incarnation));
     }

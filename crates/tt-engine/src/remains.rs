@@ -193,6 +193,12 @@ pub(crate) fn give(path: &Path, uid: Option<u32>, gid: u32) -> Result<(), Engine
         .map_err(|e| make("owner of", path, e.into()))
 }
 
+/// Lets a machine's user read a file of the daemon's, and nobody else.
+pub(crate) fn open_to(path: &Path, uid: u32) -> Result<(), EngineError> {
+    give(path, Some(0), uid)?;
+    fs::set_permissions(path, Permissions::from_mode(0o440)).map_err(|e| make("mode of", path, e))
+}
+
 /// Makes a directory of this mode, if it is not there.
 pub(crate) fn make_dir(path: &Path, mode: u32) -> Result<(), EngineError> {
     let failed = |e| make("directory", path, e);

@@ -115,6 +115,9 @@ pub struct Setup {
     /// 32 hexadecimal digits for `/etc/machine-id`; `None` makes that file empty.
     #[serde(default)]
     pub machine_id: Option<String>,
+    /// Public keys for root's `authorized_keys`, a line each; those that are missing there are added.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
     /// As in [`Hello`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<String>,
@@ -198,7 +201,7 @@ pub enum GuestMessage {
     },
     /// The set-up stopped; it may be sent again.
     SetupFailed {
-        /// The step: `hostname`, `network`, `files`, `machine_id`, `disk`, `entropy` or `setup`.
+        /// The step: `hostname`, `network`, `files`, `machine_id`, `ssh_keys`, `disk`, `entropy` or `setup`.
         what: String,
         /// The reason, for a reader.
         why: String,

@@ -36,6 +36,7 @@ fn setup() -> Setup {
         dns: vec![[10, 0, 0, 1].into()],
         hosts: vec![("db".to_owned(), [10, 0, 0, 3].into())],
         machine_id: Some(MACHINE_ID.to_owned()),
+        ssh_keys: vec!["ssh-ed25519 A a".to_owned()],
         entropy: Some("5a".repeat(32)),
     }
 }

@@ -113,6 +113,7 @@ fn a_machine_that_is_not_a_guest_is_left_alone() {
         dns: vec![],
         hosts: vec![],
         machine_id: None,
+        ssh_keys: vec![],
         entropy: None,
     };
     client.send(&HostMessage::Setup(setup));

@@ -92,13 +92,14 @@ impl TemplateMaker {
             Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
                 Ok(self.catalogue.build_micro(Packages::Kept, &progress)?)
             }
-            Some(TemplateSource::Import { from, digest, format }) => {
+            Some(TemplateSource::Import { from, digest, format, features }) => {
                 let import = Import {
                     from: from.clone(),
                     digest: digest.as_deref().and_then(digest_digits).map(str::to_owned),
                     format: *format,
                 };
-                let facts = facts(record, || format!("from {from}"));
+                let mut facts = facts(record, || format!("from {from}"));
+                facts.inside.clone_from(features);
                 let draft = self.catalogue.draft(&record.name)?;
                 let made = self.catalogue.import(&draft, &import, &facts, &progress);
                 Ok(self.keep_draft_for_retry(&record.name, made)?)

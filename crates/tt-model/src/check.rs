@@ -1,5 +1,6 @@
 //! Whether a request makes sense by itself, before anything is looked up.
 
+use crate::login::{check_ssh_keys, check_user_data};
 use crate::{EnvSpec, ErrorCode, InnerPort, Refusal, VmSpec, VmUpdate};
 use std::collections::BTreeSet;
 
@@ -92,6 +93,8 @@ pub fn check_env(spec: &EnvSpec) -> Result<(), Refusal> {
         return Err(invalid("life_time 0", "an Env must live", "give at least one second"));
     }
     check_blacklist(spec.net_blacklist.len())?;
+    check_ssh_keys(&spec.ssh_keys)?;
+    spec.user_data.as_deref().map_or(Ok(()), check_user_data)?;
     if spec.vms.is_empty() {
         return Err(invalid("vms", "an Env has at least one Vm", "name a template for one"));
     }
@@ -132,6 +135,8 @@ pub fn check_vm(spec: &VmSpec) -> Result<(), Refusal> {
     }
     check_memory_size(spec.mem_size)?;
     check_blacklist(spec.net_blacklist.len())?;
+    check_ssh_keys(&spec.ssh_keys)?;
+    spec.user_data.as_deref().map_or(Ok(()), check_user_data)?;
     check_ports(&spec.ports)
 }
 

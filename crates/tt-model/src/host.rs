@@ -85,10 +85,15 @@ pub fn tunnel_addr(block: Ipv4Net) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(block.broadcast()) - 1)
 }
 
+/// The gateway's address in every Env of that range: the first one.
+pub fn gateway(range: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(range.network()) + 1)
+}
+
 impl Host {
-    /// The gateway's address in every Env: the first of the range.
+    /// The gateway's address in every Env.
     pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.range.network()) + 1)
+        gateway(self.range)
     }
 
     /// First and last address that Vms of this host can have.

@@ -12,6 +12,7 @@ pub mod host;
 pub mod id;
 pub mod image;
 pub mod layers;
+pub mod login;
 pub mod names;
 pub mod net;
 pub mod plan;

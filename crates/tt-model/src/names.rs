@@ -46,6 +46,12 @@ pub fn suspended(id: VmId, incarnation: u32) -> String {
     format!("memory/{id}/suspended-{incarnation}")
 }
 
+/// Relative path of the memory of the firmware of `id`, where UEFI keeps its variables: a directory. It outlives every
+/// machine of the Vm.
+pub fn firmware(id: VmId) -> String {
+    format!("memory/{id}/firmware")
+}
+
 /// Relative path of the meta of `id` with that number.
 pub fn meta(id: VmId, number: u32) -> PathBuf {
     PathBuf::from(format!("meta/{id}/{number}.json"))

@@ -24,6 +24,13 @@ pub struct EnvSpec {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub net_blacklist: Vec<Ipv4Addr>,
+    /// Public keys for logging in, in the form of OpenSSH's `.pub` files: for all members whose guest can be given any,
+    /// and there must be one.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// What cloud-init does in each member that has it and no user data of its own; there must be one that has it.
+    #[serde(default)]
+    pub user_data: Option<String>,
 }
 
 /// A Vm as asked for, or several alike.
@@ -71,6 +78,16 @@ pub struct VmSpec {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub net_blacklist: Vec<Ipv4Addr>,
+    /// Public keys for logging in, beside the Env's; root's where the guest has the agent.
+    #[serde(default)]
+    pub ssh_keys: Vec<String>,
+    /// What cloud-init does at the guest's first boot: `#cloud-config`, a script, or a MIME archive.
+    #[serde(default)]
+    pub user_data: Option<String>,
+    /// The TCP port by which a guest without the agent is seen to be ready; 0 for none: it is as soon as its machine
+    /// runs. If missing, 22 where cloud-init is, else none.
+    #[serde(default)]
+    pub ready_port: Option<u16>,
 }
 
 fn yes() -> bool {
@@ -94,6 +111,9 @@ impl VmSpec {
             keep_image: false,
             image: None,
             net_blacklist: Vec::new(),
+            ssh_keys: Vec::new(),
+            user_data: None,
+            ready_port: None,
         }
     }
 }

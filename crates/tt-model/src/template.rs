@@ -35,6 +35,12 @@ pub const FEATURE_KERNEL: &str = "kernel";
 pub const FEATURE_CONTAINER: &str = "container";
 /// Feature of a template whose guest runs TT's agent.
 pub const FEATURE_AGENT: &str = "agent";
+/// Feature of a template whose guest runs cloud-init, and so looks for a seed disk (NoCloud).
+pub const FEATURE_CLOUD_INIT: &str = "cloud-init";
+/// Feature of a template whose disk is booted by UEFI; one with neither this nor `kernel` is booted by a BIOS.
+pub const FEATURE_UEFI: &str = "uefi";
+/// Features that an imported disk can be said to have: its content does not tell.
+pub const FEATURES_SAID: [&str; 2] = [FEATURE_CLOUD_INIT, FEATURE_UEFI];
 
 /// Longest description of a template.
 pub const MEMO_BYTES_MAX: usize = 500;
@@ -86,6 +92,9 @@ pub enum TemplateSource {
         /// What it is, where its content does not say so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         format: Option<DiskFormat>,
+        /// What a disk that boots by itself has: `cloud-init`, `uefi`, or both.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        features: Vec<String>,
     },
     /// The disk of a Vm at one moment. A running guest stands still for a moment and goes on.
     Publish {
@@ -217,8 +226,8 @@ pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
         let remedy = format!("use one line of at most {MEMO_BYTES_MAX} bytes");
         return invalid("memo".into(), "it is no description", remedy);
     }
-    let (from, digest) = match &spec.source {
-        TemplateSource::Import { from, digest, .. } => (from, digest),
+    let (from, digest, features) = match &spec.source {
+        TemplateSource::Import { from, digest, features, .. } => (from, digest, features),
         TemplateSource::Publish { vm, snapshot } => {
             let (env, name) = vm.split_once('/').unwrap_or((vm, ""));
             check_name("env", env)?;
@@ -236,6 +245,15 @@ pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
             format!("from {}", quoted(from)),
             "nothing is imported from there",
             remedy.into(),
+        );
+    }
+    let is_known = |feature: &&String| FEATURES_SAID.contains(&feature.as_str());
+    if let Some(feature) = features.iter().find(|feature| !is_known(feature)) {
+        let remedy = format!("say one of: {}", FEATURES_SAID.join(", "));
+        return invalid(
+            format!("feature {}", quoted(feature)),
+            "no imported disk can be said to have it",
+            remedy,
         );
     }
     match digest {
@@ -302,6 +320,7 @@ mod tests {
                 from: from.into(),
                 digest: digest.map(str::to_owned),
                 format: None,
+                features: Vec::new(),
             },
         };
         let right = format!("sha256:{}", "0f".repeat(32));
@@ -318,6 +337,17 @@ mod tests {
         check_spec(&spec("/x", None, Some("two\nlines"))).unwrap_err();
         check_spec(&spec("/x", None, Some(&"m".repeat(MEMO_BYTES_MAX + 1)))).unwrap_err();
         check_spec(&TemplateSpec { name: "../x".into(), ..spec("/x", None, None) }).unwrap_err();
+        let said = |said: &[&str]| {
+            let mut spec = spec("/x", None, None);
+            if let TemplateSource::Import { features, .. } = &mut spec.source {
+                *features = said.iter().map(ToString::to_string).collect();
+            }
+            check_spec(&spec)
+        };
+        said(&["cloud-init", "uefi"]).unwrap();
+        for wrong in ["agent", "kernel", ""] {
+            said(&["uefi", wrong]).unwrap_err();
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::names::runtime_image;
 use crate::net::{MacAddr, PortMap};
 use crate::snapshot::SnapshotState;
+use crate::template::{FEATURE_AGENT, FEATURE_CLOUD_INIT};
 use crate::{EnvId, Goal, HostId, Snapshot, VmId, VmTemplate};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,6 +68,16 @@ pub struct Vm {
     pub addr: String,
     /// What the guest finds in `/etc/machine-id`: 32 hexadecimal digits, or nothing.
     pub machine_id: Option<String>,
+    /// Public keys for logging in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ssh_keys: Vec<String>,
+    /// What cloud-init does at the guest's first boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_data: Option<String>,
+    /// The TCP port by which a guest without the agent is seen to be ready: something listens there. Without one it is as
+    /// soon as its machine runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_port: Option<u16>,
     /// Whether it may not open connections to the outside.
     pub deny_outgoing: bool,
     /// How much of it should exist.
@@ -214,9 +225,11 @@ pub mod feat {
     pub const CONSOLE: VmEngineFeat = 1 << 8;
     /// Commands and copies through the guest's agent.
     pub const EXEC: VmEngineFeat = 1 << 9;
+    /// Disks that are booted by UEFI.
+    pub const UEFI: VmEngineFeat = 1 << 10;
 
     /// All features with their names.
-    pub const NAMES: [(VmEngineFeat, &str); 10] = [
+    pub const NAMES: [(VmEngineFeat, &str); 11] = [
         (PAUSE, "pause"),
         (SUSPEND, "suspend"),
         (SHUTDOWN, "shutdown"),
@@ -227,6 +240,7 @@ pub mod feat {
         (FLAT, "flat"),
         (CONSOLE, "console"),
         (EXEC, "exec"),
+        (UEFI, "uefi"),
     ];
 
     /// The names of the bits in `features`, in the order of the bits.
@@ -291,6 +305,22 @@ impl Vm {
             }
         }
         self.disks.retain(|epoch, _| needed.contains(epoch));
+    }
+
+    /// By what its guest is seen to be ready, for people; nothing where its agent says so.
+    pub fn seen_by(&self) -> Option<String> {
+        match (self.template.has(FEATURE_AGENT), self.ready_port) {
+            (true, _) => None,
+            (false, Some(port)) => Some(format!("something listens on port {port}")),
+            (false, None) => Some("its machine runs; nothing is seen of the guest".to_owned()),
+        }
+    }
+
+    /// Whether it has a seed disk for cloud-init: it tells a guest without the agent who it is, and any guest its user
+    /// data. Where the agent does the rest and there is no user data, cloud-init has nothing to do and is not woken.
+    pub fn has_seed(&self) -> bool {
+        let needs_seed = !self.template.has(FEATURE_AGENT) || self.user_data.is_some();
+        self.template.has(FEATURE_CLOUD_INIT) && needs_seed
     }
 
     /// `ENV/VM`, as people write it.

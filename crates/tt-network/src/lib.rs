@@ -38,6 +38,7 @@ mod nfnetlink;
 mod nft;
 mod peers;
 mod ports;
+mod socket;
 mod streams;
 mod sysctl;
 mod tap;
@@ -48,6 +49,7 @@ pub use driver::{NetnsNetwork, NetworkConfig, TUNNEL_ID, TUNNEL_PORT};
 pub use error::NetworkError;
 pub use facts::{choose_block, host_networks, listening_ports, public_address};
 pub use fake::FakeNetwork;
+pub use socket::tcp_socket;
 
 /// Most names that one [`EnvNames`] may hold.
 pub const MEMBERS_MAX: usize = 4096;

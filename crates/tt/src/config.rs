@@ -236,6 +236,18 @@ pub fn client_socket(flag: Option<PathBuf>) -> PathBuf {
     flag.or_else(|| variable().map(PathBuf::from)).unwrap_or_else(|| SOCKET.into())
 }
 
+/// Where the client remembers the keys of guests' servers, in the user's directory for state (the XDG base directories);
+/// nowhere for a user without one.
+pub fn known_hosts() -> PathBuf {
+    let variable =
+        |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let home = || variable("HOME").map(|home| home.join(".local/state"));
+    match variable("XDG_STATE_HOME").or_else(home) {
+        Some(state) => state.join("tt/known_hosts"),
+        None => "/dev/null".into(),
+    }
+}
+
 /// The type of the terminal that the program runs on, for a guest's `TERM`.
 pub fn terminal_type() -> String {
     let usable = |term: &String| !term.is_empty() && term != "dumb";

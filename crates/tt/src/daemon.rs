@@ -17,7 +17,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tt_api::server::{Api, ApiConfig};
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
-use tt_engine::{VmEngine, Wake};
+use tt_engine::{GuestNetwork, VmEngine, Wake};
 use tt_host::{
     Clock, Drivers, Guests, HostConfig, HostService, MetaError, Metas, Queue, SystemClock,
 };
@@ -179,8 +179,12 @@ fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
         Accelerator::Kvm => AcceleratorChoice::Kvm,
         Accelerator::Tcg => AcceleratorChoice::Tcg,
     };
-    let binary = config.qemu.binary.clone();
-    vec![Arc::new(QemuEngine::new(QemuConfig { layout: layout.clone(), binary, accelerator }))]
+    let network = GuestNetwork {
+        gateway: tt_model::host::gateway(config.range),
+        prefix_len: config.range.prefix_len(),
+    };
+    let (layout, binary) = (layout.clone(), config.qemu.binary.clone());
+    vec![Arc::new(QemuEngine::new(QemuConfig { layout, binary, accelerator, network }))]
 }
 
 /// The back end for new images, and why that one.

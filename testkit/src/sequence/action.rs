@@ -230,7 +230,7 @@ pub fn env_spec(scope: &'static Scope) -> impl Strategy<Value = EnvSpec> {
         |(mut vms, life_time, at_end, deny_outgoing, net_blacklist)| {
             let names = vms.iter_mut().zip(MEMBERS);
             names.for_each(|(vm, name)| vm.name = Some(name.to_owned()));
-            EnvSpec { vms, life_time, at_end, deny_outgoing, net_blacklist }
+            EnvSpec { vms, life_time, at_end, deny_outgoing, net_blacklist, ..EnvSpec::default() }
         },
     )
 }

@@ -111,7 +111,7 @@ impl StreamReceiver {
     }
 }
 
-/// A machine's serial console.
+/// A machine's serial console, or a connection to its guest: raw bytes.
 #[derive(Debug)]
 pub struct Console {
     sender: ConsoleSender,

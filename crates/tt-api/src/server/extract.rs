@@ -35,6 +35,9 @@ pub(super) struct VmName {
     pub vm: String,
 }
 
+/// `{env}`, `{vm}` and `{port}` in a path.
+pub(super) struct VmPort(pub VmName, pub u16);
+
 /// `{env}` and `{name}` of a snapshot in a path.
 pub(super) struct EnvSnapshot {
     pub env: String,
@@ -83,6 +86,23 @@ impl<S: Send + Sync> FromRequestParts<S> for VmName {
         check_name("env", &env)?;
         check_name("vm", &vm)?;
         Ok(Self { env, vm })
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for VmPort {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let (env, vm, port): (String, String, String) = path(parts, state).await?;
+        check_name("env", &env)?;
+        check_name("vm", &vm)?;
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        let number = port.parse().ok().filter(|number| digits && *number != 0);
+        let number = number.ok_or_else(|| {
+            let what = format!("port {}", quoted(&port));
+            Refusal::new(ErrorCode::Invalid, what, "it is no TCP port", "write 1 to 65535")
+        })?;
+        Ok(Self(VmName { env, vm }, number))
     }
 }
 

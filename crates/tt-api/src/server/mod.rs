@@ -146,6 +146,7 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(members::allow_one))
         .routes(routes!(streams::open))
         .routes(routes!(streams::console))
+        .routes(routes!(streams::connect))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::remove))
         .routes(routes!(snapshots::apply))

@@ -2,10 +2,10 @@
 //! waits for the next: a slow reader holds back the guest, not the daemon's memory.
 
 use super::Api;
-use super::extract::{VmName, shown};
+use super::extract::{VmName, VmPort, shown};
 use super::problem::Refusals;
 use super::work::{host, member};
-use crate::access::{ConsoleStream, GuestStream};
+use crate::access::{ByteStream, GuestStream};
 use crate::error::{ApiError, Problem};
 use crate::views::{StreamEnd, StreamOpened};
 use crate::wire::{WIRE_BYTES_MAX, decode_to, encode_from};
@@ -98,7 +98,42 @@ pub(super) async fn console(
     let console = api.0.config.access.console(vm.id).await?;
     Ok(upgrade.on_upgrade(move |socket| async move {
         let _session = session;
-        serve_console(socket, console).await;
+        serve_bytes(socket, console).await;
+    }))
+}
+
+/// Connects to a TCP port of a guest from inside its Env's network, whether it is published or not: a WebSocket of binary
+/// messages, raw bytes both ways. `ERR_TT_AGENT` if nothing answers there yet.
+#[utoipa::path(
+    get, path = "/v1/envs/{env}/vms/{vm}/ports/{port}", tag = "vms", operation_id = "connect_port",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("vm" = String, Path, description = "Name of the Vm"),
+        ("port" = u16, Path, description = "A TCP port of the guest", minimum = 1)
+    ),
+    responses((status = 101, description = "A WebSocket"), Refusals)
+)]
+pub(super) async fn connect(
+    State(api): State<Api>,
+    VmPort(name, port): VmPort,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let upgrade = bounded(upgrade)?;
+    let session = api.session()?;
+    let vm = api
+        .call(move |config| {
+            let vm = member(&config.tables, &name.env, &name.vm)?;
+            check_machine(&vm)?;
+            match vm.goal {
+                Goal::Paused => Err(is_paused(&vm).into()),
+                _ => Ok(vm),
+            }
+        })
+        .await?;
+    let connection = api.0.config.access.connect(&vm, port).await?;
+    Ok(upgrade.on_upgrade(move |socket| async move {
+        let _session = session;
+        serve_bytes(socket, connection).await;
     }))
 }
 
@@ -126,6 +161,11 @@ fn check_machine(vm: &Vm) -> Result<(), Refusal> {
     Err(Refusal::new(ErrorCode::State, what, "it does not run", "start it first"))
 }
 
+fn is_paused(vm: &Vm) -> Refusal {
+    let what = format!("vm {}", quoted(&vm.full_name()));
+    Refusal::new(ErrorCode::State, what, "it is paused", "start it first")
+}
+
 /// Whether an agent can answer in the guest.
 fn check_agent(vm: &Vm, can_exec: bool, phase: Option<Phase>) -> Result<(), Refusal> {
     check_machine(vm)?;
@@ -138,11 +178,16 @@ fn check_agent(vm: &Vm, can_exec: bool, phase: Option<Phase>) -> Result<(), Refu
         return refuse(ErrorCode::Unsupported, problem, "choose another engine for it");
     }
     if !vm.template.has(FEATURE_AGENT) {
-        let problem = format!("template {} brings no agent", vm.template.name);
-        return refuse(ErrorCode::Unsupported, problem, "choose a template with an agent");
+        let problem = format!(
+            "its guest lacks TT's agent, which runs programs and copies: template {} does not bring it",
+            vm.template.name
+        );
+        let remedy =
+            "use `tt ssh`, `tt console` or its ports, or make it from a template with the agent";
+        return refuse(ErrorCode::Agent, problem, remedy);
     }
     if vm.goal == Goal::Paused {
-        return refuse(ErrorCode::State, "it is paused".into(), "start it first");
+        return Err(is_paused(vm));
     }
     match phase {
         Some(Phase::Ready) => Ok(()),
@@ -179,9 +224,9 @@ async fn serve_stream(api: &Api, vm: &Vm, socket: WebSocket) {
     close(sink, end).await;
 }
 
-async fn serve_console(socket: WebSocket, console: ConsoleStream) {
+async fn serve_bytes(socket: WebSocket, bytes: ByteStream) {
     let (mut sink, mut source) = socket.split();
-    let ConsoleStream { to, mut from } = console;
+    let ByteStream { to, mut from } = bytes;
     let up = forward(&mut source, &to, |bytes| Ok(bytes.to_vec()));
     let down = hand_out(&mut sink, &mut from, |bytes: Option<Vec<u8>>| {
         let is_last = bytes.is_none();

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess, STREAM_QUEUE};
+use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess, STREAM_QUEUE};
 use tt_api::server::{Api, ApiConfig, router, serve};
 use tt_api::views::{Checked, EnvView, Finding, VerifyReport};
 use tt_api::{Client, Problem};
@@ -75,7 +75,7 @@ impl HostAccess for Shared {
         })
     }
 
-    fn console(&self, vm: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>> {
+    fn console(&self, vm: VmId) -> BoxFuture<Result<ByteStream, Refusal>> {
         let (to, mut keys) = mpsc::channel::<Vec<u8>>(STREAM_QUEUE);
         let (out, from) = mpsc::channel(STREAM_QUEUE);
         Box::pin(async move {
@@ -87,8 +87,18 @@ impl HostAccess for Shared {
                     }
                 }
             });
-            Ok(ConsoleStream { to, from })
+            Ok(ByteStream { to, from })
         })
+    }
+
+    /// Port 22 says who it is and echoes; nothing listens on others.
+    fn connect(&self, vm: &Vm, port: u16) -> BoxFuture<Result<ByteStream, Refusal>> {
+        if port != 22 {
+            let what = format!("port {port}");
+            let refusal = Refusal::new(ErrorCode::Agent, what, "nothing answers there", "wait");
+            return Box::pin(async { Err(refusal) });
+        }
+        self.console(vm.id)
     }
 
     fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal> {

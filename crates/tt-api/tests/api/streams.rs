@@ -141,6 +141,28 @@ async fn what_can_not_be_opened_is_refused_with_a_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_port_of_a_guest_is_reached_through_the_daemon() {
+    let server = server();
+    let env = server.ready_env("shop", 1).await;
+    let client = &server.client;
+    let mut connection = client.connect("shop", "micro", 22).await.unwrap();
+    let greeting = connection.receive().await.unwrap().unwrap();
+    assert_eq!(greeting, format!("console of {}\n", env.vms[0].vm.id).into_bytes());
+    connection.send(&[0, 255]).await.unwrap();
+    assert_eq!(connection.receive().await.unwrap(), Some(vec![0, 255]));
+    connection.send(b"off").await.unwrap();
+    assert_eq!(connection.receive().await.unwrap(), None);
+
+    let code =
+        async |env: &str, vm: &str, port| client.connect(env, vm, port).await.unwrap_err().code();
+    assert_eq!(code("shop", "micro", 80).await, Some(ErrorCode::Agent));
+    assert_eq!(code("shop", "micro", 0).await, Some(ErrorCode::Invalid));
+    assert_eq!(code("shop", "db", 22).await, Some(ErrorCode::NotFound));
+    client.stop_env("shop", Some(StopMode::Pause)).await.unwrap();
+    assert_eq!(code("shop", "micro", 22).await, Some(ErrorCode::State));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_console_is_raw_both_ways() {
     let server = server();
     let env = server.ready_env("shop", 1).await;

@@ -1,10 +1,12 @@
 //! From a machine to QEMU's arguments. A pure function: it opens nothing and decides nothing but spelling.
 
 use super::Accelerator;
+use super::begin::{self, Boot};
+use super::node::{Disk, node};
 use serde_json::json;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tt_model::MacAddr;
 
 /// Bound of TCG's buffer of translated code, in MB. A booting Debian kernel fills some 20; QEMU's own default is 1024,
@@ -26,9 +28,10 @@ pub(super) struct MachineSpec {
     pub cpu_num: u16,
     pub mem_mb: u32,
     pub ram: Ram,
-    /// Boot straight into a kernel; `None`: from the disk, by firmware.
-    pub kernel: Option<Kernel>,
+    pub boot: Boot,
     pub disk: Disk,
+    /// A second, read-only disk: what cloud-init in the guest reads.
+    pub seed: Option<Disk>,
     pub mac: MacAddr,
     /// The tap's descriptor.
     pub tap: RawFd,
@@ -56,15 +59,6 @@ pub(super) enum Ram {
     },
 }
 
-/// What is behind a machine's disk.
-#[derive(Clone, Debug)]
-pub(super) enum Disk {
-    /// A file, `raw` or `qcow2`.
-    Image { format: &'static str, file: PathBuf },
-    /// Nothing, of this size: for a machine that never runs.
-    Null { bytes: u64 },
-}
-
 /// One end of a byte stream of a machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Channel {
@@ -85,20 +79,10 @@ pub(super) enum Incoming {
     Deferred,
 }
 
-/// A kernel to boot straight into.
-#[derive(Clone, Debug)]
-pub(super) struct Kernel {
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
-    /// Firmware that does nothing but start it (qboot); `None`: QEMU's default one (SeaBIOS), which is slower and, on
-    /// `microvm`, puts the ACPI tables where QEMU puts the initramfs of an uncompressed kernel.
-    pub firmware: Option<PathBuf>,
-}
-
 /// Whether it is QEMU's `microvm`: under TCG that one hangs on a busy host (it has no timer to calibrate the TSC by),
 /// and it has no disk that firmware could boot from.
 fn is_micro(spec: &MachineSpec) -> bool {
-    spec.accelerator == Accelerator::Kvm && spec.kernel.is_some()
+    spec.accelerator == Accelerator::Kvm && matches!(spec.boot, Boot::Kernel(_))
 }
 
 /// QEMU's arguments, without the program.
@@ -113,10 +97,11 @@ pub(super) fn argv(spec: &MachineSpec) -> Vec<OsString> {
     }
     processor(&mut args, spec);
     memory(&mut args, spec);
-    boot(&mut args, spec);
+    begin::begin(&mut args, &spec.boot);
     disk(&mut args, spec);
     network(&mut args, spec);
     channels(&mut args, spec);
+    seed(&mut args, spec);
     match spec.incoming {
         None => {}
         Some(Incoming::Fd(fd)) => args.flag("-S").pair("-incoming", format!("fd:{fd}")),
@@ -172,56 +157,33 @@ fn memory(args: &mut Args, spec: &MachineSpec) {
     args.pair("-object", ram.to_string());
 }
 
-fn boot(args: &mut Args, spec: &MachineSpec) {
-    let Some(kernel) = &spec.kernel else {
-        return;
-    };
-    if let Some(firmware) = &kernel.firmware {
-        args.pair("-bios", firmware);
-    }
-    args.pair("-kernel", &kernel.kernel);
-    args.pair("-initrd", &kernel.initramfs);
-    args.pair("-append", COMMAND_LINE);
-}
-
-/// The kernel's command line. Without its self-tests of ciphers Debian's cloud kernel boots in 0.8 of the time under
-/// TCG; what else is said to help (`tsc=`, `i8042.`, `mitigations=`) did not show. `no_timer_check` as kernels do by themselves under
-/// KVM: on a busy host an emulated timer is late, the kernel takes its wiring for broken, and no clock of the guest ticks. A panic ends in a
-/// reboot: by default the guest would stand still for ever.
-const COMMAND_LINE: &str = "console=ttyS0 quiet panic=1 cryptomgr.notests no_timer_check";
-
 fn disk(args: &mut Args, spec: &MachineSpec) {
-    let blockdev = match &spec.disk {
-        Disk::Null { bytes } => json!({"node-name": "disk", "driver": "null-co", "size": bytes}),
-        Disk::Image { format, file } => image("disk", format, file),
-    };
-    args.pair("-blockdev", blockdev.to_string());
+    args.pair("-blockdev", node("disk", &spec.disk).to_string());
     // A full host is told to the guest; by default the machine would stand still until someone looks.
-    let device = json!({
+    let mut device = json!({
         "driver": driver(spec, "virtio-blk"),
         "drive": "disk",
         "serial": "disk",
         "rerror": "report",
         "werror": "report",
     });
-    args.pair("-device", device.to_string());
+    if !matches!(spec.boot, Boot::Kernel(_)) {
+        // Before anything else that firmware might try, such as the seed.
+        device["bootindex"] = json!(0);
+    }
+    args.device(device);
 }
 
-/// A disk's node.
-pub(super) fn image(node: &str, format: &str, file: &Path) -> serde_json::Value {
-    json!({
-        "node-name": node,
-        "driver": format,
-        "discard": "unmap",
-        "file": {
-            "driver": "file",
-            "filename": file,
-            // Whoever else opens it for writing fails, and so does this machine's own twin.
-            "locking": "on",
-            "aio": "threads",
-            "discard": "unmap",
-        },
-    })
+/// The last device, so that the others are where they are without it.
+fn seed(args: &mut Args, spec: &MachineSpec) {
+    let Some(seed) = &spec.seed else { return };
+    let mut blockdev = node("seed", seed);
+    blockdev["read-only"] = json!(true);
+    if let Some(file) = blockdev.get_mut("file") {
+        file["read-only"] = json!(true);
+    }
+    args.pair("-blockdev", blockdev.to_string());
+    args.device(json!({"driver": driver(spec, "virtio-blk"), "drive": "seed", "serial": "seed"}));
 }
 
 fn network(args: &mut Args, spec: &MachineSpec) {
@@ -256,8 +218,8 @@ fn channels(args: &mut Args, spec: &MachineSpec) {
     args.pair("-object", json!({"qom-type": "rng-builtin", "id": "rng"}).to_string());
     args.device(json!({"driver": driver(spec, "virtio-rng"), "rng": "rng"}));
     // `microvm` does not have it, and qboot stops at its ACPI table.
-    let firmware = spec.kernel.as_ref().and_then(|k| k.firmware.as_ref());
-    if !is_micro(spec) && firmware.is_none() {
+    let is_qboot = matches!(&spec.boot, Boot::Kernel(kernel) if kernel.firmware.is_some());
+    if !is_micro(spec) && !is_qboot {
         args.device(json!({"driver": "vmgenid", "guid": "auto"}));
     }
 }
@@ -271,7 +233,7 @@ fn driver(spec: &MachineSpec, kind: &str) -> String {
 }
 
 #[derive(Default)]
-struct Args(Vec<OsString>);
+pub(super) struct Args(Vec<OsString>);
 
 impl Args {
     fn flag(&mut self, flag: &str) -> &mut Self {
@@ -279,7 +241,7 @@ impl Args {
         self
     }
 
-    fn pair(&mut self, option: &str, value: impl Into<OsString>) {
+    pub(super) fn pair(&mut self, option: &str, value: impl Into<OsString>) {
         self.flag(option).0.push(value.into());
     }
 
@@ -291,10 +253,11 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::begin::{Kernel, Uefi};
 
     const QBOOT: &str = "/usr/share/qemu/qboot.rom";
 
-    fn spec(accelerator: Accelerator, kernel: Option<Kernel>) -> MachineSpec {
+    fn spec(accelerator: Accelerator, boot: Boot) -> MachineSpec {
         MachineSpec {
             name: "tt-0001-7".into(),
             pid_file: true,
@@ -302,8 +265,9 @@ mod tests {
             cpu_num: 2,
             mem_mb: 256,
             ram: Ram::Host,
-            kernel,
+            boot,
             disk: Disk::Image { format: "raw", file: "/var/lib/tt/images/7/0.raw".into() },
+            seed: None,
             mac: "82:17:0d:00:00:02".parse().unwrap(),
             tap: 10,
             console: Channel::Listening(11),
@@ -313,11 +277,12 @@ mod tests {
         }
     }
 
-    fn kernel(firmware: Option<&str>) -> Option<Kernel> {
-        Some(Kernel {
+    fn kernel(firmware: Option<&str>) -> Boot {
+        Boot::Kernel(Kernel {
             kernel: "/t/kernel".into(),
             initramfs: "/t/initramfs".into(),
             firmware: firmware.map(Into::into),
+            machine_id: Some("0123456789abcdef0123456789abcdef".into()),
         })
     }
 
@@ -344,8 +309,31 @@ mod tests {
 
     #[test]
     fn a_qcow2_disk_by_firmware() {
-        let mut spec = spec(Accelerator::Tcg, None);
+        let mut spec = spec(Accelerator::Tcg, Boot::Bios);
         spec.disk = Disk::Image { format: "qcow2", file: "/var/lib/tt/images/7/2.qcow2".into() };
+        insta::assert_snapshot!(lines(&spec));
+    }
+
+    #[test]
+    fn a_cloud_image_by_uefi_with_its_seed() {
+        let vars = Disk::Image { format: "raw", file: "/var/lib/tt/memory/7/firmware/vars".into() };
+        let uefi = Uefi { code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(), vars };
+        let seed = Disk::Image { format: "raw", file: "/run/tt/vm/7/seed".into() };
+        let spec = MachineSpec { seed: Some(seed), ..spec(Accelerator::Kvm, Boot::Uefi(uefi)) };
+        insta::assert_snapshot!(lines(&spec));
+    }
+
+    #[test]
+    fn its_mould() {
+        let uefi = Uefi {
+            code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+            vars: Disk::Null { bytes: 540_672 },
+        };
+        let spec = MachineSpec {
+            disk: Disk::Null { bytes: 64 << 20 },
+            seed: Some(Disk::Null { bytes: 1 << 20 }),
+            ..spec(Accelerator::Tcg, Boot::Uefi(uefi))
+        };
         insta::assert_snapshot!(lines(&spec));
     }
 

@@ -4,7 +4,7 @@
 use super::memory::{Draft, Meta};
 use super::migration::{self, Progress};
 use super::mould::{self, Mould};
-use super::{Host, MONITOR, disk, machine, unusable};
+use super::{Host, MONITOR, boot, disk, unusable};
 use crate::EngineError;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ impl Capture {
         let usable = host.usable.as_ref().map_err(|why| unusable(why))?;
         let layout = &host.config.layout;
         let remains = host.remains(vm.id);
-        let kernel = machine::kernel(layout, usable, vm)?;
+        let boot = boot::prepare(layout, usable, vm)?.blank()?;
         let monitor = remains.file(MONITOR);
         let mut qmp = host.monitor(vm.id)?;
         migration::cancel(&mut qmp, &monitor)?;
@@ -66,7 +66,7 @@ impl Capture {
         let draft = capture.draft.insert(Draft::begin(layout, vm.id, path)?);
         let ram = draft.make_ram(vm.machine.mem_size, layout.uid(vm.id))?;
         let (config, groups) = (&host.config, &remains);
-        let mould = mould::start(config, usable, groups, vm, kernel, ram, disk_bytes)?;
+        let mould = mould::start(config, usable, groups, vm, boot, ram, disk_bytes)?;
         let mould = capture.mould.insert(mould);
         if u64::from(vm.machine.mem_size) << 20 <= REST_BYTES_MAX {
             // Of so little memory there is no beginning that is not also the end.

@@ -1,6 +1,6 @@
 //! The disk of a living machine: how large it is, and which file is on top. It never looks into one.
 
-use super::argv::image;
+use super::node::image;
 use super::qmp::Qmp;
 use super::{MONITOR, machine};
 use crate::EngineError;

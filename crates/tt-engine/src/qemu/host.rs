@@ -30,9 +30,28 @@ pub(super) struct Usable {
     /// How machines are executed and why, for people.
     pub detail: String,
     pub firmware: Option<PathBuf>,
+    pub uefi: Option<UefiFiles>,
     /// Whether a machine can map a file privately that it may not write to (`rom=off`, since 8.2).
     pub reads_only: bool,
 }
+
+/// UEFI firmware, as a distribution brings it.
+#[derive(Clone, Debug)]
+pub(super) struct UefiFiles {
+    /// Its program.
+    pub code: PathBuf,
+    /// Its variables as they are at first.
+    pub vars: PathBuf,
+}
+
+/// Where distributions have them: Debian and Ubuntu (`ovmf`), Fedora (`edk2-ovmf`), Arch. None of them checks signatures,
+/// for which it would need a guest's system management mode.
+const UEFI: [(&str, &str); 4] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+];
 
 /// Checks and prepares. Whatever is missing, what can be had for finding and stopping machines is there.
 pub(super) fn prepare(config: &QemuConfig, wake: Wake) -> Host {
@@ -83,6 +102,7 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
             version,
             detail,
             firmware: firmware(&config.binary),
+            uefi: uefi(),
             reads_only,
         }),
         (accelerator, _) => {
@@ -141,6 +161,12 @@ fn firmware(binary: &Path) -> Option<PathBuf> {
     let dirs = ask(binary, &["-L", "help"]).ok()?;
     let mut files = dirs.lines().map(|dir| Path::new(dir).join(FIRMWARE));
     files.find(|file| file.exists())
+}
+
+fn uefi() -> Option<UefiFiles> {
+    let mut found =
+        UEFI.iter().filter(|(code, vars)| [code, vars].iter().all(|p| Path::new(p).exists()));
+    found.next().map(|(code, vars)| UefiFiles { code: code.into(), vars: vars.into() })
 }
 
 fn ask(binary: &Path, args: &[&str]) -> std::io::Result<String> {

@@ -1,26 +1,27 @@
 //! One machine: from the plan to a running process, and from what is left to how it ended.
 
-use super::argv::{
-    Channel, Disk, Incoming, Kernel, MachineSpec, PID_FILE, Ram, TRANSLATIONS_MB, argv,
-};
+use super::argv::{Channel, Incoming, MachineSpec, PID_FILE, Ram, TRANSLATIONS_MB, argv};
 use super::host::Usable;
 use super::memory::Memory;
-use super::{Accelerator, INCARNATION, LOADING, MONITOR, NAME, PAUSED, QemuConfig, tap};
+use super::node::Disk;
+use super::{Accelerator, INCARNATION, LOADING, MONITOR, NAME, PAUSED, QemuConfig, boot, tap};
 use crate::cgroup::Limits;
 use crate::process::{Confined, Process};
 use crate::remains::{self, MESSAGES, Remains, give};
-use crate::{EngineError, Machine};
+use crate::{EngineError, Machine, seed};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use tt_model::{Layout, MachineSize, StorageKind, Vm, names, template};
+use tt_model::{MachineSize, StorageKind, Vm, names};
 
 /// What QEMU needs beside the guest's memory and its translations, in MB: its own heap and stacks, device buffers, and
 /// a kernel image of 64 MB that it hands to the firmware.
 const PROGRAM_MB: u32 = 192;
 /// Threads beside the processors': main loop, RCU, and up to 64 workers for disk requests.
 const THREADS: u32 = 96;
+/// The seed disk, in the machine's directory.
+const SEED: &str = "seed";
 /// QEMU's bound of processors on both machine types without an interrupt remapper.
 const CPU_NUM_MAX: u16 = 255;
 
@@ -36,7 +37,11 @@ pub(super) fn start(
     let layout = &config.layout;
     check(vm)?;
     // First what may be missing, so that a start that can not succeed leaves nothing behind.
-    let kernel = kernel(layout, usable, vm)?;
+    let boot = boot::prepare(layout, usable, vm)?;
+    let seed = match vm.has_seed() {
+        true => Some(seed::image(vm, layout.instance, config.network)?),
+        false => None,
+    };
     let disk = layout.disk(vm);
     fs::metadata(&disk).map_err(|source| read(&disk, source))?;
     let tap = tap::open(&layout.netns(vm.env_id), &names::tap(vm.id))?;
@@ -66,8 +71,9 @@ pub(super) fn start(
             file: memory.ram(),
             read_only: usable.reads_only,
         }),
-        kernel,
+        boot,
         disk: Disk::Image { format: format(vm.storage), file: disk },
+        seed: seed.map(|image| make_seed(remains, uid, &image)).transpose()?,
         mac: vm.resource.mac_addr,
         tap,
         console: Channel::Listening(console),
@@ -165,20 +171,14 @@ fn check(vm: &Vm) -> Result<(), EngineError> {
     }
 }
 
-pub(super) fn kernel(
-    layout: &Layout,
-    usable: &Usable,
-    vm: &Vm,
-) -> Result<Option<Kernel>, EngineError> {
-    if !vm.template.has(template::FEATURE_KERNEL) {
-        return Ok(None);
-    }
-    let dir = layout.template(vm);
-    let kernel = dir.join("kernel");
-    let initramfs = dir.join("initramfs");
-    fs::metadata(&kernel).map_err(|source| read(&kernel, source))?;
-    fs::metadata(&initramfs).map_err(|source| read(&initramfs, source))?;
-    Ok(Some(Kernel { kernel, initramfs, firmware: usable.firmware.clone() }))
+/// Lays the seed beside the machine's sockets, where it may read it. It is made anew for each machine, so a new name is
+/// seen at the next boot; what has begun from memory has read it before.
+fn make_seed(remains: &Remains<'_>, uid: u32, image: &[u8]) -> Result<Disk, EngineError> {
+    let file = remains.file(SEED);
+    let made = fs::write(&file, image);
+    made.map_err(|source| EngineError::Make { what: "seed disk", path: file.clone(), source })?;
+    remains::open_to(&file, uid)?;
+    Ok(Disk::Image { format: "raw", file })
 }
 
 /// What a machine of this size may use.
@@ -204,7 +204,7 @@ fn make_pid_file(path: &PathBuf, uid: u32) -> Result<(), EngineError> {
     give(path, Some(uid), uid)
 }
 
-fn read(path: &Path, source: io::Error) -> EngineError {
+pub(super) fn read(path: &Path, source: io::Error) -> EngineError {
     EngineError::Read { path: path.to_owned(), source }
 }
 

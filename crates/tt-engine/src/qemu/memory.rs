@@ -8,9 +8,9 @@ use super::host::Usable;
 use crate::EngineError;
 use crate::remains::{self, PASSABLE, give, gone};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use tt_model::{Layout, MachineSize, Vm, VmId, names};
 
@@ -201,9 +201,7 @@ impl Draft {
         synced.map_err(|e| self.failed(format!("write {RAM}: {e}")))?;
         if read_only {
             // Immutable from here on, for the machine, too.
-            give(&ram, Some(0), uid)?;
-            let mode = Permissions::from_mode(0o440);
-            fs::set_permissions(&ram, mode).map_err(|e| make("mode of", &ram, e))?;
+            remains::open_to(&ram, uid)?;
         }
         self.write(STATE, state)?;
         let text = serde_json::to_vec(meta).map_err(|e| self.failed(e.to_string()))?;
@@ -319,7 +317,7 @@ fn begun(layout: &Layout, vm: &Vm) -> PathBuf {
     layout.memory_of(vm.id).join(format!("{BEGUN}{}", vm.incarnation))
 }
 
-fn make_dirs(layout: &Layout, id: VmId) -> Result<(), EngineError> {
+pub(super) fn make_dirs(layout: &Layout, id: VmId) -> Result<(), EngineError> {
     remains::make_dir(&layout.data.join("memory"), PASSABLE)?;
     remains::make_dir(&layout.memory_of(id), PASSABLE)
 }
@@ -361,7 +359,7 @@ fn accelerator(accelerator: Accelerator) -> &'static str {
     }
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 

@@ -2,6 +2,8 @@
 //! memory and never waits for a guest.
 
 mod argv;
+mod begin;
+mod boot;
 mod capture;
 mod disk;
 mod hold;
@@ -11,6 +13,7 @@ mod machine;
 mod memory;
 mod migration;
 mod mould;
+mod node;
 mod probe;
 mod qmp;
 mod restore;
@@ -20,7 +23,7 @@ mod tap;
 use crate::cgroup::Cgroups;
 use crate::remains;
 use crate::watch::Watcher;
-use crate::{EngineError, Hold, Machine, VmEngine, Wake};
+use crate::{EngineError, GuestNetwork, Hold, Machine, VmEngine, Wake};
 use host::Usable;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -67,6 +70,8 @@ pub struct QemuConfig {
     pub binary: PathBuf,
     /// How guests' code is executed.
     pub accelerator: AcceleratorChoice,
+    /// What guests that set their network up themselves are told of it.
+    pub network: GuestNetwork,
 }
 
 /// What a machine is really executed by.
@@ -100,6 +105,13 @@ impl QemuEngine {
         Self { config, host: OnceLock::new() }
     }
 
+    /// What it can do here: UEFI only where there is firmware for it.
+    fn features(&self) -> VmEngineFeat {
+        let usable = self.host.get().and_then(|host| host.usable.as_ref().ok());
+        let has_uefi = usable.is_some_and(|usable| usable.uefi.is_some());
+        FEATURES | if has_uefi { feat::UEFI } else { 0 }
+    }
+
     fn host(&self) -> Result<&Arc<Host>, EngineError> {
         self.host.get().ok_or_else(|| unusable("it was not initialised"))
     }
@@ -116,11 +128,12 @@ impl VmEngine for QemuEngine {
             Ok(usable) => (usable.version.clone(), usable.detail.clone(), None),
             Err(why) => (String::new(), String::new(), Some(why.clone())),
         };
-        EngineFacts { name: NAME.to_owned(), version, detail, features: FEATURES, unusable: why }
+        let features = self.features();
+        EngineFacts { name: NAME.to_owned(), version, detail, features, unusable: why }
     }
 
     fn check_feat(&self, wanted: &[VmEngineFeat]) -> bool {
-        wanted.iter().all(|bits| FEATURES & bits == *bits)
+        wanted.iter().all(|bits| self.features() & bits == *bits)
     }
 
     fn look(&self, vm: &Vm) -> Result<Machine, EngineError> {

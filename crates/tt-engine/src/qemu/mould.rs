@@ -1,10 +1,12 @@
 //! The mould: a QEMU that never runs, into which a running machine is copied while it goes on. It takes nothing of the
 //! machine's but its memory and its devices' state, and it ends when that lies on disk.
 
-use super::argv::{Channel, Disk, Incoming, Kernel, MachineSpec, Ram, argv};
+use super::argv::{Channel, Incoming, MachineSpec, Ram, argv};
+use super::begin::Boot;
 use super::host::Usable;
 use super::memory::STATE_BYTES_MAX;
 use super::migration::{self, Progress};
+use super::node::Disk;
 use super::qmp::Qmp;
 use super::{QemuConfig, machine, tap};
 use crate::EngineError;
@@ -60,7 +62,7 @@ pub(super) fn start(
     usable: &Usable,
     remains: &Remains<'_>,
     vm: &Vm,
-    kernel: Option<Kernel>,
+    boot: Boot,
     ram: PathBuf,
     disk_bytes: u64,
 ) -> Result<Mould, EngineError> {
@@ -81,8 +83,9 @@ pub(super) fn start(
         cpu_num: vm.machine.cpu_num,
         mem_mb: vm.machine.mem_size,
         ram: Ram::Shared(ram),
-        kernel,
+        boot,
         disk: Disk::Null { bytes: disk_bytes },
+        seed: vm.has_seed().then_some(Disk::Null { bytes: crate::seed::BYTES }),
         mac: vm.resource.mac_addr,
         tap,
         console: Channel::Null,

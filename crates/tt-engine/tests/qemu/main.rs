@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod firmware;
+#[cfg(test)]
 mod guest;
 #[cfg(test)]
 mod kernel;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tt_engine::conformance::Fixture;
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
-use tt_engine::{Machine, VmEngine};
+use tt_engine::{GuestNetwork, Machine, VmEngine};
 use tt_model::{Instance, Layout, StorageKind, Vm, VmId, names};
 
 /// How long a guest may be silent before it counts as standing still; it speaks some thousand times a second.
@@ -63,6 +63,7 @@ impl Rig {
             layout: self.layout.clone(),
             binary: "qemu-system-x86_64".into(),
             accelerator: AcceleratorChoice::Tcg,
+            network: GuestNetwork { gateway: [10, 0, 0, 1].into(), prefix_len: 8 },
         }
     }
 

@@ -1,14 +1,17 @@
 //! The files that name a guest: host name, hosts, name servers, machine id. A file is only written when its content
 //! changes, and then as a whole.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use tt_guest::message::Setup;
 
 /// The kernel's limit, `__NEW_UTS_LEN`.
 const MAX_HOSTNAME: usize = 64;
+/// Where a server of OpenSSH looks for root's keys.
+const KEYS: &str = "/root/.ssh/authorized_keys";
 
 /// Sets the host name, now and for the next boot.
 pub fn set_hostname(hostname: &str) -> io::Result<()> {
@@ -56,6 +59,50 @@ pub fn write_machine_id(id: Option<&str>) -> io::Result<()> {
             format!("{id:?} is not 32 lower-case hexadecimal digits"),
         )),
     }
+}
+
+/// Adds to root's `authorized_keys` those of `keys` that are not there. What else is there is the guest's own.
+pub fn add_keys(keys: &[String]) -> io::Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    if let Some(key) = keys.iter().find(|key| key.contains(['\n', '\r', '\0'])) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{key:?} is not one line"),
+        ));
+    }
+    let old = match fs::read_to_string(KEYS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+        old => old?,
+    };
+    let text = with_keys(&old, keys);
+    if text == old {
+        return Ok(());
+    }
+    // The server takes no keys from what others may write to.
+    let dir = Path::new(KEYS).parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(dir)?;
+    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    let temporary = format!("{KEYS}.tt-new");
+    fs::write(&temporary, text)?;
+    fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
+    fs::rename(&temporary, KEYS)
+}
+
+fn with_keys(old: &str, keys: &[String]) -> String {
+    let mut text = old.to_owned();
+    for key in keys {
+        if text.lines().any(|line| line == key) {
+            continue;
+        }
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text.push_str(key);
+        text.push('\n');
+    }
+    text
 }
 
 fn hosts(setup: &Setup) -> String {
@@ -116,8 +163,19 @@ mod tests {
             dns: vec![],
             hosts: peers.map(|(name, address)| (name.to_owned(), address.into())).to_vec(),
             machine_id: None,
+            ssh_keys: vec![],
             entropy: None,
         }
+    }
+
+    #[test]
+    fn keys_are_added_once_and_nothing_is_lost() {
+        let keys = ["ssh-ed25519 A a".to_owned(), "ssh-ed25519 B b".to_owned()];
+        let all = with_keys("", &keys);
+        assert_eq!(all, "ssh-ed25519 A a\nssh-ed25519 B b\n");
+        assert_eq!(with_keys(&all, &keys), all);
+        assert_eq!(with_keys("own", &keys[..1]), "own\nssh-ed25519 A a\n");
+        assert!(add_keys(&["a\nb".to_owned()]).is_err());
     }
 
     #[test]

@@ -44,6 +44,7 @@ fn steps(setup: &Setup) -> Result<u64, (&'static str, io::Error)> {
     }
     files::write_names(setup).map_err(step("files"))?;
     files::write_machine_id(setup.machine_id.as_deref()).map_err(step("machine_id"))?;
+    files::add_keys(&setup.ssh_keys).map_err(step("ssh_keys"))?;
     disk::grow_root().map_err(step("disk"))
 }
 

@@ -3,6 +3,7 @@
 
 mod channel;
 mod console;
+mod reach;
 mod session;
 mod stream;
 
@@ -11,6 +12,7 @@ pub use stream::GuestStream;
 
 use channel::{Command, Shared};
 use console::Console;
+use reach::Place;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
@@ -93,13 +95,15 @@ struct Guest {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
     console: Console,
-    channel: Option<AbortHandle>,
+    has_agent: bool,
+    /// Serves the agent's channel, or watches for the guest.
+    task: Option<AbortHandle>,
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
-        if let Some(channel) = &self.channel {
-            channel.abort();
+        if let Some(task) = &self.task {
+            task.abort();
         }
     }
 }
@@ -148,9 +152,9 @@ impl Guests {
             // From here on no change is missed.
             changed.as_mut().enable();
             if let Some(guest) = self.guests().get(&id) {
-                if guest.channel.is_none() {
+                if !guest.has_agent {
                     return Err(Refusal::new(
-                        ErrorCode::Unsupported,
+                        ErrorCode::Agent,
                         format!("vm {id}"),
                         "its guest has no TT agent",
                         "use its ports, or a template with the agent",
@@ -162,6 +166,22 @@ impl Guests {
             }
             changed.await;
         }
+    }
+
+    /// Connects to a TCP port of a guest, from inside its Env's namespace.
+    pub async fn connect(&self, vm: &Vm, port: u16) -> Result<ConsoleStream, Refusal> {
+        reach::open(&self.place(vm, port)).await.map_err(|error| {
+            Refusal::new(
+                ErrorCode::Agent,
+                format!("port {port} of vm {}", vm.full_name()),
+                format!("nothing answers there: {error}"),
+                "wait until its guest has started what listens there; see `tt vm log`",
+            )
+        })
+    }
+
+    fn place(&self, vm: &Vm, port: u16) -> Place {
+        Place { netns: self.layout.netns(vm.env_id), address: vm.resource.ip_addr, port }
     }
 
     /// Attaches to the serial console of a running machine.
@@ -204,6 +224,7 @@ impl Guests {
             dns: vec![self.gateway],
             hosts: others.cloned().collect(),
             machine_id: vm.machine_id.clone(),
+            ssh_keys: vm.ssh_keys.clone(),
             entropy: None,
         }
     }
@@ -220,15 +241,25 @@ impl Guests {
         let shared = Arc::new(Shared::new(vm.id, self.setup(vm), self.wake.clone()));
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let has_agent = vm.template.has(FEATURE_AGENT);
-        let channel = has_agent.then(|| {
-            let socket = self.layout.agent_socket(vm.id);
-            let task = channel::run(socket, shared.clone(), receiver);
-            self.runtime.spawn(task).abort_handle()
-        });
+        let task = match vm.ready_port {
+            _ if has_agent => {
+                let socket = self.layout.agent_socket(vm.id);
+                Some(self.runtime.spawn(channel::run(socket, shared.clone(), receiver)))
+            }
+            Some(port) => {
+                Some(self.runtime.spawn(reach::watch(self.place(vm, port), shared.clone())))
+            }
+            None => {
+                // Nothing is seen of its guest: it is ready when its machine runs.
+                shared.set_state(GuestState::Ready);
+                None
+            }
+        };
+        let task = task.map(|task| task.abort_handle());
         let socket = self.layout.console_socket(vm.id);
         let log = self.layout.console_log(vm.id);
         let console = Console::start(&self.runtime, socket, log);
-        Guest { vm: vm.clone(), shared, commands, console, channel }
+        Guest { vm: vm.clone(), shared, commands, console, has_agent, task }
     }
 
     fn guests(&self) -> MutexGuard<'_, HashMap<VmId, Guest>> {
@@ -261,12 +292,11 @@ impl GuestControl for Guests {
             guest.vm = vm.clone();
             self.refresh(guest, has_grown);
         }
-        if guest.channel.is_none() {
-            // Without an agent nothing is seen of the guest: it is ready when its machine runs.
-            return GuestState::Ready;
-        }
         let state = guest.shared.state();
-        if state != GuestState::Ready && guest.commands.capacity() == COMMANDS_MAX {
+        if guest.has_agent
+            && state != GuestState::Ready
+            && guest.commands.capacity() == COMMANDS_MAX
+        {
             // One that waits is enough; a session that has none to wait for leaves it alone.
             let _ = guest.commands.try_send(Command::SetUp);
         }
@@ -284,7 +314,7 @@ impl GuestControl for Guests {
         let guests = self.guests();
         guests.get(&id).is_some_and(|guest| {
             guest.shared.state() == GuestState::Ready
-                && guest.channel.is_some()
+                && guest.has_agent
                 && guest.commands.try_send(Command::ShutDown).is_ok()
         })
     }

@@ -106,6 +106,7 @@ impl Catalogue {
                 .run(progress)?;
         } else if Path::new(&import.from).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
             let folder = Path::new(&import.from);
+            check_said(import, facts)?;
             if self.holds_image(folder)? {
                 return self.install_image(draft, folder, facts, progress);
             }
@@ -133,8 +134,14 @@ impl Catalogue {
         };
         match kind {
             Kind::Packed(_) => return Err(refused(import, "it is packed twice; unpack it first")),
-            Kind::Tar => return self.import_tar(draft, &source, facts, progress),
+            Kind::Tar => {
+                check_said(import, facts)?;
+                return self.import_tar(draft, &source, facts, progress);
+            }
             Kind::BareRoot | Kind::Disk(Format::Raw) => {
+                if kind == Kind::BareRoot {
+                    check_said(import, facts)?;
+                }
                 check_disk(head.disk_bytes(Format::Raw), most).map_err(|p| refused(import, &p))?;
                 rename(&source, &draft.dir().join(DISK))?;
             }
@@ -185,6 +192,20 @@ impl Catalogue {
         let mut facts = facts.clone();
         facts.inside.push(FEATURE_AGENT.to_owned());
         self.finish(draft, &facts, progress)
+    }
+}
+
+/// What boots with our kernel has our agent for its first process: neither firmware nor cloud-init is asked there.
+fn check_said(import: &Import, facts: &Facts) -> Result<(), ImageError> {
+    match facts.inside.is_empty() {
+        true => Ok(()),
+        false => Err(refused(
+            import,
+            &format!(
+                "it is no disk that boots by itself, so it can not have: {}; leave `--feature` out",
+                facts.inside.join(", ")
+            ),
+        )),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Planning a new Env: every id, name, address and port is decided here.
 
 use super::room::{check_memory, check_sizes, exhausted, unable};
-use super::{Policy, check_life_time};
+use super::{Policy, check_life_time, login};
 use crate::check::{check_env, check_name, check_request_key, quoted};
 use crate::names::{latest_meta, runtime_image};
+use crate::template::FEATURE_UEFI;
 use crate::vm::{Disk, MachineSize};
 use crate::{
     Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, KeptImage, MacAddr, NetKind, PortMap,
@@ -92,12 +93,15 @@ pub fn plan_env(
         deny_outgoing: spec.deny_outgoing,
         net_blacklist: &spec.net_blacklist,
         request_key: None,
+        ssh_keys: &spec.ssh_keys,
+        user_data: spec.user_data.as_ref(),
     };
     let mut builder = Builder::new(world, family, world.next_id + 1);
     let mut vms = Vec::new();
     for (name, vm) in member_names(&spec.vms, BTreeSet::new())? {
         vms.push(builder.vm(name, vm)?);
     }
+    login::check_given(spec, &vms)?;
     let env = Env {
         id: env_id,
         name: name.to_owned(),
@@ -166,6 +170,8 @@ pub(super) struct Family<'a> {
     pub(super) net_blacklist: &'a [Ipv4Addr],
     /// Of the request that adds it to an Env that exists.
     pub(super) request_key: Option<&'a str>,
+    pub(super) ssh_keys: &'a [String],
+    pub(super) user_data: Option<&'a String>,
 }
 
 /// Plans members one after the other.
@@ -245,6 +251,9 @@ impl<'a> Builder<'a> {
                 NetKind::Flatten => ip_addr.to_string(),
             },
             machine_id: self.machine_id(spec)?,
+            ssh_keys: login::ssh_keys(self.family.ssh_keys, spec, template)?,
+            user_data: login::user_data(self.family.user_data, spec, template)?,
+            ready_port: login::ready_port(spec, template)?,
             deny_outgoing: self.family.deny_outgoing,
             goal: Goal::Running,
             kill_timestamp: 0,
@@ -291,6 +300,7 @@ impl<'a> Builder<'a> {
             NetKind::Nat => feat::NAT,
             NetKind::Flatten => feat::FLAT,
         };
+        let wanted = wanted | if template.has(FEATURE_UEFI) { feat::UEFI } else { 0 };
         let engines = &self.world.host.engines;
         let mut reasons = Vec::new();
         for engine in engines.iter().filter(|e| spec.engine.as_ref().is_none_or(|n| *n == e.name)) {

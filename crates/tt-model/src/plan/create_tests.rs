@@ -18,7 +18,14 @@ fn templates() -> BTreeMap<String, VmTemplate> {
         ..VmTemplate::default()
     };
     let other = VmTemplate { compatible_engines: vec!["docker".into()], ..micro.clone() };
-    BTreeMap::from([("micro".into(), micro), ("github.com/a/box_1".into(), other)])
+    let with = |feature: &str| VmTemplate { features: vec![feature.into()], ..micro.clone() };
+    BTreeMap::from([
+        ("cloud".into(), with("cloud-init")),
+        ("uefi".into(), with("uefi")),
+        ("agent".into(), with("agent")),
+        ("micro".into(), micro),
+        ("github.com/a/box_1".into(), other),
+    ])
 }
 
 /// An Env of `number` members without ports.
@@ -137,6 +144,67 @@ fn what_can_not_be_is_refused_by_name() {
     broken.engines[0].unusable = Some("install qemu-system-x86".into());
     let refusal = plan_with(&env(vec![base]), &Usage::default(), &broken).unwrap_err();
     assert!(refusal.to_string().contains("install qemu-system-x86"), "{refusal}");
+}
+
+const KEYS: [&str; 2] = [
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBPb7VJ+7BUBqjXSCGEHKNYvXdD/0zfYWVhGTaFOxAZB a",
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBPb7VJ+7BUBqjXSCGEHKNYvXdD/0zfYWVhGTaFOxAZB b",
+];
+
+#[test]
+fn keys_and_user_data_reach_the_members_that_can_be_given_them() {
+    let (user, own) = (Some("#!/bin/sh\n".to_owned()), Some("#cloud-config\n".to_owned()));
+    let keys = |keys: &[&str]| keys.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let cloud =
+        VmSpec { ssh_keys: keys(&KEYS[..]), user_data: own.clone(), ..VmSpec::new("cloud") };
+    let vms = vec![VmSpec::new("cloud"), cloud.clone(), VmSpec::new("micro")];
+    let given = EnvSpec { ssh_keys: keys(&KEYS[..1]), user_data: user.clone(), ..env(vms) };
+    let plan_of = plan(&given).unwrap();
+    let has: Vec<_> =
+        plan_of.vms.iter().map(|vm| (vm.ssh_keys.len(), vm.user_data.clone())).collect();
+    assert_eq!(has, [(1, user.clone()), (2, own.clone()), (0, None)]);
+    assert_eq!(plan_of.vms.iter().map(Vm::has_seed).collect::<Vec<_>>(), [true, true, false]);
+
+    let micro = VmSpec::new("micro");
+    for spec in [
+        EnvSpec { ssh_keys: keys(&KEYS), ..env(vec![micro.clone()]) },
+        EnvSpec { user_data: user.clone(), ..env(vec![micro.clone()]) },
+        env(vec![VmSpec { ssh_keys: keys(&KEYS), ..micro.clone() }]),
+        env(vec![VmSpec { user_data: user, ..micro }]),
+    ] {
+        let refusal = plan(&spec).unwrap_err();
+        assert_eq!(refusal.code, ErrorCode::Unsupported, "{refusal}");
+    }
+    let wrong = VmSpec { ssh_keys: vec!["x".into()], ..cloud };
+    assert_eq!(plan(&env(vec![wrong])).unwrap_err().code, ErrorCode::Invalid);
+}
+
+#[test]
+fn a_guest_without_the_agent_is_seen_by_a_port() {
+    let with =
+        |template: &str, ready_port| env(vec![VmSpec { ready_port, ..VmSpec::new(template) }]);
+    for (template, asked, decided) in [
+        ("cloud", None, Some(22)),
+        ("cloud", Some(8080), Some(8080)),
+        ("cloud", Some(0), None),
+        ("micro", None, None),
+        ("micro", Some(80), Some(80)),
+        ("agent", None, None),
+    ] {
+        let plan = plan(&with(template, asked)).unwrap();
+        assert_eq!(plan.vms[0].ready_port, decided, "{template} {asked:?}");
+    }
+    assert_eq!(plan(&with("agent", Some(22))).unwrap_err().code, ErrorCode::Invalid);
+}
+
+#[test]
+fn a_disk_for_uefi_needs_an_engine_with_it() {
+    let mut host = host();
+    let spec = env(vec![VmSpec::new("uefi")]);
+    let refusal = plan_with(&spec, &Usage::default(), &host).unwrap_err();
+    assert!(refusal.to_string().contains("`ovmf`"), "{refusal}");
+    host.engines[0].features |= feat::UEFI;
+    plan_with(&spec, &Usage::default(), &host).unwrap();
 }
 
 proptest! {

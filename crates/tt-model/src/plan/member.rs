@@ -59,6 +59,8 @@ pub fn plan_add(
         deny_outgoing: env.state.deny_outgoing,
         net_blacklist: &[],
         request_key,
+        ssh_keys: &[],
+        user_data: None,
     };
     let mut builder = Builder::new(world, family, world.next_id);
     let mut vms = Vec::new();

@@ -2,6 +2,7 @@
 
 mod change;
 mod create;
+mod login;
 mod member;
 mod publish;
 mod room;

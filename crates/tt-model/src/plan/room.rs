@@ -64,5 +64,12 @@ pub(super) fn unable(
         return Some(format!("template {} is for: {fit}", template.name));
     }
     let missing = wanted & !engine.features;
+    if missing == feat::UEFI {
+        return Some(format!(
+            "template {} is booted by UEFI, for which this host has no firmware: install it (Debian, \
+             Ubuntu: `ovmf`) and restart the daemon",
+            template.name
+        ));
+    }
     (missing != 0).then(|| format!("it can not do: {}", feat::names(missing).join(", ")))
 }

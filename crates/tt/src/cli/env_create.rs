@@ -1,6 +1,7 @@
 //! `tt env create`: from the command line to a ready Env, or to none.
 
 use super::error::CliError;
+use super::login::LoginArgs;
 use super::patience::through_losses;
 use super::target::parse_env_name;
 use super::text::parse_life_time;
@@ -19,7 +20,7 @@ const KEY_BYTES: usize = 16;
 pub const VM_HELP: &str = "A member, or several alike:\n\
     [NAME=]TEMPLATE[,engine=NAME][,cpu=N][,mem=SIZE][,disk=SIZE]\n\
     [,port=PORT[/udp]]..[,net=nat|flat][,count=N][,image=ID]\n\
-    [,keep-image][,no-rand-uuid]";
+    [,ready=PORT|running][,keep-image][,no-rand-uuid]";
 
 /// Arguments of `tt env create`.
 #[derive(Args, Debug)]
@@ -42,6 +43,8 @@ pub struct CreateArgs {
     /// Let no member connect to this address
     #[arg(long = "block", value_name = "ADDRESS")]
     blocked: Vec<Ipv4Addr>,
+    #[command(flatten)]
+    login: LoginArgs,
     /// Return as soon as it is planned
     #[arg(long)]
     no_wait: bool,
@@ -63,6 +66,7 @@ enum End {
 /// [`CliError::Create`] if a member failed: nothing is left of the Env then.
 pub async fn run(context: &Context, args: CreateArgs) -> Result<(), CliError> {
     let Context { client, output } = context;
+    let (ssh_keys, user_data) = args.login.read()?;
     let spec = EnvSpec {
         vms: args.vms,
         life_time: args.ttl,
@@ -72,6 +76,8 @@ pub async fn run(context: &Context, args: CreateArgs) -> Result<(), CliError> {
         },
         deny_outgoing: args.deny_outgoing,
         net_blacklist: args.blocked,
+        ssh_keys,
+        user_data,
     };
     let key = request_key()?;
     let planned = async || client.create_env(&args.name, &key, &spec).await;

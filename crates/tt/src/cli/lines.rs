@@ -177,6 +177,15 @@ pub fn vm(view: &VmView, now: u64) -> String {
     facts.row(["mac", &resource.mac_addr.to_string()]);
     facts.row(["reached at", &reached(vm)]);
     facts.row(["machine-id", vm.machine_id.as_deref().unwrap_or_default()]);
+    if let Some(seen_by) = &view.seen_by {
+        facts.row(["ready when", seen_by]);
+    }
+    if !vm.ssh_keys.is_empty() {
+        facts.row(["ssh keys", &vm.ssh_keys.len().to_string()]);
+    }
+    if let Some(user_data) = &vm.user_data {
+        facts.row(["user data", &format!("{} bytes", user_data.len())]);
+    }
     facts.row(["outgoing", if vm.deny_outgoing { "denied" } else { "allowed" }]);
     facts.row(["blocked", &addresses(vm)]);
     if let Some(found) = view.trouble() {

@@ -5,7 +5,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use error::{CliError, Exit};
 use output::{Output, print};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tt_api::Client;
@@ -22,11 +22,13 @@ mod exec_all;
 mod host;
 mod image;
 mod lines;
+mod login;
 mod output;
 mod patience;
 mod progress;
 mod recover;
 mod snapshot;
+mod ssh;
 mod target;
 mod template;
 mod terminal;
@@ -104,6 +106,14 @@ enum AskCommand {
     Exec(exec::ExecArgs),
     /// Use the serial console of a Vm
     Console(console::ConsoleArgs),
+    /// Log in to a Vm by SSH, through the daemon, whatever is published
+    ///
+    /// Runs the system's `ssh`, with the user's own configuration and keys beside; it sees the guest as host `tt-…`. The
+    /// guest needs a server, and the key of who logs in: `--ssh-key` of `tt env create`. The exit code is that of `ssh`.
+    Ssh(ssh::SshArgs),
+    /// Join standard input and output to a TCP port of a guest; what `tt ssh` has `ssh` run
+    #[command(hide = true)]
+    Proxy(ssh::ProxyArgs),
     /// Copy a file or a directory into or out of a Vm
     ///
     /// One of SRC and DST is a path in a guest, written ENV/VM:PATH. If DST is an existing directory, the copy gets SRC's
@@ -169,13 +179,14 @@ async fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::Recover(args) => recover::run(&args, socket.as_deref(), output),
         Command::Completions { shell } => completions(shell),
         Command::Ask(command) => {
-            let client = Client::new(crate::config::client_socket(socket));
-            ask(&Context { client, output }, command).await
+            let socket = crate::config::client_socket(socket);
+            let client = Client::new(socket.clone());
+            ask(&Context { client, output }, command, &socket).await
         }
     }
 }
 
-async fn ask(context: &Context, command: AskCommand) -> Result<Exit, CliError> {
+async fn ask(context: &Context, command: AskCommand, socket: &Path) -> Result<Exit, CliError> {
     match command {
         AskCommand::Verify(args) => verify::run(context, &args).await,
         AskCommand::Version => version(context).await,
@@ -183,6 +194,8 @@ async fn ask(context: &Context, command: AskCommand) -> Result<Exit, CliError> {
         AskCommand::Vm(command) => vm::run(context, command).await,
         AskCommand::Exec(args) => exec::run(context, args).await,
         AskCommand::Console(args) => console::run(context, args).await,
+        AskCommand::Ssh(args) => ssh::run(context, args, socket).await,
+        AskCommand::Proxy(args) => ssh::proxy_run(context, args).await,
         AskCommand::Cp(args) => cp::run(context, args).await,
         AskCommand::Snapshot(command) => snapshot::run(context, command).await,
         AskCommand::Image(command) => image::run(context, command).await,

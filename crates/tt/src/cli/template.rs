@@ -10,7 +10,7 @@ use std::time::Duration;
 use tt_api::ClientError;
 use tt_api::views::{TemplatePhase, TemplateView};
 use tt_model::check::quoted;
-use tt_model::template::DiskFormat;
+use tt_model::template::{DiskFormat, FEATURES_SAID};
 use tt_model::units::format_size_mb;
 use tt_model::{ErrorCode, TemplateSource, TemplateSpec};
 
@@ -48,6 +48,9 @@ pub enum TemplateCommand {
         /// What it is, where its content does not say so
         #[arg(long, value_parser = disk_format)]
         format: Option<DiskFormat>,
+        /// What a disk that boots by itself has: its guest runs cloud-init, it is booted by UEFI; may be repeated
+        #[arg(long = "feature", value_name = "FEATURE", value_parser = FEATURES_SAID)]
+        features: Vec<String>,
         /// Description for people
         #[arg(long)]
         memo: Option<String>,
@@ -120,8 +123,8 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
             let source = TemplateSource::Build { recipe: recipe.clone() };
             make(context, &TemplateSpec { name: recipe, source, memo: None }, no_wait).await?;
         }
-        TemplateCommand::Import { name, from, digest, format, memo, no_wait } => {
-            let source = TemplateSource::Import { from: absolute(from)?, digest, format };
+        TemplateCommand::Import { name, from, digest, format, features, memo, no_wait } => {
+            let source = TemplateSource::Import { from: absolute(from)?, digest, format, features };
             make(context, &TemplateSpec { name, source, memo }, no_wait).await?;
         }
         TemplateCommand::Publish { from, name, memo, no_wait } => {

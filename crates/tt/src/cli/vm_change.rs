@@ -3,6 +3,7 @@
 use super::Context;
 use super::env_create::{VM_HELP, request_key};
 use super::error::CliError;
+use super::login::LoginArgs;
 use super::patience::{patiently, through_losses};
 use super::target::{VmTarget, parse_env_name, parse_vm_name};
 use super::vm::settle;
@@ -23,6 +24,8 @@ pub struct AddArgs {
     /// What it may say stands in [`VM_HELP`].
     #[arg(value_name = "SPEC", value_parser = parse_vm_spec, help = VM_HELP)]
     spec: VmSpec,
+    #[command(flatten)]
+    login: LoginArgs,
     /// Return as soon as it is planned
     #[arg(long)]
     no_wait: bool,
@@ -106,8 +109,10 @@ impl From<Wanted> for VmUpdate {
 /// What the daemon refused, or the trouble of a member that does not pass by itself.
 pub async fn add(context: &Context, args: AddArgs) -> Result<(), CliError> {
     let Context { client, output } = context;
+    let (ssh_keys, user_data) = args.login.read()?;
+    let spec = VmSpec { ssh_keys, user_data, ..args.spec };
     let key = request_key()?;
-    let ask = async || client.add_vm(&args.env, &key, &args.spec).await;
+    let ask = async || client.add_vm(&args.env, &key, &spec).await;
     let added = through_losses(*output, ask).await?;
     settle(context, &args.env, added.vms, args.no_wait).await.map(drop)
 }

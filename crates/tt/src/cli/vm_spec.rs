@@ -1,5 +1,5 @@
 //! The grammar of `--vm`: `[NAME=]TEMPLATE[,engine=..][,cpu=N][,mem=SIZE][,disk=SIZE][,port=P[/udp]]..[,net=nat|flat]
-//! [,count=N][,image=ID][,keep-image][,no-rand-uuid]`. A pure function of the text; what a host can do with the result is not decided here.
+//! [,count=N][,image=ID][,ready=P|running][,keep-image][,no-rand-uuid]`. A pure function of the text; what a host can do with the result is not decided here.
 
 use std::str::FromStr;
 use tt_model::check::{check_vm, quoted};
@@ -8,10 +8,10 @@ use tt_model::{NetKind, Refusal, VmId, VmSpec};
 
 /// The options, as they are listed in errors.
 const OPTIONS: &str = "engine=NAME, cpu=N, mem=SIZE, disk=SIZE, port=PORT, net=nat|flat, count=N, image=ID, \
-                       keep-image and no-rand-uuid";
+                       ready=PORT|running, keep-image and no-rand-uuid";
 
 /// Options that are followed by `=` and a value.
-const KEYS: [&str; 8] = ["engine", "cpu", "mem", "disk", "port", "net", "count", "image"];
+const KEYS: [&str; 9] = ["engine", "cpu", "mem", "disk", "port", "net", "count", "image", "ready"];
 
 /// The option for a machine-id that is empty.
 const NO_RAND_UUID: &str = "no-rand-uuid";
@@ -142,6 +142,7 @@ fn option(spec: &mut VmSpec, part: &str) -> Result<&'static str, VmSpecError> {
         "port" => spec.ports.push(value.parse().map_err(|error| refuse(format!("{error}")))?),
         "net" => spec.net_kind = net(value).map_err(refuse)?,
         "image" => spec.image = Some(VmId(number(value, u64::MAX).map_err(refuse)?)),
+        "ready" => spec.ready_port = Some(ready(value).map_err(refuse)?),
         _ => spec.count = Some(number(value, u32::MAX).map_err(refuse)?),
     }
     Ok(key)
@@ -156,6 +157,7 @@ fn example(key: &str) -> &'static str {
         "port" => "80",
         "net" => "nat",
         "image" => "7",
+        "ready" => "22",
         _ => "3",
     }
 }
@@ -178,6 +180,14 @@ fn number<T: FromStr + std::fmt::Display + PartialEq + From<u8>>(
         return Err(refuse());
     }
     value.parse().ok().filter(|number| *number != T::from(0)).ok_or_else(refuse)
+}
+
+/// The port by which a guest is seen to be ready; 0 for none.
+fn ready(value: &str) -> Result<u16, String> {
+    if value == "running" {
+        return Ok(0);
+    }
+    number(value, u16::MAX).map_err(|_| "write a TCP port, or running".into())
 }
 
 fn size(value: &str) -> Result<u32, String> {
@@ -214,7 +224,7 @@ mod tests {
     #[test]
     fn every_option_lands_in_its_field() {
         let spec = parse_vm_spec(
-            "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,count=3,image=7,keep-image,\
+            "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,count=3,image=7,ready=80,keep-image,\
              no-rand-uuid",
         );
         let port = |port, protocol| InnerPort { port, protocol };
@@ -232,9 +242,11 @@ mod tests {
                 rand_uuid: false,
                 keep_image: true,
                 image: Some(VmId(7)),
+                ready_port: Some(80),
                 ..VmSpec::new("micro")
             })
         );
+        assert_eq!(parse_vm_spec("micro,ready=running").unwrap().ready_port, Some(0));
         assert_eq!(parse_vm_spec("micro,net=nat").unwrap().net_kind, NetKind::Nat);
         assert_eq!(parse_vm_spec("micro,mem=512").unwrap().mem_size, Some(512));
         assert_eq!(parse_vm_spec("micro,cpu=65535").unwrap().cpu_num, Some(65535));

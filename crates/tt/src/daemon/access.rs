@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess};
+use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess};
 use tt_api::views::{Checked, Finding, VerifyReport};
 use tt_guest::session::Open;
 use tt_host::{Clock, Guests, HostService, Metas};
@@ -51,11 +51,19 @@ impl HostAccess for LocalHost {
         })
     }
 
-    fn console(&self, vm: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>> {
+    fn console(&self, vm: VmId) -> BoxFuture<Result<ByteStream, Refusal>> {
         let console = self.guests.console(vm);
         Box::pin(async move {
             let console = console?;
-            Ok(ConsoleStream { to: console.to, from: console.from })
+            Ok(ByteStream { to: console.to, from: console.from })
+        })
+    }
+
+    fn connect(&self, vm: &Vm, port: u16) -> BoxFuture<Result<ByteStream, Refusal>> {
+        let (guests, vm) = (self.guests.clone(), vm.clone());
+        Box::pin(async move {
+            let connection = guests.connect(&vm, port).await?;
+            Ok(ByteStream { to: connection.to, from: connection.from })
         })
     }
 

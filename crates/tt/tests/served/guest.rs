@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tt_api::access::{BoxFuture, ConsoleStream, GuestStream, HostAccess, STREAM_QUEUE};
+use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess, STREAM_QUEUE};
 use tt_api::views::{Finding, VerifyReport};
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open, Program, ToGuest};
@@ -55,7 +55,7 @@ impl HostAccess for Guests {
         Box::pin(async move { Ok(GuestStream { to, from }) })
     }
 
-    fn console(&self, _: VmId) -> BoxFuture<Result<ConsoleStream, Refusal>> {
+    fn console(&self, _: VmId) -> BoxFuture<Result<ByteStream, Refusal>> {
         let (to, mut keys) = channel::<Vec<u8>>(STREAM_QUEUE);
         let (out, from) = channel(STREAM_QUEUE);
         thread::spawn(move || {
@@ -67,7 +67,11 @@ impl HostAccess for Guests {
                 next = keys.blocking_recv();
             }
         });
-        Box::pin(async move { Ok(ConsoleStream { to, from }) })
+        Box::pin(async move { Ok(ByteStream { to, from }) })
+    }
+
+    fn connect(&self, vm: &Vm, _port: u16) -> BoxFuture<Result<ByteStream, Refusal>> {
+        self.console(vm.id)
     }
 
     fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal> {

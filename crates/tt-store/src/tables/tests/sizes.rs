@@ -6,6 +6,7 @@ use tt_model::check::{
     BLACKLIST_MAX, NAME_BYTES_MAX, PORTS_PER_ENV_MAX, PORTS_PER_VM_MAX, SNAPSHOTS_PER_VM_MAX,
     TEMPLATE_NAME_BYTES_MAX, VMS_PER_ENV_MAX,
 };
+use tt_model::login::{SSH_KEYS_BYTES_MAX, USER_DATA_BYTES_MAX};
 use tt_model::plan::{AddPlan, LAYERS_MAX};
 use tt_model::{
     Disk, ErrorCode, InnerPort, Protocol, Snapshot, SnapshotState, StorageKind, VmResource,
@@ -63,6 +64,9 @@ fn largest(index: u32, ports: usize) -> Vm {
             net_blacklist: (0..2 * BLACKLIST_MAX).map(address).collect(),
             ..sample.state
         },
+        ssh_keys: vec!["k".repeat(SSH_KEYS_BYTES_MAX)],
+        // What JSON writes with two bytes.
+        user_data: Some("\n".repeat(USER_DATA_BYTES_MAX)),
         resource: VmResource { port_map: (0..ports).map(port).collect(), ..sample.resource },
         ..sample
     }
