@@ -33,7 +33,13 @@ pub const RUN_DIR_BYTES_MAX: usize = 70;
 
 /// Relative path of the runtime image of `id` in `epoch`.
 pub fn runtime_image(storage: StorageKind, id: VmId, epoch: u32) -> String {
-    format!("images/{id}/{epoch}.{}", storage.extension())
+    let name = format!("images/{id}/{epoch}.{}", storage.extension());
+    storage.inner().map_or(name.clone(), |inner| format!("{name}/{inner}"))
+}
+
+/// Relative path of what a back end keeps of the template of that digest, where it keeps anything: a directory.
+pub fn template_volume(storage: StorageKind, digest: &str) -> String {
+    format!("volumes/{digest}.{}", storage.extension())
 }
 
 /// Relative path of the memory of `id` with that number: a directory.

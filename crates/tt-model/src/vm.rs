@@ -170,30 +170,45 @@ pub enum StorageKind {
     File,
     /// A qcow2 overlay on the template's disk.
     Qcow2,
+    /// A raw file in a btrfs subvolume of its own.
+    Btrfs,
 }
 
 impl StorageKind {
+    /// Every kind there is.
+    pub const ALL: [Self; 3] = [Self::File, Self::Qcow2, Self::Btrfs];
+
     /// Name as in records and on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::File => "file",
             Self::Qcow2 => "qcow2",
+            Self::Btrfs => "btrfs",
         }
     }
 
     /// Whether a disk of it goes on needing the one that it was made from.
     pub fn is_layered(self) -> bool {
         match self {
-            Self::File => false,
+            Self::File | Self::Btrfs => false,
             Self::Qcow2 => true,
         }
     }
 
-    /// Ending of a runtime image's file name.
+    /// Ending of the name that a runtime image has in its Vm's directory.
     pub fn extension(self) -> &'static str {
         match self {
             Self::File => "raw",
             Self::Qcow2 => "qcow2",
+            Self::Btrfs => "btrfs",
+        }
+    }
+
+    /// The file below that name that holds the disk, where the name is a directory.
+    pub fn inner(self) -> Option<&'static str> {
+        match self {
+            Self::File | Self::Qcow2 => None,
+            Self::Btrfs => Some("disk.raw"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Which back end a data directory gets: tried out, not guessed from the file system's name. It leaves nothing behind.
 
-use crate::StorageError;
 use crate::file::not_cloneable;
+use crate::{StorageError, btrfs};
 use rustix::fs::{Mode, OFlags, ioctl_ficlone};
 use rustix::io::Errno;
 use std::fs::File;
@@ -19,16 +19,28 @@ pub struct Choice {
     pub reason: String,
 }
 
-/// Chooses the back end for new images in `data_dir`: `file` where files can share blocks, else `qcow2` where QEMU is
-/// installed, else `file` with copies. `qemu` is the program that would run machines: a path, or a name that is looked up
-/// in `PATH`.
+/// Chooses the back end for new images in `data_dir`: `btrfs` where it has subvolumes, `file` where files can share blocks,
+/// else `qcow2` where QEMU is installed, else `file` with copies. `qemu` is the program that would run machines: a path, or
+/// a name that is looked up in `PATH`.
 ///
 /// # Errors
 /// [`StorageError::Probe`] if nothing can be written there.
 pub fn choose(data_dir: &Path, qemu: &Path) -> Result<Choice, StorageError> {
-    let reflink = probe_reflink(data_dir)
-        .map_err(|source| StorageError::Probe { path: data_dir.into(), source })?;
-    Ok(decide(reflink, is_installed(qemu)))
+    let failed = |source| StorageError::Probe { path: data_dir.into(), source };
+    let found = Found {
+        subvolumes: btrfs::probe(data_dir).map_err(failed)?,
+        reflink: probe_reflink(data_dir).map_err(failed)?,
+        qemu: is_installed(qemu),
+    };
+    Ok(decide(&found))
+}
+
+/// What was found in a data directory and on its host.
+#[derive(Clone, Copy, Debug, Default)]
+struct Found {
+    subvolumes: bool,
+    reflink: bool,
+    qemu: bool,
 }
 
 /// As `execvp` would find it: only a name without a slash is looked up.
@@ -40,18 +52,23 @@ fn is_installed(program: &Path) -> bool {
     std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
 }
 
-fn decide(reflink: bool, qemu: bool) -> Choice {
-    let (kind, reason) = match (reflink, qemu) {
-        (true, _) => (
+fn decide(found: &Found) -> Choice {
+    let (kind, reason) = match found {
+        Found { subvolumes: true, .. } => (
+            StorageKind::Btrfs,
+            "this file system has subvolumes: snapshots of them take the same time whatever a disk's size and pieces, \
+             and serve every engine",
+        ),
+        Found { reflink: true, .. } => (
             StorageKind::File,
             "files of this file system can share blocks: clones take no time and serve every engine",
         ),
-        (false, true) => (
+        Found { qemu: true, .. } => (
             StorageKind::Qcow2,
             "files of this file system can not share blocks: overlays take no time, but serve QEMU only; \
              put the data directory on XFS or btrfs to serve every engine",
         ),
-        (false, false) => (
+        Found { .. } => (
             StorageKind::File,
             "files of this file system can not share blocks, and QEMU is not installed: images are copied; \
              put the data directory on XFS or btrfs to clone them",
@@ -100,13 +117,15 @@ mod tests {
 
     #[test]
     fn copies_are_the_last_resort() {
-        for (reflink, qemu, want) in [
-            (true, true, StorageKind::File),
-            (true, false, StorageKind::File),
-            (false, true, StorageKind::Qcow2),
-            (false, false, StorageKind::File),
+        let found = |subvolumes, reflink, qemu| Found { subvolumes, reflink, qemu };
+        for (found, want) in [
+            (found(true, true, true), StorageKind::Btrfs),
+            (found(false, true, true), StorageKind::File),
+            (found(false, true, false), StorageKind::File),
+            (found(false, false, true), StorageKind::Qcow2),
+            (found(false, false, false), StorageKind::File),
         ] {
-            assert_eq!(decide(reflink, qemu).kind, want);
+            assert_eq!(decide(&found).kind, want);
         }
     }
 }

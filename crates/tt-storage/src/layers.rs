@@ -2,6 +2,7 @@
 
 use crate::StorageError;
 use std::collections::BTreeSet;
+use tt_model::names::runtime_image;
 use tt_model::{SnapshotState, StorageKind, Vm, VmId};
 
 /// The runtime image, which is not there, and those below it that are not there either, in the order in which they are
@@ -49,14 +50,13 @@ pub(crate) fn needed(vm: &Vm) -> BTreeSet<u32> {
     needed
 }
 
-/// The parts of an image's name, `images/ID/EPOCH.FORMAT`.
+/// The parts of a runtime image's name.
 pub(crate) fn parse_name(name: &str) -> Option<(VmId, u32, StorageKind)> {
     let (id, file) = name.strip_prefix("images/")?.split_once('/')?;
-    let (epoch, extension) = file.split_once('.')?;
-    let kinds = [StorageKind::File, StorageKind::Qcow2];
-    let kind = kinds.into_iter().find(|kind| kind.extension() == extension)?;
-    let number: u32 = epoch.parse().ok().filter(|number: &u32| number.to_string() == epoch)?;
-    Some((parse_id(id)?, number, kind))
+    let (id, epoch) = (parse_id(id)?, file.split_once('.')?.0.parse().ok()?);
+    let kinds = StorageKind::ALL.into_iter();
+    let kind = kinds.into_iter().find(|kind| runtime_image(*kind, id, epoch) == name)?;
+    Some((id, epoch, kind))
 }
 
 /// Only what `VmId` itself writes: `007` and `+7` are not `7`.
@@ -73,9 +73,14 @@ mod tests {
     fn only_images_have_names_of_images() {
         assert_eq!(parse_name("images/7/0.raw"), Some((VmId(7), 0, StorageKind::File)));
         assert_eq!(parse_name("images/7/12.qcow2"), Some((VmId(7), 12, StorageKind::Qcow2)));
+        let volume = "images/7/1.btrfs/disk.raw";
+        assert_eq!(parse_name(volume), Some((VmId(7), 1, StorageKind::Btrfs)));
         for name in [
             "",
             "images",
+            "images/7/1.btrfs",
+            "images/7/1.btrfs/other",
+            "images/7/1.raw/disk.raw",
             "images/7",
             "images/7/0",
             "images/7/0.img",

@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | runtime image | machine, machine, 0600 | |
 //! | a `qcow2` disk that a layer lies on | root, machine, 0440 | QEMU opens what lies below read-only. A machine that still has it open goes on writing until it is switched to the layer, but can not open it for writing again. |
-//! | a `file` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it |
+//! | a `file` or `btrfs` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it |
 //! | a kept image and what it lies on | root, root, 0600 | |
 //! | the same, once a `qcow2` disk of another Vm lies on it | root, root, 0444 | that machine has another user. It stays so: the record of a Vm does not say on what its kept image lies in turn. |
 //! | template | root, root, 0644 | |
@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 use tt_model::{Layout, Snapshot, StorageKind, Vm, VmId};
 
+mod btrfs;
 mod choice;
 pub mod conformance;
 mod error;
@@ -30,7 +31,9 @@ mod file;
 mod images;
 mod layers;
 mod qcow2;
+mod shelf;
 mod source;
+mod tree;
 
 pub use choice::{Choice, choose};
 pub use error::StorageError;
@@ -74,7 +77,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// called while a guest stands still for it, so it waits for no disk where it need not: only
     /// [`Storage::sync_disk`] makes durable what it made, and a power loss before that may leave anything at that name.
     ///
-    /// `file`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
+    /// `file`, `btrfs`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
     /// snapshot is `Wanted`, what another try left at that name is replaced; afterwards this only looks.
     /// `qcow2`: the snapshot's disk can not be opened for writing any more, and the runtime image lies on it, ready for
     /// a machine to be switched to it. Call it before the machine is switched.
@@ -147,6 +150,13 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// As [`Storage::destroy_image`].
     fn remove_stray(&self, id: VmId) -> Result<(), StorageError>;
 
+    /// Removes what it keeps of templates whose digest is not `in_use`, to make images from; nothing that an image goes on
+    /// needing. It comes again with the next image, so a call with too small a set costs time and nothing else.
+    ///
+    /// # Errors
+    /// [`StorageError::List`], [`StorageError::Destroy`]; some may be gone by then.
+    fn collect_templates(&self, in_use: &dyn Fn(&str) -> bool) -> Result<(), StorageError>;
+
     /// Room for images.
     ///
     /// # Errors
@@ -157,9 +167,10 @@ pub trait Storage: Send + Sync + fmt::Debug {
 /// The back end of that kind on a data directory. It touches nothing before its first verb.
 #[must_use]
 pub fn open(kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
-    let format: Box<dyn images::Format> = match kind {
-        StorageKind::File => Box::new(file::Raw),
-        StorageKind::Qcow2 => Box::new(qcow2::Overlay),
+    let disks: Box<dyn images::Disks> = match kind {
+        StorageKind::File => Box::new(images::Files(file::Raw)),
+        StorageKind::Qcow2 => Box::new(images::Files(qcow2::Overlay)),
+        StorageKind::Btrfs => Box::new(btrfs::Subvolumes),
     };
-    Arc::new(images::Images::new(layout.clone(), format))
+    Arc::new(images::Images::new(layout.clone(), disks))
 }

@@ -25,15 +25,20 @@ pub(crate) struct Source {
     pub(crate) size_bytes: u64,
     /// What it takes on the file system: what a sparse copy has to write.
     pub(crate) allocated_bytes: u64,
-    path: PathBuf,
-    origin: Origin,
+    /// Where it lies.
+    pub(crate) path: PathBuf,
+    /// What it is.
+    pub(crate) origin: Origin,
 }
 
 /// Where it comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
+pub(crate) enum Origin {
+    /// The template's disk.
     Template,
+    /// A kept image.
     Kept,
+    /// Another disk of the same Vm.
     Own,
 }
 
@@ -101,7 +106,7 @@ impl Source {
         let opened = open_plain(&path, false).and_then(|file| Ok((file.metadata()?, file)));
         let (meta, file) = opened.map_err(|e| not_opened(&path, origin, e))?;
         let size_bytes = match format {
-            StorageKind::File => meta.len(),
+            StorageKind::File | StorageKind::Btrfs => meta.len(),
             StorageKind::Qcow2 => qcow2::size_bytes(&path, &file)?,
         };
         // `st_blocks` counts 512 bytes whatever the file system's block size.

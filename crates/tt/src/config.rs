@@ -94,6 +94,8 @@ pub enum StorageChoice {
     File,
     /// Overlays on the template's disk.
     Qcow2,
+    /// Subvolumes.
+    Btrfs,
 }
 
 /// What a host is to give to Vms, where that is not all it has.

@@ -193,6 +193,7 @@ fn choose_storage(config: &Config) -> Result<(StorageKind, String), DaemonError>
     match config.storage {
         StorageChoice::File => configured(StorageKind::File),
         StorageChoice::Qcow2 => configured(StorageKind::Qcow2),
+        StorageChoice::Btrfs => configured(StorageKind::Btrfs),
         StorageChoice::Auto => {
             let choice = tt_storage::choose(&config.data_dir, &config.qemu.binary)?;
             Ok((choice.kind, choice.reason))
@@ -228,9 +229,9 @@ fn compose(
         }
     }
     tracing::info!(storage = storage.name(), reason = storage_reason, "storage for new images");
-    let kinds = [StorageKind::File, StorageKind::Qcow2];
+    // Not only the one for new images: those that are there keep their kind when another one is configured.
     let storages: Vec<Arc<dyn Storage>> =
-        kinds.iter().map(|kind| tt_storage::open(*kind, layout)).collect();
+        StorageKind::ALL.iter().map(|kind| tt_storage::open(*kind, layout)).collect();
     let drivers = Drivers { engines, storages, network: Arc::new(network) };
     Ok(Composed { drivers, facts, storage, storage_reason })
 }

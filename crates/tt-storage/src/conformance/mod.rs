@@ -1,6 +1,7 @@
 //! What every back end must do, as assertions that panic. A back end runs them all with one call of [`run`] from a test.
 
 use crate::{Storage, StorageError, TEMPLATE_DISK};
+use std::any::Any;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -13,6 +14,7 @@ mod export;
 mod kept;
 mod life;
 mod snapshots;
+mod trouble;
 
 pub use life::{Life, live_at_random};
 
@@ -48,22 +50,101 @@ pub trait Rig {
 
     /// Leaves what a create that was killed leaves.
     fn interrupt(&self, vm: &Vm);
+
+    /// Puts something that no back end made where the disk of `vm` is to be. Answers whether that is possible.
+    fn plant(&self, _vm: &Vm) -> bool {
+        false
+    }
+
+    /// The same where the volume of the suite's template is to be.
+    fn plant_template(&self) -> bool {
+        false
+    }
+
+    /// Takes all room but a little less than [`RESERVE_MB`](crate::RESERVE_MB) until the value is dropped; `None` if others use it, too.
+    fn crowd(&self) -> Option<Box<dyn Any>> {
+        None
+    }
+
+    /// Lets the pool do at once what it does later by itself.
+    fn settle(&self) {}
+
+    /// Takes the pool away until the value is dropped, as for a daemon that starts before it was imported; `None` if the
+    /// data directory goes with it.
+    fn lose_pool(&self) -> Option<Box<dyn Any>> {
+        None
+    }
+
+    /// User, group and mode of a disk; `None` if it is nothing that could be opened.
+    fn rights(&self, vm: &Vm) -> Option<(u32, u32, u32)> {
+        let meta = fs::metadata(self.layout()?.disk(vm)).ok()?;
+        Some((meta.uid(), meta.gid(), meta.mode() & 0o7777))
+    }
+
+    /// Whether the disk of a snapshot could be opened by whoever had the right.
+    fn is_frozen_a_file(&self) -> bool {
+        true
+    }
+
+    /// The digests of the templates of which the back end keeps something.
+    fn templates(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
-/// Runs the whole suite on an empty back end, and leaves it empty.
-pub fn run(rig: &dyn Rig) {
+/// What became of a clause: `Err` says what the back end lacks for it.
+pub type Outcome = Result<(), &'static str>;
+
+/// One promise of the contract: its name as in `docs/storage.md`, and the check, on an empty back end, which it leaves
+/// empty.
+pub type Clause = (&'static str, fn(&dyn Rig) -> Outcome);
+
+/// The whole contract.
+pub const CLAUSES: [Clause; 14] = [
+    ("create", create),
+    ("clone side by side", clones_are_independent),
+    ("grow, never shrink", disks_grow_and_never_shrink),
+    ("snapshot, apply in any order", snapshots::run),
+    ("keep, make from kept", kept::run),
+    ("content as a plain file", export::run),
+    ("destroy in any order", destroy),
+    ("lives at random", lives_at_random),
+    ("names that lead elsewhere", records_that_lead_elsewhere_are_refused),
+    ("names that it does not like", trouble::odd_names_lead_nowhere),
+    ("something foreign in the way", trouble::what_is_foreign_is_left_alone),
+    ("space", trouble::space_is_taken_and_comes_back),
+    ("full pool", trouble::a_full_pool_loses_nothing),
+    ("missing pool", trouble::a_missing_pool_is_waited_for),
+];
+
+/// Runs the whole suite on an empty back end, and leaves it empty. Answers what became of each clause.
+pub fn run(rig: &dyn Rig) -> Vec<(&'static str, Outcome)> {
+    let check = |(name, check): Clause| {
+        let outcome = check(rig);
+        assert_eq!(must(rig.storage().images()), [], "{name}");
+        must(rig.storage().collect_templates(&|_| false));
+        assert_eq!(rig.templates(), [""; 0], "{name}");
+        (name, outcome)
+    };
+    CLAUSES.into_iter().map(check).collect()
+}
+
+fn create(rig: &dyn Rig) -> Outcome {
     create_is_complete_and_repeatable(rig);
     images_belong_to_their_machines(rig);
-    clones_are_independent(rig);
-    disks_grow_and_never_shrink(rig);
     interrupted_creates_are_cleared(rig);
+    Ok(())
+}
+
+fn destroy(rig: &dyn Rig) -> Outcome {
     destroy_takes_everything(rig);
-    records_that_lead_elsewhere_are_refused(rig);
-    snapshots::run(rig);
-    kept::run(rig);
-    export::run(rig);
+    templates_go_when_nothing_uses_them(rig);
+    Ok(())
+}
+
+fn lives_at_random(rig: &dyn Rig) -> Outcome {
     live_at_random(rig, 1, 20);
-    assert_eq!(must(rig.storage().images()), []);
+    Ok(())
 }
 
 /// A Vm with a disk of [`DISK_MB`] from the template that [`write_template`] makes.
@@ -124,9 +205,7 @@ fn images_belong_to_their_machines(rig: &dyn Rig) {
     let vm = vm(2, rig.storage().kind());
     must(rig.storage().create_image(&vm));
     let look = || {
-        let meta = must(fs::metadata(layout.disk(&vm)));
-        assert_eq!((meta.uid(), meta.gid()), (layout.uid(vm.id), layout.uid(vm.id)));
-        assert_eq!(meta.mode() & 0o7777, 0o600);
+        assert_eq!(rig.rights(&vm), Some((layout.uid(vm.id), layout.uid(vm.id), 0o600)));
         let dir = must(fs::metadata(layout.images_of(vm.id)));
         assert_eq!((dir.uid(), dir.mode() & 0o7777), (0, 0o711));
     };
@@ -137,7 +216,7 @@ fn images_belong_to_their_machines(rig: &dyn Rig) {
     must(rig.storage().destroy_image(&vm));
 }
 
-fn clones_are_independent(rig: &dyn Rig) {
+fn clones_are_independent(rig: &dyn Rig) -> Outcome {
     let kind = rig.storage().kind();
     let (one, two) = (vm(3, kind), vm(4, kind));
     std::thread::scope(|scope| {
@@ -161,9 +240,10 @@ fn clones_are_independent(rig: &dyn Rig) {
     assert_eq!(must(rig.storage().images()), [two.id, three.id]);
     must(rig.storage().destroy_image(&two));
     must(rig.storage().destroy_image(&three));
+    Ok(())
 }
 
-fn disks_grow_and_never_shrink(rig: &dyn Rig) {
+fn disks_grow_and_never_shrink(rig: &dyn Rig) -> Outcome {
     let mut vm = vm(6, rig.storage().kind());
     let storage = rig.storage();
     vm.resource.disk_size = TEMPLATE_MB - 1;
@@ -184,6 +264,7 @@ fn disks_grow_and_never_shrink(rig: &dyn Rig) {
     assert!(matches!(error, Err(StorageError::Shrink { .. })), "{error:?}");
     assert_eq!(rig.size_mb(&vm), Some(3 << 20));
     must(storage.destroy_image(&vm));
+    Ok(())
 }
 
 fn interrupted_creates_are_cleared(rig: &dyn Rig) {
@@ -222,9 +303,30 @@ fn destroy_takes_everything(rig: &dyn Rig) {
     assert!(space.free_mb <= space.total_mb && space.total_mb > 0, "{space:?}");
 }
 
-fn records_that_lead_elsewhere_are_refused(rig: &dyn Rig) {
+fn templates_go_when_nothing_uses_them(rig: &dyn Rig) {
+    let (one, two) = (vm(10, rig.storage().kind()), vm(11, rig.storage().kind()));
+    let storage = rig.storage();
+    must(storage.create_image(&one));
+    let kept = rig.templates();
+    must(storage.collect_templates(&|digest| digest == one.template.digest));
+    assert_eq!(rig.templates(), kept);
+    // The template goes while a disk that was made from it is still there.
+    must(storage.collect_templates(&|_| false));
+    must(storage.create_image(&two));
+    rig.fill(&two, 4096, 4096, 7);
+    must(storage.destroy_image(&one));
+    must(storage.collect_templates(&|_| false));
+    assert_kept(rig, &two);
+    must(storage.destroy_image(&two));
+    for _ in 0..2 {
+        must(storage.collect_templates(&|_| false));
+        assert_eq!(rig.templates(), [""; 0]);
+    }
+}
+
+fn records_that_lead_elsewhere_are_refused(rig: &dyn Rig) -> Outcome {
     if rig.layout().is_none() {
-        return;
+        return Err("it has no names");
     }
     let kind = rig.storage().kind();
     let sample = vm(9, kind);
@@ -244,6 +346,7 @@ fn records_that_lead_elsewhere_are_refused(rig: &dyn Rig) {
         assert!(refused, "{:?} {:?}: {error:?}", vm.runtime_image, vm.template.path);
     }
     assert_eq!(must(rig.storage().images()), [], "a refused create left something");
+    Ok(())
 }
 
 fn assert_kept(rig: &dyn Rig, vm: &Vm) {

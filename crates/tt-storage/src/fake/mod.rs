@@ -349,6 +349,10 @@ impl Storage for FakeStorage {
         })
     }
 
+    fn collect_templates(&self, _: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
+        self.alive("image.templates")
+    }
+
     fn space(&self) -> Result<Space, StorageError> {
         self.alive("image.space")?;
         Ok(Space { total_mb: self.disk.total_mb(), free_mb: self.disk.free_mb() })

@@ -21,15 +21,8 @@ impl Format for Raw {
     }
 
     fn clone_source(&self, job: &Job, source: &Source, image: &File) -> Result<(), StorageError> {
+        clone_or_copy(job, source, image)?;
         let failed = |e| job.failed(source.allocated_bytes, e);
-        match ioctl_ficlone(image, &source.file) {
-            Ok(()) => {}
-            Err(e) if not_cloneable(e) => {
-                job.reserve(source.allocated_bytes)?;
-                copy_data(&source.file, image, source.size_bytes).map_err(failed)?;
-            }
-            Err(e) => return Err(failed(e.into())),
-        }
         // A clone has its source's size, and a change of size is one more transaction of the file system.
         match image.metadata().map_err(failed)?.len() == job.want_bytes {
             true => Ok(()),
@@ -45,6 +38,20 @@ impl Format for Raw {
 
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
         image.set_len(job.want_bytes).map_err(|e| job.not_grown(e))
+    }
+}
+
+/// Gives `image`, an empty file, what `source` has: its size too, if nothing but a hole is at its end.
+pub(crate) fn clone_or_copy(job: &Job, source: &Source, image: &File) -> Result<(), StorageError> {
+    let failed = |e| job.failed(source.allocated_bytes, e);
+    match ioctl_ficlone(image, &source.file) {
+        Ok(()) => Ok(()),
+        Err(e) if not_cloneable(e) => {
+            job.reserve(source.allocated_bytes)?;
+            copy_data(&source.file, image, source.size_bytes).map_err(failed)?;
+            image.set_len(source.size_bytes).map_err(failed)
+        }
+        Err(e) => Err(failed(e.into())),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Files and directories below a data directory: opened, owned, committed. It never follows a symbolic link at an image's
 //! name.
 
-use crate::{Space, StorageError};
+use crate::{Space, StorageError, tree};
 use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
@@ -10,9 +10,9 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Component, Path, PathBuf};
 
 /// Entered by machines, listed by the daemon only.
-const DIR_MODE: u32 = 0o711;
+pub(crate) const DIR_MODE: u32 = 0o711;
 /// Behind the name of an image that is not complete.
-const TEMPORARY: &str = ".tmp";
+pub(crate) const TEMPORARY: &str = ".tmp";
 
 /// Who may do what with an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +62,7 @@ pub(super) struct Temporary {
 
 impl Temporary {
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        let mut name = path.as_os_str().to_owned();
-        name.push(TEMPORARY);
-        let path = PathBuf::from(name);
+        let path = temporary_name(path);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -89,6 +87,13 @@ impl Drop for Temporary {
             tracing::warn!(path = %self.path.display(), error = %e, "temporary image stays for now");
         }
     }
+}
+
+/// What is made at a path has this one until it is complete.
+pub(crate) fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(TEMPORARY);
+    name.into()
 }
 
 /// Joins a name of the plan to `data`; refuses one that could lead elsewhere.
@@ -120,7 +125,7 @@ pub(crate) fn odd(problem: &'static str) -> io::Error {
 }
 
 /// An image of this Vm, if it is there.
-pub(super) fn open_image(path: &Path) -> Result<Option<File>, StorageError> {
+pub(crate) fn open_image(path: &Path) -> Result<Option<File>, StorageError> {
     match open_plain(path, true) {
         Ok(image) => Ok(Some(image)),
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
@@ -143,7 +148,7 @@ pub(super) fn lock(image: &File) -> io::Result<bool> {
 
 /// Makes what is missing of the directories above an image, and clears what an interrupted create left there. Answers
 /// which of them are to be synced, inner ones first.
-pub(super) fn make_dirs(data: &Path, dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn make_dirs(data: &Path, dir: &Path) -> io::Result<Vec<PathBuf>> {
     let images = data.join("images");
     let is_first = make_dir(&images)?;
     make_dir(dir)?;
@@ -157,7 +162,7 @@ pub(super) fn make_dirs(data: &Path, dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Whether the directory was made now.
-fn make_dir(dir: &Path) -> io::Result<bool> {
+pub(crate) fn make_dir(dir: &Path) -> io::Result<bool> {
     match DirBuilder::new().mode(DIR_MODE).create(dir) {
         Ok(()) => {
             // The umask may have taken bits away.
@@ -170,7 +175,7 @@ fn make_dir(dir: &Path) -> io::Result<bool> {
 }
 
 /// Removes from a directory what `stays` does not name. An absent directory is empty.
-pub(super) fn remove_others(dir: &Path, stays: impl Fn(&str) -> bool) -> io::Result<()> {
+pub(crate) fn remove_others(dir: &Path, stays: impl Fn(&str) -> bool) -> io::Result<()> {
     let entries = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         entries => entries?,
@@ -180,16 +185,18 @@ pub(super) fn remove_others(dir: &Path, stays: impl Fn(&str) -> bool) -> io::Res
         if entry.file_name().to_str().is_some_and(&stays) {
             continue;
         }
-        if entry.file_type()?.is_dir() {
-            fs::remove_dir_all(entry.path())?;
-        } else {
-            fs::remove_file(entry.path())?;
-        }
+        tree::remove(&entry.path())?;
     }
     Ok(())
 }
 
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+/// Opens a directory; never one that a link leads to.
+pub(crate) fn open_dir(dir: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(dir, flags, Mode::empty())?.into())
+}
+
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 

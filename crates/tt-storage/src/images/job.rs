@@ -57,6 +57,11 @@ impl Job<'_> {
         StorageError::Give { path: self.path.clone(), source }
     }
 
+    /// What a failed write to the disk was.
+    pub(crate) fn not_synced(&self, source: io::Error) -> StorageError {
+        StorageError::Sync { path: self.path.clone(), source }
+    }
+
     /// The image is gone, and nothing is left to make it from.
     pub(crate) fn lost(&self) -> StorageError {
         StorageError::Lost { path: self.path.clone() }

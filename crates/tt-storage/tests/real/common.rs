@@ -1,5 +1,7 @@
 //! Rigs on real file systems: directories, loop mounts, and the files of images.
 
+use rustix::fs::{FallocateFlags, fallocate};
+use std::any::Any;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::os::unix::fs::FileExt;
@@ -7,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use tempfile::{NamedTempFile, TempDir};
+use tt_model::names::template_volume;
 use tt_model::{Instance, Layout, StorageKind, Vm};
 use tt_storage::conformance::{Rig, write_template};
-use tt_storage::{Storage, open};
+use tt_storage::{RESERVE_MB, Storage, open};
 
 /// A file system of its own in a file, mounted through a loop device until it is dropped.
 pub struct Mount {
@@ -50,17 +53,30 @@ impl Drop for Mount {
 pub struct Files {
     pub layout: Layout,
     pub kind: StorageKind,
+    /// Whether nobody else writes to the file system.
+    pub is_alone: bool,
 }
 
 impl Files {
     pub fn new(data: &Path, kind: StorageKind) -> Self {
         write_template(data).unwrap();
         let layout = Layout { data: data.into(), run: data.join("run"), instance: Instance(7) };
-        Self { layout, kind }
+        Self { layout, kind, is_alone: false }
+    }
+
+    /// The same on a file system of its own.
+    pub fn alone(data: &Path, kind: StorageKind) -> Self {
+        Self { is_alone: true, ..Self::new(data, kind) }
     }
 
     fn raw(&self) -> bool {
-        self.kind == StorageKind::File
+        self.kind != StorageKind::Qcow2
+    }
+
+    /// What is at the name of the disk: itself, or the directory in which it lies.
+    fn place(&self, vm: &Vm) -> PathBuf {
+        let disk = self.layout.disk(vm);
+        if self.kind.inner().is_some() { disk.parent().unwrap().into() } else { disk }
     }
 
     /// What QEMU reads from a qcow2 image.
@@ -130,8 +146,66 @@ impl Rig for Files {
 
     fn interrupt(&self, vm: &Vm) {
         fs::create_dir_all(self.layout.images_of(vm.id)).unwrap();
-        let name = format!("{}.tmp", self.layout.disk(vm).display());
+        let name = format!("{}.tmp", self.place(vm).display());
         fs::write(name, b"half").unwrap();
+    }
+
+    fn plant(&self, vm: &Vm) -> bool {
+        fs::create_dir_all(self.place(vm)).unwrap();
+        fs::write(self.place(vm).join("disk.raw"), b"foreign").unwrap();
+        true
+    }
+
+    fn plant_template(&self) -> bool {
+        let volume = self.layout.data.join(template_volume(self.kind, "sample"));
+        if self.kind.inner().is_some() {
+            fs::create_dir_all(&volume).unwrap();
+            fs::write(volume.join("disk.raw"), b"foreign").unwrap();
+        }
+        self.kind.inner().is_some()
+    }
+
+    fn crowd(&self) -> Option<Box<dyn Any>> {
+        self.is_alone.then(|| Box::new(Filler::new(&self.layout.data)) as Box<dyn Any>)
+    }
+
+    fn settle(&self) {
+        rustix::fs::syncfs(File::open(&self.layout.data).unwrap()).unwrap();
+    }
+
+    fn templates(&self) -> Vec<String> {
+        let names = fs::read_dir(self.layout.data.join("volumes")).into_iter().flatten();
+        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+}
+
+/// What takes all room of a file system but a little less than the reserve, until it is dropped.
+pub struct Filler(PathBuf);
+
+impl Filler {
+    pub fn new(data: &Path) -> Self {
+        let filler = Self(data.join("filler"));
+        let file = File::create(&filler.0).unwrap();
+        // What was removed may come back while this looks.
+        for _ in 0..50 {
+            rustix::fs::syncfs(&file).unwrap();
+            let stat = rustix::fs::statvfs(data).unwrap();
+            let free_mb = (stat.f_bavail * stat.f_frsize) >> 20;
+            let Some(more_mb) = free_mb.checked_sub(RESERVE_MB - 8).filter(|mb| *mb > 8) else {
+                break;
+            };
+            let len = file.metadata().unwrap().len();
+            fallocate(&file, FallocateFlags::empty(), len, more_mb << 20).unwrap();
+        }
+        filler
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        // XFS frees what a removed file had a little later, but what is cut off at once.
+        let _ = File::create(&self.0);
+        let _ = fs::remove_file(&self.0);
     }
 }
 

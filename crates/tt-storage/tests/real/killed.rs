@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tt_model::StorageKind::{self, File as Raw, Qcow2};
+use tt_model::StorageKind::{self, Btrfs, File as Raw, Qcow2};
 use tt_model::{Layout, Vm, VmId};
 use tt_storage::Storage;
 use tt_storage::conformance::{Life, Rig, vm};
@@ -107,23 +107,31 @@ fn live(data: &Path, kind: StorageKind) -> ! {
 }
 
 fn kill_again_and_again(test: &str, kind: StorageKind) {
+    let dir = tempfile::tempdir().unwrap();
+    kill_in(test, kind, dir.path());
+}
+
+/// Lives in a directory that is given by who is going to kill it, if somebody is.
+fn live_if_asked(kind: StorageKind) {
     if let Some(dir) = std::env::var_os(KILL_DIR) {
         live(Path::new(&dir), kind);
     }
-    let dir = tempfile::tempdir().unwrap();
-    let files = Files::new(dir.path(), kind);
+}
+
+fn kill_in(test: &str, kind: StorageKind, dir: &Path) {
+    let files = Files::new(dir, kind);
     let storage = files.storage();
     let records = records(kind);
     let mut steps = vec![0; records.len() + 1];
     for round in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", &format!("killed::{test}")]);
-        child.env(KILL_DIR, dir.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        child.env(KILL_DIR, dir).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = child.process_group(0).spawn().unwrap();
         std::thread::sleep(Duration::from_micros(15_000 + round * 4_977));
         child.kill().unwrap();
         child.wait().unwrap();
-        let Ok(step) = fs::read_to_string(dir.path().join(STEP)) else { continue };
+        let Ok(step) = fs::read_to_string(dir.join(STEP)) else { continue };
         let step: usize = step.parse().unwrap();
         steps[step] += 1;
         match records.get(step) {
@@ -132,7 +140,7 @@ fn kill_again_and_again(test: &str, kind: StorageKind) {
         }
         storage.remove_stray(VmId(1)).unwrap();
         assert_eq!(storage.images().unwrap(), []);
-        fs::remove_file(dir.path().join(STEP)).unwrap();
+        fs::remove_file(dir.join(STEP)).unwrap();
     }
     println!("killed in each step of a life with {}: {steps:?}", kind.name());
     assert!(steps.iter().filter(|times| **times > 0).count() > 2, "{steps:?}");
@@ -157,15 +165,25 @@ fn check_matched(files: &Files, record: &Vm) {
 
 #[test]
 fn a_killed_daemon_leaves_files_that_the_next_one_finishes() {
+    live_if_asked(Raw);
     kill_again_and_again("a_killed_daemon_leaves_files_that_the_next_one_finishes", Raw);
 }
 
 #[test]
 fn a_killed_daemon_leaves_layers_that_the_next_one_finishes() {
     let test = "a_killed_daemon_leaves_layers_that_the_next_one_finishes";
+    live_if_asked(Qcow2);
     if has_qemu_img() {
         kill_again_and_again(test, Qcow2);
     } else {
         println!("SKIPPED {test}: qemu-img is not installed");
     }
+}
+
+#[test]
+fn a_killed_daemon_leaves_subvolumes_that_the_next_one_finishes() {
+    live_if_asked(Btrfs);
+    let test = "a_killed_daemon_leaves_subvolumes_that_the_next_one_finishes";
+    let Some(btrfs) = crate::mount(&crate::BTRFS, 512, test) else { return };
+    kill_in(test, Btrfs, &btrfs.path());
 }

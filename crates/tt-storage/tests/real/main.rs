@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-use tt_model::StorageKind::{File as Raw, Qcow2};
+use tt_model::StorageKind::{Btrfs, File as Raw, Qcow2};
 use tt_storage::conformance::{self, Rig, vm};
 use tt_storage::{StorageError, TEMPLATE_DISK, choose};
 
@@ -23,9 +23,9 @@ const BTRFS: [&str; 2] = ["mkfs.btrfs", "-q"];
 const EXT4: [&str; 4] = ["mkfs.ext4", "-q", "-m", "0"];
 
 fn suite(data: &Path, test: &str) {
-    conformance::run(&Files::new(data, Raw));
+    conformance::run(&Files::alone(data, Raw));
     if has_qemu_img() {
-        conformance::run(&Files::new(data, Qcow2));
+        conformance::run(&Files::alone(data, Qcow2));
     } else {
         println!("SKIPPED {test} with qcow2: qemu-img is not installed");
     }
@@ -38,7 +38,12 @@ fn mount(mkfs: &[&str], size_mb: u64, test: &str) -> Option<Mount> {
 #[test]
 fn conforms_on_this_file_system() {
     let dir = tempfile::tempdir().unwrap();
-    suite(dir.path(), "conforms_on_this_file_system");
+    conformance::run(&Files::new(dir.path(), Raw));
+    if has_qemu_img() {
+        conformance::run(&Files::new(dir.path(), Qcow2));
+    } else {
+        println!("SKIPPED conforms_on_this_file_system with qcow2: qemu-img is not installed");
+    }
 }
 
 #[test]
@@ -63,8 +68,16 @@ fn conforms_and_shares_blocks_on_btrfs() {
         return;
     };
     suite(&btrfs.path(), "conforms_and_shares_blocks_on_btrfs");
-    assert_eq!(choose(&btrfs.path(), QEMU.as_ref()).unwrap().kind, Raw);
     clone_takes_no_room(&btrfs.path());
+}
+
+#[test]
+fn subvolumes_conform() {
+    let Some(btrfs) = mount(&BTRFS, 512, "subvolumes_conform") else { return };
+    assert_eq!(choose(&btrfs.path(), QEMU.as_ref()).unwrap().kind, Btrfs);
+    let left: Vec<_> = fs::read_dir(btrfs.path()).unwrap().collect();
+    assert!(left.is_empty(), "the probe left {left:?}");
+    conformance::run(&Files::alone(&btrfs.path(), Btrfs));
 }
 
 /// Five clones of 100 MB fit where two copies would not.

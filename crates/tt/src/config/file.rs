@@ -146,7 +146,10 @@ mod tests {
             ("[host]\nmem_size = \"1GB\"", "\"1GB\" is no size"),
             ("upstream_dns = [\"dns.example\"]", "\"dns.example\" is no name server"),
             ("port_min = 70000", "70000"),
-            ("storage = \"zfs\"", "unknown variant `zfs`, expected one of `auto`, `file`, `qcow2`"),
+            (
+                "storage = \"zfs\"",
+                "unknown variant `zfs`, expected one of `auto`, `file`, `qcow2`, `btrfs`",
+            ),
             ("[qemu]\naccelerator = \"xen\"", "unknown variant `xen`"),
             ("range = \"10.0.0.0\"", "range"),
             ("=", "TOML parse error"),
