@@ -25,6 +25,7 @@ mod snapshots;
 mod sweep;
 mod templates;
 mod visit;
+mod volumes;
 mod watch;
 
 pub use clock::{Clock, SystemClock};

@@ -144,13 +144,12 @@ impl HostService {
         let neighbours = Neighbours { tables: tables.clone(), network, host };
         let hosts = self.hosts.clone();
         self.spawn("hosts", move || neighbours.run(&hosts))?;
-        let storages = drivers.storages.clone();
-        let remover = ImageRemover { tables: tables.clone(), drivers, metas };
+        let remover = ImageRemover { tables: tables.clone(), drivers: drivers.clone(), metas };
         let images = self.images.clone();
         self.spawn("images", move || remover.run(&images))?;
         let stopping = self.is_stopping.clone();
         let maker =
-            Arc::new(TemplateMaker::new(tables.clone(), catalogue, storages, host, stopping));
+            Arc::new(TemplateMaker::new(tables.clone(), catalogue, drivers, host, stopping));
         for number in 0..MAKERS {
             let (maker, templates) = (maker.clone(), self.templates.clone());
             self.spawn(&format!("template-{number}"), move || maker.run(&templates))?;

@@ -3,7 +3,7 @@
 
 use crate::guest::Guests;
 use crate::settle::phase_at;
-use crate::{Clock, Drivers, GuestControl, HostConfig, HostError, Metas, layers};
+use crate::{Clock, Drivers, GuestControl, HostConfig, HostError, Metas, layers, volumes};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use tt_model::{EnvId, Goal, HostId, Vm, VmId};
@@ -139,13 +139,14 @@ impl Sweeper {
     pub(crate) fn sweep(&self) -> Result<(), HostError> {
         let strays = self.verify()?.findings.into_iter().filter(|finding| finding.is_stray);
         self.clear_all(self.overdue(strays.collect()));
-        Ok(())
+        volumes::collect(&self.tables, &self.drivers)
     }
 
     /// Compares host and records, and clears every stray at once. Answers what was found.
     pub(crate) fn repair(&self) -> Result<Report, HostError> {
         let report = self.verify()?;
         self.clear_all(report.findings.iter().filter(|f| f.is_stray).cloned().collect());
+        volumes::collect(&self.tables, &self.drivers)?;
         Ok(report)
     }
 

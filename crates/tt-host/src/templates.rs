@@ -2,7 +2,7 @@
 //! function of the catalogue.
 
 use crate::publish::Publisher;
-use crate::{HostError, Queue, layers};
+use crate::{Drivers, HostError, Queue, layers, volumes};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,7 +10,6 @@ use tt_image::{Catalogue, Facts, ImageError, Import, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
 use tt_model::template::digest_digits;
 use tt_model::{HostId, TemplateSource, VmTemplate, template};
-use tt_storage::Storage;
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
 /// How often the record of a template that is being made is looked at and brought up to date.
@@ -23,7 +22,7 @@ const TRIES: u32 = 64;
 pub(crate) struct TemplateMaker {
     tables: Tables,
     catalogue: Arc<Catalogue>,
-    storages: Vec<Arc<dyn Storage>>,
+    drivers: Drivers,
     host: HostId,
     is_stopping: Arc<AtomicBool>,
 }
@@ -32,11 +31,11 @@ impl TemplateMaker {
     pub(crate) fn new(
         tables: Tables,
         catalogue: Arc<Catalogue>,
-        storages: Vec<Arc<dyn Storage>>,
+        drivers: Drivers,
         host: HostId,
         is_stopping: Arc<AtomicBool>,
     ) -> Self {
-        Self { tables, catalogue, storages, host, is_stopping }
+        Self { tables, catalogue, drivers, host, is_stopping }
     }
 
     /// Works until the queue is closed.
@@ -122,7 +121,7 @@ impl TemplateMaker {
     }
 
     fn publisher(&self) -> Publisher<'_> {
-        Publisher { tables: &self.tables, catalogue: &self.catalogue, storages: &self.storages }
+        Publisher { tables: &self.tables, catalogue: &self.catalogue, storages: &self.drivers.storages }
     }
 
     /// Records what became of it, in one moment with the end of what was taken for it.
@@ -163,7 +162,7 @@ impl TemplateMaker {
             let change = Change::new().remove_template(row);
             let change = self.publisher().give_back(&row.value, change)?;
             if let Committed::Done(_) = self.tables.commit(&change)? {
-                return Ok(());
+                return volumes::collect(&self.tables, &self.drivers);
             }
             // Asked for again meanwhile: the watch has named it again.
             if self.tables.template(name)?.is_none_or(|now| now.revision != row.revision) {

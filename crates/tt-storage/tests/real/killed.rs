@@ -1,6 +1,7 @@
 //! Daemons that are killed at any moment: the next one, with the same record, ends up where it would have.
 
 use crate::common::{Files, has_qemu_img};
+use crate::table;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -144,6 +145,7 @@ fn kill_in(test: &str, kind: StorageKind, dir: &Path) {
     }
     println!("killed in each step of a life with {}: {steps:?}", kind.name());
     assert!(steps.iter().filter(|times| **times > 0).count() > 2, "{steps:?}");
+    table::compare(kind, &[(table::KILLED, Ok(()))]);
 }
 
 /// Lets the next daemon match the record that was in force, and looks at every disk.

@@ -6,6 +6,8 @@ mod common;
 mod full;
 mod killed;
 mod machines;
+mod table;
+mod volumes;
 
 use common::{Files, Mount, has_qemu_img, tool};
 use std::fs::{self, File};
@@ -23,9 +25,9 @@ const BTRFS: [&str; 2] = ["mkfs.btrfs", "-q"];
 const EXT4: [&str; 4] = ["mkfs.ext4", "-q", "-m", "0"];
 
 fn suite(data: &Path, test: &str) {
-    conformance::run(&Files::alone(data, Raw));
+    table::compare(Raw, &conformance::run(&Files::alone(data, Raw)));
     if has_qemu_img() {
-        conformance::run(&Files::alone(data, Qcow2));
+        table::compare(Qcow2, &conformance::run(&Files::alone(data, Qcow2)));
     } else {
         println!("SKIPPED {test} with qcow2: qemu-img is not installed");
     }
@@ -77,7 +79,7 @@ fn subvolumes_conform() {
     assert_eq!(choose(&btrfs.path(), QEMU.as_ref()).unwrap().kind, Btrfs);
     let left: Vec<_> = fs::read_dir(btrfs.path()).unwrap().collect();
     assert!(left.is_empty(), "the probe left {left:?}");
-    conformance::run(&Files::alone(&btrfs.path(), Btrfs));
+    table::compare(Btrfs, &conformance::run(&Files::alone(&btrfs.path(), Btrfs)));
 }
 
 /// Five clones of 100 MB fit where two copies would not.
