@@ -121,7 +121,11 @@ impl TemplateMaker {
     }
 
     fn publisher(&self) -> Publisher<'_> {
-        Publisher { tables: &self.tables, catalogue: &self.catalogue, storages: &self.drivers.storages }
+        Publisher {
+            tables: &self.tables,
+            catalogue: &self.catalogue,
+            storages: &self.drivers.storages,
+        }
     }
 
     /// Records what became of it, in one moment with the end of what was taken for it.

@@ -1,15 +1,16 @@
 //! What must hold of a disk's content that is written elsewhere.
 
 use super::life::Life;
-use super::{DISK_MB, Rig, TEMPLATE_BEGIN, TEMPLATE_END, must, template_end};
+use super::{DISK_MB, Outcome, Rig, TEMPLATE_BEGIN, TEMPLATE_END, must, template_end};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use tt_model::layers;
 
 /// Runs this part of the suite.
-pub(super) fn run(rig: &dyn Rig) {
+pub(super) fn run(rig: &dyn Rig) -> Outcome {
     what_a_snapshot_had_is_written(rig);
     what_is_gone_or_unwanted_is_not(rig);
+    Ok(())
 }
 
 fn what_a_snapshot_had_is_written(rig: &dyn Rig) {
