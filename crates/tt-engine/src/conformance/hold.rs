@@ -9,7 +9,7 @@ pub(super) const CLAUSES: &[Clause] = &[
     ("a hold takes the memory of its moment, and the guest goes on", holds),
     ("a hold of a paused machine leaves it paused", holds_paused),
     ("while held, the disk gets a layer", switches),
-    ("a hold that is dropped leaves no memory, and the guest goes on", drops),
+    ("a hold that is dropped leaves no memory, and the guest goes on to a clean end", drops),
     ("a hold without memory keeps none", holds_without_memory),
     ("an absent machine's memory is what it would begin from", holds_absent),
     ("what a daemon held that died is found, and goes on", survives_death),
@@ -112,6 +112,8 @@ fn drops(suite: &Suite<'_>) {
         assert_eq!(suite.fixture.content(&vm), content);
         assert!(!suite.fixture.has_memory(&path), "memory is left after {steps} steps");
     }
+    suite.fixture.power_off(&vm);
+    suite.exited(&vm, true);
     suite.forget(&vm);
 }
 
@@ -200,6 +202,8 @@ fn survives_death(suite: &Suite<'_>) {
         assert!(next.fixture.beats(&vm), "the guest stands still after {steps} steps");
         assert_eq!(next.fixture.content(&vm), content);
         assert!(!next.fixture.has_memory(&path));
+        next.fixture.power_off(&vm);
+        next.exited(&vm, true);
         next.remove(&vm);
         done(next.engine.remove_memory(&vm));
         assert_eq!(done(next.engine.memories()), [], "memory is left after {steps} steps");

@@ -14,16 +14,17 @@ use tt_model::MacAddr;
 pub(super) const TRANSLATIONS_MB: u32 = 128;
 /// Name of the virtio port of the guest's agent.
 pub(super) const AGENT_PORT: &str = "tt.agent.0";
-/// The program's id file in its working directory; QEMU removes it when it ends by itself.
-pub(super) const PID_FILE: &str = "pid";
+/// A socket in the program's working directory that nobody talks through. QEMU removes it when it leaves its main loop and tidies
+/// up, not when an error or a signal ends it on the spot: where it is gone, the guest has switched itself off.
+pub(super) const END: &str = "end";
 
 /// A machine, as QEMU is told of it.
 #[derive(Clone, Debug)]
 pub(super) struct MachineSpec {
     /// For `ps`.
     pub name: String,
-    /// Whether it leaves its id in [`PID_FILE`].
-    pub pid_file: bool,
+    /// The socket [`END`], listening.
+    pub end: Option<RawFd>,
     pub accelerator: Accelerator,
     pub cpu_num: u16,
     pub mem_mb: u32,
@@ -92,15 +93,15 @@ pub(super) fn argv(spec: &MachineSpec) -> Vec<OsString> {
     args.pair("-name", format!("{},debug-threads=on", spec.name));
     args.pair("-display", "none");
     args.pair("-sandbox", SANDBOX);
-    if spec.pid_file {
-        args.pair("-pidfile", PID_FILE);
-    }
     processor(&mut args, spec);
     memory(&mut args, spec);
     begin::begin(&mut args, &spec.boot);
     disk(&mut args, spec);
     network(&mut args, spec);
     channels(&mut args, spec);
+    if let Some(fd) = spec.end {
+        args.pair("-chardev", listening(END, fd));
+    }
     seed(&mut args, spec);
     match spec.incoming {
         None => {}
@@ -205,7 +206,7 @@ fn channels(args: &mut Args, spec: &MachineSpec) {
         [("console", spec.console), ("agent", spec.agent), ("monitor", spec.monitor)]
     {
         let chardev = match channel {
-            Channel::Listening(fd) => format!("socket,id={id},fd={fd},server=on,wait=off"),
+            Channel::Listening(fd) => listening(id, fd),
             Channel::Connected(fd) => format!("socket,id={id},fd={fd}"),
             Channel::Null => format!("null,id={id}"),
         };
@@ -222,6 +223,10 @@ fn channels(args: &mut Args, spec: &MachineSpec) {
     if !is_micro(spec) && !is_qboot {
         args.device(json!({"driver": "vmgenid", "guid": "auto"}));
     }
+}
+
+fn listening(id: &str, fd: RawFd) -> String {
+    format!("socket,id={id},fd={fd},server=on,wait=off")
 }
 
 /// The device on the machine's bus.
@@ -260,7 +265,7 @@ mod tests {
     fn spec(accelerator: Accelerator, boot: Boot) -> MachineSpec {
         MachineSpec {
             name: "tt-0001-7".into(),
-            pid_file: true,
+            end: Some(14),
             accelerator,
             cpu_num: 2,
             mem_mb: 256,
@@ -351,13 +356,13 @@ mod tests {
     #[test]
     fn a_mould() {
         let spec = MachineSpec {
-            pid_file: false,
+            end: None,
             ram: Ram::Shared("/var/lib/tt/memory/7/3.new/ram".into()),
             disk: Disk::Null { bytes: 64 << 20 },
             console: Channel::Null,
             agent: Channel::Null,
             monitor: Channel::Connected(13),
-            incoming: Some(Incoming::Fd(14)),
+            incoming: Some(Incoming::Fd(15)),
             ..spec(Accelerator::Tcg, kernel(Some(QBOOT)))
         };
         insta::assert_snapshot!(lines(&spec));

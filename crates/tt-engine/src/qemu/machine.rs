@@ -1,6 +1,6 @@
 //! One machine: from the plan to a running process, and from what is left to how it ended.
 
-use super::argv::{Channel, Incoming, MachineSpec, PID_FILE, Ram, TRANSLATIONS_MB, argv};
+use super::argv::{Channel, END, Incoming, MachineSpec, Ram, TRANSLATIONS_MB, argv};
 use super::host::Usable;
 use super::memory::Memory;
 use super::node::Disk;
@@ -9,10 +9,10 @@ use crate::cgroup::Limits;
 use crate::process::{Confined, Process};
 use crate::remains::{self, MESSAGES, Remains, give};
 use crate::{EngineError, Machine, seed};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tt_model::{MachineSize, StorageKind, Vm, names};
 
 /// What QEMU needs beside the guest's memory and its translations, in MB: its own heap and stacks, device buffers, and
@@ -22,6 +22,8 @@ const PROGRAM_MB: u32 = 192;
 const THREADS: u32 = 96;
 /// The seed disk, in the machine's directory.
 const SEED: &str = "seed";
+/// What QEMU says when it obeys a signal of the host's; then it tidies up as for its guest.
+const SIGNAL: &str = ": terminating on signal ";
 /// QEMU's bound of processors on both machine types without an interrupt remapper.
 const CPU_NUM_MAX: u16 = 255;
 
@@ -50,7 +52,6 @@ pub(super) fn start(
     let dir = remains.make_dirs(uid)?;
     let doors = remains.make_cgroup(&limits(usable.accelerator, vm.machine))?;
     give(&disk, Some(uid), uid)?;
-    make_pid_file(&remains.own(PID_FILE), uid)?;
     let stderr = remains.make_messages(MESSAGES)?;
     note(remains, INCARNATION, &vm.incarnation.to_string())?;
     let listen = |path: &Path| remains::listen(path).map(OwnedFd::from);
@@ -59,11 +60,12 @@ pub(super) fn start(
         listen(&layout.console_socket(vm.id))?,
         listen(&layout.agent_socket(vm.id))?,
         listen(&remains.file(MONITOR))?,
+        listen(&remains.own(END))?,
     ];
-    let [tap, console, agent, monitor] = fds.each_ref().map(AsRawFd::as_raw_fd);
+    let [tap, console, agent, monitor, end] = fds.each_ref().map(AsRawFd::as_raw_fd);
     let spec = MachineSpec {
         name: format!("tt-{}-{}", layout.instance, vm.id),
-        pid_file: true,
+        end: Some(end),
         accelerator: usable.accelerator,
         cpu_num: vm.machine.cpu_num,
         mem_mb: vm.machine.mem_size,
@@ -119,7 +121,7 @@ pub(super) fn verdict(remains: &Remains<'_>) -> Machine {
     let group = remains.layout.cgroup(remains.id);
     let end = End {
         begun: remains.begun(),
-        pid_file: remains.own(PID_FILE).exists(),
+        tidied_up: !remains.own(END).exists(),
         out_of_memory: remains.groups.was_out_of_memory(&group),
         messages: remains.messages(MESSAGES),
     };
@@ -130,14 +132,18 @@ pub(super) fn verdict(remains: &Remains<'_>) -> Machine {
 /// What an ended machine left.
 struct End {
     begun: bool,
-    pid_file: bool,
+    tidied_up: bool,
     out_of_memory: bool,
     messages: String,
 }
 
 impl End {
     fn judge(&self) -> (bool, String) {
-        // QEMU marks what it can live with; whatever else it says is why it ended, on one line or two.
+        // What else it said it has lived with: a failed copy of its memory, or what a guest provoked.
+        if self.begun && self.tidied_up && !self.messages.contains(SIGNAL) {
+            return (true, "the guest switched itself off".to_owned());
+        }
+        // QEMU marks what it can live with; whatever else it says may be why it ended, on one line or two.
         let lines = self.messages.lines().map(str::trim);
         let errors = lines.filter(|l| !l.is_empty() && !l.contains(": warning: "));
         let errors: Vec<&str> = errors.collect();
@@ -149,8 +155,7 @@ impl End {
                 "the kernel killed it: it took more memory than its limit".to_owned()
             }
             (true, false) => error.chars().filter(|c| !c.is_control()).collect(),
-            (true, true) if self.pid_file => "its process was killed".to_owned(),
-            (true, true) => return (true, "the guest switched itself off".to_owned()),
+            (true, true) => "its process was killed".to_owned(),
         };
         (false, why)
     }
@@ -194,16 +199,6 @@ pub(super) fn limits(accelerator: Accelerator, size: MachineSize) -> Limits {
     Limits { mem_bytes: mb << 20, cpu_num: size.cpu_num, pids: u32::from(size.cpu_num) + THREADS }
 }
 
-/// Made beforehand: QEMU removes it when it ends by itself, so one that is still there says that it did not get so far.
-fn make_pid_file(path: &PathBuf, uid: u32) -> Result<(), EngineError> {
-    File::create(path).map_err(|source| EngineError::Make {
-        what: "pid file",
-        path: path.clone(),
-        source,
-    })?;
-    give(path, Some(uid), uid)
-}
-
 pub(super) fn read(path: &Path, source: io::Error) -> EngineError {
     EngineError::Read { path: path.to_owned(), source }
 }
@@ -215,26 +210,27 @@ mod tests {
     #[test]
     fn how_it_ended_follows_from_what_it_left() {
         let cases = [
-            ((true, false, false, ""), true, "switched itself off"),
-            ((true, false, false, "qemu: warning: TCG lacks x\n"), true, "switched itself off"),
-            ((true, true, false, ""), false, "killed"),
-            ((true, true, true, ""), false, "memory"),
+            ((true, true, false, ""), true, "switched itself off"),
+            ((true, true, false, "qemu: warning: TCG lacks x\n"), true, "switched itself off"),
+            ((true, true, false, "qemu: Unable to write to socket\n"), true, "switched itself off"),
+            ((true, false, false, ""), false, "killed"),
+            ((true, false, true, ""), false, "memory"),
             (
-                (true, true, false, "qemu: warning: x\nqemu: -fsdev: no\u{7}\n\n"),
+                (true, false, false, "qemu: warning: x\nqemu: -fsdev: no\u{7}\n\n"),
                 false,
                 "qemu: -fsdev: no",
             ),
-            ((true, false, false, "qemu: terminating on signal 15\n"), false, "signal 15"),
+            ((true, true, false, "qemu: terminating on signal 15 from\n"), false, "signal 15"),
             (
-                (true, true, false, "qemu: no lock\nIs it in use?\n"),
+                (true, false, false, "qemu: no lock\nIs it in use?\n"),
                 false,
                 "qemu: no lock Is it in use?",
             ),
-            ((true, true, false, "odd\n"), false, "odd"),
-            ((false, false, false, ""), false, "cut short"),
+            ((true, false, false, "odd\n"), false, "odd"),
+            ((false, true, false, ""), false, "cut short"),
         ];
-        for ((begun, pid_file, out_of_memory, messages), clean, part) in cases {
-            let end = End { begun, pid_file, out_of_memory, messages: messages.into() };
+        for ((begun, tidied_up, out_of_memory, messages), clean, part) in cases {
+            let end = End { begun, tidied_up, out_of_memory, messages: messages.into() };
             let (judged, why) = end.judge();
             assert_eq!(judged, clean, "{messages:?}");
             assert!(why.contains(part) && !why.contains('\u{7}'), "{why:?}");

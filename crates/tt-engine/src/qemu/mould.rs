@@ -78,7 +78,7 @@ pub(super) fn start(
     let [tap, its_monitor, its_feed] = fds.each_ref().map(OwnedFd::as_raw_fd);
     let spec = MachineSpec {
         name: format!("tt-{}-{}-mould", config.layout.instance, vm.id),
-        pid_file: false,
+        end: None,
         accelerator: usable.accelerator,
         cpu_num: vm.machine.cpu_num,
         mem_mb: vm.machine.mem_size,
