@@ -31,6 +31,15 @@ pub fn skip(test: &str, reason: &str) {
     let _ = writeln!(std::io::stdout(), "SKIPPED {test}: {reason}");
 }
 
+/// The number in an environment variable, for a run by hand that is longer, or another one; nothing if it is not set.
+///
+/// # Panics
+/// If the variable holds no number.
+pub fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().must(&format!("{variable}={text}")))
+}
+
 /// What a test can not go on without.
 pub trait Must<T> {
     /// The value; the test fails where there is none, and says what was done.

@@ -12,6 +12,7 @@ pub use action::{
 pub use model::{Content, Env, Frozen, Image, Limits, Model, Moment, Vm};
 pub use records::{Chosen, compare_records, same};
 
+use crate::number;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 
 /// The seed that `TT_SEED` names, else 0: a run of tests is the same each time.
@@ -20,18 +21,6 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 /// If the variable holds no number.
 pub fn seed() -> u64 {
     number("TT_SEED").unwrap_or(0)
-}
-
-/// The number in an environment variable; nothing if it is not set.
-///
-/// # Panics
-/// If the variable holds no number.
-pub fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    match text.parse() {
-        Ok(number) => Some(number),
-        Err(error) => panic!("{variable}={text:?}: {error}"),
-    }
 }
 
 /// Chance that is the same for the same seed and stream.

@@ -7,9 +7,9 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, TestRunner};
 use std::time::{Duration, Instant};
 use testkit::sequence::{
-    Action, GUESTS, Limits, Mishap, Model, Step, Target, chance, env_spec, number, seed, steps,
+    Action, GUESTS, Limits, Mishap, Model, Step, Target, chance, env_spec, seed, steps,
 };
-use testkit::{CLIENT, Echo, Lab, Setup};
+use testkit::{CLIENT, Echo, Lab, Setup, number};
 use tt_model::check::MEM_SIZE_MIN;
 use tt_model::{EnvSpec, VmId};
 

@@ -2,16 +2,16 @@
 
 use super::times::knows_the_time;
 use std::time::{Duration, Instant};
-use testkit::{HOST, Lab, is_alive};
+use testkit::{HOST, Lab, is_alive, number};
 
-/// How long the rounds go on; at least two are made.
+/// How long the rounds go on; at least two are made. `TT_ROUNDS` says how many there are, however long they take.
 const ROUNDS: Duration = Duration::from_secs(40);
 const BLOCKS: &str = "/root/blocks";
 
 #[test]
 fn suspended_guests_lose_nothing() {
     let Some(mut lab) = Lab::new("suspended_guests_lose_nothing") else { return };
-    lab.tt(&["env", "create", "inn", "--vm", "a=micro,port=7,port=8,disk=128M"]).good();
+    lab.tt(&["env", "create", "inn", "--vm", "a=micro,port=7,port=8,disk=512M"]).good();
     lab.serve_echo("inn/a", 7);
     lab.serve_count("inn/a", 8);
     lab.leave_helper("inn/a", &format!("write {BLOCKS}"));
@@ -20,7 +20,8 @@ fn suspended_guests_lose_nothing() {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     assert!(is_alive(&mut stream));
     let (begin, mut round, mut blocks) = (Instant::now(), 0, 0);
-    while round < 2 || begin.elapsed() < ROUNDS {
+    let wanted = number("TT_ROUNDS");
+    while round < wanted.unwrap_or(2) || wanted.is_none() && begin.elapsed() < ROUNDS {
         round += 1;
         is_suspended(&lab);
         if round % 2 == 0 {
