@@ -223,6 +223,22 @@ impl Lab {
         self.answers();
     }
 
+    /// The same, with a daemon that dies there only after [`Lab::arm`].
+    pub fn restart_disarmed(&mut self, failpoint: &str) {
+        // It may not be there.
+        let _ = fs::remove_file(self.armed());
+        self.restart_with(&format!("{failpoint}@{}", self.armed().display()));
+    }
+
+    /// From here on the daemon dies when it gets to its failpoint.
+    pub fn arm(&self) {
+        fs::write(self.armed(), "").must("arm the failpoint");
+    }
+
+    fn armed(&self) -> PathBuf {
+        self.dir().join("armed")
+    }
+
     /// Whether the daemon dies within `patience`.
     pub fn dies(&mut self, patience: Duration) -> bool {
         let Some(daemon) = &mut self.daemon else { return true };

@@ -7,6 +7,7 @@ mod crash {
     mod bystander;
     mod daemons;
     mod failpoints;
+    mod lives;
     mod machines;
     mod moments;
     mod requests;

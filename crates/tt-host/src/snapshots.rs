@@ -177,7 +177,9 @@ impl SnapshotTaker {
         each(&mut parts, |part| self.flush(part))?;
         each(&mut parts, |part| held(part, |hold, _| hold.pause()))?;
         let begin = std::time::Instant::now();
+        failpoint::reached("snapshot", "hold", "before");
         each(&mut parts, |part| self.freeze(part))?;
+        failpoint::reached("snapshot", "hold", "after");
         each(&mut parts, |part| held(part, |hold, _| hold.release()))?;
         tracing::info!(snapshot = name, held_us = begin.elapsed().as_micros(), "guests go on");
         each(&mut parts, |part| self.finish(part))?;

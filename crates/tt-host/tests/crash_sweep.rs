@@ -8,7 +8,7 @@ mod sweep;
 #[cfg(test)]
 mod world;
 
-use tt_model::{Goal, SnapshotState, StorageKind, Vm};
+use tt_model::{Goal, SnapshotState, StorageKind, Vm, VmUpdate};
 use world::{Death, World};
 
 const GOALS: [Goal; 5] = [Goal::Gone, Goal::Stopped, Goal::Suspended, Goal::Paused, Goal::Running];
@@ -254,6 +254,36 @@ fn death_at_every_step_of_a_suspend_and_of_the_start_after_it_loses_nothing() {
         }
     }
     assert!(deaths > 20, "the sweep must really kill: {deaths}");
+}
+
+#[test]
+fn death_at_every_step_of_an_update_ends_as_asked() {
+    let update = VmUpdate {
+        mem_size: Some(256),
+        disk_size: Some(96),
+        ports: Some(vec!["80".parse().unwrap(), "53/udp".parse().unwrap()]),
+        net_blacklist: Some(vec![[192, 0, 2, 9].into()]),
+        deny_outgoing: Some(true),
+        ..VmUpdate::default()
+    };
+    let mut deaths = 0;
+    for (storage, rest) in STORAGES.into_iter().flat_map(|s| RESTS.map(|rest| (s, rest))) {
+        for step in 1.. {
+            let world = at_rest(storage, rest);
+            let before = world.contents("shop");
+            world.update_all("shop", &update);
+            let died = world.converge(Death::At(step));
+            world.converge(Death::Never);
+            world.assert_settled("shop", rest);
+            assert_eq!(world.contents("shop"), before, "the guests went on undisturbed");
+            world.assert_updated("shop", rest);
+            deaths += u32::from(died);
+            if !died {
+                break;
+            }
+        }
+    }
+    assert!(deaths > 50, "the sweep must really kill: {deaths}");
 }
 
 #[test]

@@ -4,11 +4,11 @@ use crate::world::{Daemon, Death, World};
 use std::collections::{BTreeMap, BTreeSet};
 use tt_engine::Machine;
 use tt_host::Next;
-use tt_model::plan::{ApplyWorld, Policy, World as PlanWorld, needs, plan_apply, plan_env};
-use tt_model::plan::{plan_destroy, plan_snapshot};
+use tt_model::plan::{ApplyWorld, Policy, UpdateWorld, World as PlanWorld, needs};
+use tt_model::plan::{plan_apply, plan_destroy, plan_env, plan_snapshot, plan_update};
 use tt_model::{
     Env, EnvSpec, Goal, HostId, Refusal, SnapshotSpec, SnapshotState, StorageKind, Vm, VmId,
-    VmSpec, sample,
+    VmSpec, VmUpdate, sample,
 };
 use tt_network::fake::FakeWorld as FakeNets;
 use tt_store::Kv;
@@ -109,6 +109,28 @@ impl World {
         let change = Change::new().env(&env).unwrap().vms(&rows).unwrap();
         assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
         Ok(())
+    }
+
+    /// Updates every member, as the API would.
+    pub fn update_all(&self, name: &str, update: &VmUpdate) {
+        for at in 0..self.members(name).len() {
+            let tables = self.tables();
+            let mut env = tables.env_by_name(name).unwrap().unwrap();
+            let rows = tables.vms_of(&env.value).unwrap();
+            let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
+            let mut usage = tables.usage(self.host.id).unwrap().unwrap();
+            let number = update.ports.as_ref().map_or(0, Vec::len);
+            let world = UpdateWorld {
+                now: 1000,
+                policy: &policy(),
+                host: &self.host,
+                free_ports: &tables.free_ports(&self.host, 0, number, |_| true).unwrap(),
+            };
+            plan_update(&mut env.value, &mut vms, at, update, &mut usage.value, &world).unwrap();
+            let change = Change::new().env(&env).unwrap().usage(self.host.id, &usage).unwrap();
+            let change = change.replace_vm(&rows[at], &vms[at]).unwrap();
+            assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
+        }
     }
 
     /// Lets every running guest change its memory and its disk.
@@ -219,6 +241,27 @@ impl World {
             };
             assert_eq!(machine, expected, "{name} to {goal:?}");
         }
+    }
+
+    /// Disk, ports and policies are those of the update of the sweep, sizes of machines those of before.
+    pub fn assert_updated(&self, name: &str, rest: Goal) {
+        let nets = self.nets.lock().unwrap().clone();
+        let vms = self.members(name);
+        for vm in &vms {
+            assert_eq!(self.disk.images_of(vm.id)[&vm.epoch].size_mb, 96);
+            assert_eq!(nets.blacklists[&vm.id], [[192, 0, 2, 9].into()].into());
+            assert!(nets.denied.contains(&vm.id));
+            let has_machine = matches!(rest, Goal::Running | Goal::Paused);
+            assert_eq!(self.machines.disk_mb(vm.id), has_machine.then_some(96));
+            let mem_mb = self.machines.size(vm.id).map(|size| size.mem_size);
+            assert_eq!(mem_mb, has_machine.then_some(vm.machine.mem_size));
+            assert_eq!(vm.needs_restart(), rest != Goal::Stopped, "{rest:?}");
+        }
+        let published = vms.iter().flat_map(|vm| vm.resource.port_map.iter());
+        let published: BTreeSet<_> =
+            published.map(|(inner, port)| (inner.protocol, *port)).collect();
+        assert_eq!(published.len(), 4);
+        assert_eq!(nets.ports.keys().copied().collect::<BTreeSet<_>>(), published);
     }
 
     fn assert_empty(&self) {
