@@ -1,7 +1,7 @@
 //! The lab: a directory, a host and a client outside of it in network namespaces, and a daemon on the host.
 
 use crate::guard::Guard;
-use crate::programs::{Programs, programs};
+use crate::programs::{Programs, fill_debian, programs};
 use crate::run::wait;
 use crate::space::Space;
 use crate::wait::within;
@@ -98,6 +98,15 @@ impl Setup {
     pub fn data_size(mut self, size: &str) -> Self {
         self.data_size = Some(size.into());
         self
+    }
+
+    /// As [`Setup::start`], once all that `debian-12` is built from is at hand: its first build takes minutes.
+    pub fn start_with_debian(self) -> Option<Lab> {
+        if let Err(reason) = programs().and_then(fill_debian) {
+            skip(self.name, &reason);
+            return None;
+        }
+        self.start()
     }
 
     /// Builds it and starts its daemon. `None`, after it has been said, if this machine lacks something.

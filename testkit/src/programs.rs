@@ -1,12 +1,13 @@
 //! What a lab runs: the program, the guest's agent, a helper for guests, and the cache that templates are built from.
 //! Each is found or made once for all tests of a process.
 
+use crate::Must;
 use crate::run::run;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use tt_image::{Catalogue, Packages};
+use tt_image::{Catalogue, ImageError, Packages};
 
 /// The target of static programs.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -20,6 +21,9 @@ const TOOLS: [(&str, &str); 5] = [
     ("ip", "iproute2"),
     ("mkfs.ext4", "e2fsprogs"),
 ];
+/// What building `debian-12`, and logging in to it, needs beside that.
+const TOOLS_OF_DEBIAN: [(&str, &str); 3] =
+    [("mmdebstrap", "mmdebstrap"), ("depmod", "kmod"), ("ssh", "openssh-client")];
 /// What a guest runs where BusyBox has no applet.
 const HELPER: &str = include_str!("../guest/helper.rs");
 
@@ -131,12 +135,35 @@ fn build_helper(target: &Path) -> Result<PathBuf, String> {
 /// Lets the cache hold all that `micro` is built from. This process can reach a package mirror if anybody can; daemons in
 /// labs can not.
 fn fill(cache: &Path, agent: &Path) -> Result<(), String> {
-    let scratch = tempfile::tempdir().map_err(|error| error.to_string())?;
+    build(cache, agent, "micro", |catalogue| {
+        catalogue.build_micro(Packages::Kept, &tt_image::Quiet).map(drop)
+    })
+}
+
+/// The same for `debian-12`, which takes two minutes once. Tells what the machine lacks; a build that fails, fails the test.
+pub(crate) fn fill_debian(programs: &Programs) -> Result<(), String> {
+    if let Some((tool, package)) = TOOLS_OF_DEBIAN.iter().find(|(tool, _)| !is_in_path(tool)) {
+        return Err(format!("there is no {tool}; install {package}"));
+    }
+    let built = build(&programs.cache, &programs.agent, "debian-12", |catalogue| {
+        catalogue.build_debian(Packages::Kept, &tt_image::Quiet).map(drop)
+    });
+    built.must("build it");
+    Ok(())
+}
+
+fn build(
+    cache: &Path,
+    agent: &Path,
+    name: &str,
+    make: impl FnOnce(&Catalogue) -> Result<(), ImageError>,
+) -> Result<(), String> {
+    // Beside the cache, so that files need not be copied.
+    let scratch = tempfile::tempdir_in(cache).map_err(|error| error.to_string())?;
     let catalogue = Catalogue::new(scratch.path(), cache, agent);
     let chain = |error: &dyn std::error::Error| {
         let causes = std::iter::successors(error.source(), |error| error.source());
         causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
     };
-    let built = catalogue.build_micro(Packages::Kept, &tt_image::Quiet);
-    built.map(drop).map_err(|error| format!("the template `micro`: {}", chain(&error)))
+    make(&catalogue).map_err(|error| format!("the template `{name}`: {}", chain(&error)))
 }

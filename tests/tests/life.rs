@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod life {
     mod commands;
+    mod debian;
     mod inside;
     mod lifetimes;
     mod login;

@@ -15,8 +15,20 @@ use std::time::Duration;
 pub const TO_RUN: [&str; 6] =
     ["qemu-system-x86", "qemu-utils", "nftables", "busybox-static", "e2fsprogs", "iproute2"];
 /// What the tests need beside that.
-pub const TO_TEST: [&str; 8] =
-    ["xfsprogs", "btrfs-progs", "cpio", "isc-dhcp-client", "lz4", "ovmf", "xz-utils", "zstd"];
+pub const TO_TEST: [&str; 12] = [
+    "xfsprogs",
+    "btrfs-progs",
+    "cpio",
+    "debian-archive-keyring",
+    "isc-dhcp-client",
+    "kmod",
+    "lz4",
+    "mmdebstrap",
+    "openssh-client",
+    "ovmf",
+    "xz-utils",
+    "zstd",
+];
 
 /// The package of the emulator: the one that a machine with half of a newer suite refuses.
 const EMULATOR: &str = "qemu-system-x86";

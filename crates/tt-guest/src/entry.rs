@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 
 /// Where the agent finds it in its initial RAM file system, which the guest's own programs never see.
 pub const ENTRY_FILE: &str = "/tt/entry.json";
-/// Largest such file: the arguments and environment that a kernel takes, written as JSON.
+/// Says in the same place that the root disk's own `/sbin/init` becomes the first process; the agent is a service of it.
+pub const INIT_MARK: &str = "/tt/init";
+/// Largest [`ENTRY_FILE`]: the arguments and environment that a kernel takes, written as JSON.
 pub const ENTRY_BYTES_MAX: u64 = 8 << 20;
 
 /// A process as an image describes it.

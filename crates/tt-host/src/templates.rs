@@ -6,7 +6,7 @@ use crate::{Drivers, HostError, Queue, layers, volumes};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tt_image::{Catalogue, Facts, ImageError, Import, MICRO, Packages, Progress};
+use tt_image::{Catalogue, DEBIAN, Facts, ImageError, Import, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
 use tt_model::template::digest_digits;
 use tt_model::{HostId, TemplateSource, VmTemplate, template};
@@ -91,6 +91,9 @@ impl TemplateMaker {
             Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
                 Ok(self.catalogue.build_micro(Packages::Kept, &progress)?)
             }
+            Some(TemplateSource::Build { recipe }) if recipe == DEBIAN => {
+                Ok(self.catalogue.build_debian(Packages::Kept, &progress)?)
+            }
             Some(TemplateSource::Import { from, digest, format, features }) => {
                 let import = Import {
                     from: from.clone(),
@@ -115,7 +118,8 @@ impl TemplateMaker {
                 made
             }
             Some(TemplateSource::Build { recipe }) => {
-                Err(unknown(format!("there is no recipe {recipe:?}; there is: {MICRO}")).into())
+                Err(unknown(format!("there is no recipe {recipe:?}; there are: {MICRO}, {DEBIAN}"))
+                    .into())
             }
         }
     }

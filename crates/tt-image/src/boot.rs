@@ -7,7 +7,7 @@ use crate::{
     Catalogue, INITRAMFS, ImageError, KERNEL, Progress, cpio, digest, elf, kernel, modules,
 };
 use std::path::{Path, PathBuf};
-use tt_guest::entry::{ENTRY_FILE, Entry};
+use tt_guest::entry::{ENTRY_FILE, Entry, INIT_MARK};
 
 /// Counts the changes of what this file makes out of the same boot.
 pub(crate) const RECIPE: u32 = 1;
@@ -36,7 +36,26 @@ pub(crate) struct Boot {
     pub(crate) agent: Vec<u8>,
 }
 
+/// What runs as the guest's first process once its disk is the root.
+#[derive(Clone, Copy)]
+pub(crate) enum First<'a> {
+    /// The agent, and beside it perhaps the process of a container image.
+    Agent(Option<&'a Entry>),
+    /// What the root file system has for that; the agent is a service there.
+    OfRoot,
+}
+
 impl Boot {
+    /// Puts all modules of the kernel into `dir`, below its version. `work` is a new directory on the same file system.
+    pub(crate) fn put_modules(&self, work: &Path, dir: &Path) -> Result<(), ImageError> {
+        deb::unpack(&self.package, work)?;
+        let from = only(&lib(work), "")?;
+        files::make_dir(dir)?;
+        let to = dir.join(from.file_name().unwrap_or_default());
+        std::fs::rename(&from, &to).map_err(files::not_written(&to))?;
+        files::remove(work)
+    }
+
     /// Name and version of the kernel's package.
     pub(crate) fn package(&self) -> &str {
         let stem = self.package.file_stem();
@@ -82,18 +101,18 @@ impl Catalogue {
         }
     }
 
-    /// Puts [`KERNEL`] and [`INITRAMFS`] into `dir`; the latter says what the guest runs beside the agent. The caller has the lock of the cache.
+    /// Puts [`KERNEL`] and [`INITRAMFS`] into `dir`. The caller has the lock of the cache.
     pub(crate) fn put_boot(
         &self,
         boot: &Boot,
-        entry: Option<&Entry>,
+        first: First<'_>,
         dir: &Path,
         progress: &dyn Progress,
     ) -> Result<(), ImageError> {
         let unpacked = self.unpack_kernel(boot, progress)?;
         files::share(&unpacked.join(KERNEL), &dir.join(KERNEL))?;
         progress.step("making the initial RAM file system");
-        files::write(&dir.join(INITRAMFS), &initramfs(&unpacked, &boot.agent, entry)?)
+        files::write(&dir.join(INITRAMFS), &initramfs(&unpacked, &boot.agent, first)?)
     }
 
     /// Kernel and modules of a package, as files that are kept: the agent changes more often than they do.
@@ -111,10 +130,7 @@ impl Catalogue {
         let image = only(&package.join("boot"), "vmlinuz-")?;
         let image = kernel::unpacked(files::read(&image, KERNEL_BYTES_MAX)?)?;
         files::write(&temporary.path().join(KERNEL), &image)?;
-        // Newer packages have everything below `usr`.
-        let lib = [package.join("lib/modules"), package.join("usr/lib/modules")];
-        let lib = lib.iter().find(|dir| dir.is_dir()).unwrap_or(&lib[0]);
-        let tree = modules::Tree::open(&only(lib, "")?)?;
+        let tree = modules::Tree::open(&only(&lib(&package), "")?)?;
         for (number, module) in tree.resolve(&modules::WANTED)?.iter().enumerate() {
             let file = format!("{number:02}-{}.ko", module.name);
             files::write(&temporary.path().join(file), &module.content)?;
@@ -128,7 +144,7 @@ impl Catalogue {
 }
 
 /// The agent's first stage, and the modules that it loads, in the order of their file names.
-fn initramfs(unpacked: &Path, agent: &[u8], entry: Option<&Entry>) -> Result<Vec<u8>, ImageError> {
+fn initramfs(unpacked: &Path, agent: &[u8], first: First<'_>) -> Result<Vec<u8>, ImageError> {
     let mut archive = cpio::Archive::default();
     for dir in ["dev", "proc", "sys", "root", "tt", "tt/ko"] {
         archive.dir(dir);
@@ -144,12 +160,21 @@ fn initramfs(unpacked: &Path, agent: &[u8], entry: Option<&Entry>) -> Result<Vec
         list.push_str(&format!("ko/{name}\n"));
     }
     archive.file("tt/modules", 0o444, list.as_bytes());
-    if let Some(entry) = entry {
+    if let First::OfRoot = first {
+        archive.file(INIT_MARK.trim_start_matches('/'), 0o444, b"");
+    }
+    if let First::Agent(Some(entry)) = first {
         let path = Path::new(ENTRY_FILE);
         let json = serde_json::to_vec(entry).map_err(|e| files::not_written(path)(e.into()))?;
         archive.file(ENTRY_FILE.trim_start_matches('/'), 0o444, &json);
     }
     Ok(archive.finish())
+}
+
+/// Where an unpacked package has the modules; newer ones have everything below `usr`.
+fn lib(package: &Path) -> PathBuf {
+    let old = package.join("lib/modules");
+    if old.is_dir() { old } else { package.join("usr/lib/modules") }
 }
 
 /// The one entry of `dir` whose name begins like this.

@@ -3,7 +3,7 @@
 //! A build is keyed by what goes into it, so it happens once for each combination; a cached one is installed in
 //! milliseconds. It never installs a package on the host, and needs the network only for packages that are not there.
 
-use crate::boot::{Boot, PROGRAM_BYTES_MAX, RECIPE, prune};
+use crate::boot::{Boot, First, PROGRAM_BYTES_MAX, RECIPE, prune};
 use crate::draft::describe;
 use crate::files::{self, Lock, Temporary};
 use crate::tool::Tool;
@@ -95,7 +95,7 @@ impl Catalogue {
     ) -> Result<VmTemplate, ImageError> {
         let temporary = Temporary::create(&self.cache)?;
         let dir = temporary.path();
-        self.put_boot(&parts.boot, None, dir, progress)?;
+        self.put_boot(&parts.boot, First::Agent(None), dir, progress)?;
         progress.step("making the root file system");
         self.make_disk(parts, dir)?;
         let template = describe(dir, &facts(parts), progress)?;

@@ -1,6 +1,7 @@
 //! A root file system that lies unpacked in a directory, as a bootable disk: ext4, with our kernel, and the agent as its
 //! first process out of the initial RAM file system. Nothing is added to the tree.
 
+use crate::boot::First;
 use crate::files::{self, Lock};
 use crate::tool::Tool;
 use crate::{Catalogue, DISK, Draft, Facts, ImageError, Packages, Progress};
@@ -59,7 +60,7 @@ impl Catalogue {
             for name in [crate::KERNEL, crate::INITRAMFS] {
                 files::remove(&draft.dir().join(name))?;
             }
-            self.put_boot(&boot, entry, draft.dir(), progress)?;
+            self.put_boot(&boot, First::Agent(entry), draft.dir(), progress)?;
         }
         make_disk(root, &draft.dir().join(DISK), progress)?;
         let mut facts = facts.clone();

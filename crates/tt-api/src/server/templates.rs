@@ -15,8 +15,8 @@ use tt_model::template::Origin;
 use tt_model::{ErrorCode, Refusal, TemplateSource, TemplateSpec, template};
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
 
-/// The one recipe there is, and the name of what it makes.
-const RECIPE_MICRO: &str = "micro";
+/// The recipes there are; each makes the template of its name.
+const RECIPES: [&str; 2] = ["micro", "debian-12"];
 
 /// All templates, by name.
 #[utoipa::path(
@@ -91,9 +91,9 @@ pub(super) async fn remove(
 fn check(spec: &TemplateSpec) -> Result<(), Refusal> {
     template::check_spec(spec)?;
     let TemplateSource::Build { recipe } = &spec.source else { return Ok(()) };
-    let what = if recipe != RECIPE_MICRO {
+    let what = if !RECIPES.contains(&recipe.as_str()) {
         format!("recipe {}", quoted(recipe))
-    } else if spec.name != RECIPE_MICRO {
+    } else if spec.name != *recipe {
         format!("template {}", quoted(&spec.name))
     } else {
         return Ok(());
@@ -102,7 +102,7 @@ fn check(spec: &TemplateSpec) -> Result<(), Refusal> {
         ErrorCode::Unsupported,
         what,
         "it can not be built",
-        "build the recipe `micro` under the name `micro`",
+        "build the recipe `micro` or `debian-12` under its own name",
     ))
 }
 

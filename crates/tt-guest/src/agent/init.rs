@@ -79,7 +79,7 @@ pub fn mount_all(is_image: bool) {
 
 /// Starts the first process's other threads.
 pub fn begin(agent: &Arc<Agent>, kept: Kept) -> std::io::Result<()> {
-    let Kept { modules, entry } = kept;
+    let Kept { modules, entry, .. } = kept;
     if let Some(entry) = entry {
         let own = Arc::clone(agent);
         super::thread("image", move || {

@@ -68,7 +68,11 @@ pub fn run(options: Options) -> ExitCode {
     let pid1 = std::process::id() == 1;
     let mut kept = stage1::Kept::default();
     if pid1 && stage1::is_initramfs() {
-        kept = match stage1::enter_root() {
+        let entered = stage1::enter_root().and_then(|kept| match kept.has_init {
+            true => Err(stage1::become_init()),
+            false => Ok(kept),
+        });
+        kept = match entered {
             Ok(kept) => kept,
             Err(error) => {
                 // The kernel then panics, below a line that says why.

@@ -5,13 +5,15 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use tt_guest::entry::{ENTRY_BYTES_MAX, ENTRY_FILE, Entry};
+use tt_guest::entry::{ENTRY_BYTES_MAX, ENTRY_FILE, Entry, INIT_MARK};
 
 /// Marks an initramfs.
 const MARK: &str = "/tt/initramfs";
@@ -23,6 +25,8 @@ const LATER_MODULES: &str = "/tt/modules-later";
 const ROOT_DEVICE: &str = "/dev/vda";
 /// Where it is mounted at first.
 const NEW_ROOT: &str = "/newroot";
+/// What the root disk's first process is, where it has one of its own.
+const INIT: &str = "/sbin/init";
 const DISK_WAIT: Duration = Duration::from_secs(10);
 const DISK_POLL: Duration = Duration::from_millis(1);
 
@@ -51,6 +55,12 @@ pub enum BootError {
         /// What the system said, or what is wrong with it.
         source: io::Error,
     },
+    /// The root disk has no first process, or none that can be run.
+    #[error("cannot run {INIT} of the root disk")]
+    RunInit {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The root disk did not appear.
     #[error("{ROOT_DEVICE} did not appear within {seconds} s; is a driver missing in {MODULES}?", seconds = DISK_WAIT.as_secs())]
     FindDisk,
@@ -63,6 +73,8 @@ pub struct Kept {
     pub modules: Vec<Module>,
     /// The process of the container image that the root disk was made from.
     pub entry: Option<Entry>,
+    /// Whether the root disk has a first process of its own.
+    pub has_init: bool,
 }
 
 /// A driver that is loaded later; its file is open, since the initramfs is out of reach by then.
@@ -93,7 +105,8 @@ pub fn enter_root() -> Result<Kept, BootError> {
         mount(kind, kind, target)?;
     }
     open_modules(MODULES)?.iter().try_for_each(Module::load)?;
-    let kept = Kept { modules: open_modules(LATER_MODULES)?, entry: read_entry()? };
+    let has_init = Path::new(INIT_MARK).exists();
+    let kept = Kept { modules: open_modules(LATER_MODULES)?, entry: read_entry()?, has_init };
     wait_for_disk()?;
     mount(ROOT_DEVICE, "ext4", NEW_ROOT)?;
     for (from, to) in
@@ -107,6 +120,11 @@ pub fn enter_root() -> Result<Kept, BootError> {
     rustix::process::chroot(".").map_err(failed(NEW_ROOT))?;
     rustix::process::chdir("/").map_err(failed("/"))?;
     Ok(kept)
+}
+
+/// Becomes the root disk's own first process; returns only if that is not possible.
+pub fn become_init() -> BootError {
+    BootError::RunInit { source: Command::new(INIT).exec() }
 }
 
 fn mount(device: &'static str, kind: &str, target: &'static str) -> Result<(), BootError> {

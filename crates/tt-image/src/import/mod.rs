@@ -7,6 +7,7 @@ mod fetch;
 mod head;
 mod packed;
 
+use crate::boot::First;
 use crate::files::{self, Lock};
 use crate::http::{Limits, parse_url};
 use crate::oci::unpack_root;
@@ -187,7 +188,7 @@ impl Catalogue {
         {
             let _lock = Lock::take(&self.cache)?;
             let boot = self.boot(Packages::Kept, progress)?;
-            self.put_boot(&boot, None, draft.dir(), progress)?;
+            self.put_boot(&boot, First::Agent(None), draft.dir(), progress)?;
         }
         let mut facts = facts.clone();
         facts.inside.push(FEATURE_AGENT.to_owned());

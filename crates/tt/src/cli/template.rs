@@ -29,7 +29,7 @@ pub enum TemplateCommand {
     },
     /// Make a built-in template, and wait until Vms can be made from it
     Build {
-        /// How it is made; `micro` is a kernel with TT's agent and nothing else
+        /// How it is made: `micro` is a kernel with TT's agent and BusyBox, `debian-12` a full Debian with systemd
         recipe: String,
         /// Return at once
         #[arg(long)]
