@@ -75,10 +75,12 @@ impl Expirer {
 
     /// Ends everything whose time has come.
     pub(crate) fn tick(&self) {
-        for (end, key) in self.due() {
+        // Read once: what is due must not be too early a moment later, and then be forgotten.
+        let now = self.clock.now();
+        for (end, key) in self.due(now) {
             let ended = match key {
-                Mortal::Env(id) => self.end(id),
-                Mortal::Snapshot(id) => self.drop_snapshots(id),
+                Mortal::Env(id) => self.end(id, now),
+                Mortal::Snapshot(id) => self.drop_snapshots(id, now),
             };
             match ended {
                 Ok(()) => self.forget(key, end),
@@ -90,15 +92,14 @@ impl Expirer {
         }
     }
 
-    fn due(&self) -> Vec<(u64, Mortal)> {
-        let now = self.clock.now();
+    fn due(&self, now: u64) -> Vec<(u64, Mortal)> {
         self.ends().by_time.iter().take_while(|(end, _)| *end <= now).copied().collect()
     }
 
-    fn drop_snapshots(&self, id: VmId) -> Result<(), HostError> {
+    fn drop_snapshots(&self, id: VmId, now: u64) -> Result<(), HostError> {
         for _ in 0..COMMIT_TRIES {
             let Some(mut row) = self.tables.vm(id)? else { return Ok(()) };
-            if !plan_drop_expired(&mut row.value, self.clock.now()) {
+            if !plan_drop_expired(&mut row.value, now) {
                 return Ok(());
             }
             if let Committed::Done(_) = self.tables.commit(&Change::new().vm(&row)?)? {
@@ -109,13 +110,13 @@ impl Expirer {
         Err(HostError::Contended { what: format!("vm {id}"), tries: COMMIT_TRIES })
     }
 
-    fn end(&self, id: EnvId) -> Result<(), HostError> {
+    fn end(&self, id: EnvId, now: u64) -> Result<(), HostError> {
         let Some(host) = self.tables.host(self.host)? else { return Ok(()) };
         for _ in 0..COMMIT_TRIES {
             let Some(mut env) = self.tables.env(id)? else { break };
             let mut rows = self.tables.vms_of(&env.value)?;
             let mut vms: Vec<Vm> = rows.iter().map(|row| row.value.clone()).collect();
-            if !plan_end(&mut env.value, &mut vms, &host.value, self.clock.now(), &self.policy) {
+            if !plan_end(&mut env.value, &mut vms, &host.value, now, &self.policy) {
                 break;
             }
             rows.iter_mut().zip(vms).for_each(|(row, vm)| row.value = vm);
@@ -140,5 +141,120 @@ impl Expirer {
 
     fn ends(&self) -> MutexGuard<'_, Ends> {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tt_model::plan::EnvPlan;
+    use tt_model::sample;
+    use tt_model::{AtEnd, Env, EnvState, Goal, Snapshot, SnapshotState, StorageKind, Usage};
+    use tt_store::memory::MemoryKv;
+
+    /// Tells these times, in seconds, one at each look; the last one for ever.
+    #[derive(Debug, Default)]
+    struct Times(Mutex<Vec<u64>>);
+
+    impl Times {
+        fn tell(&self, times: &[u64]) {
+            *self.0.lock().unwrap() = times.iter().rev().copied().collect();
+        }
+    }
+
+    impl Clock for Times {
+        fn now_ms(&self) -> u64 {
+            let mut times = self.0.lock().unwrap();
+            let now = times.last().copied().unwrap_or_default();
+            if times.len() > 1 {
+                times.pop();
+            }
+            now * 1000
+        }
+    }
+
+    struct Rig {
+        tables: Tables,
+        clock: Arc<Times>,
+        expirer: Expirer,
+    }
+
+    const ENV: EnvId = EnvId(1);
+    const VM: VmId = VmId(2);
+
+    impl Rig {
+        /// An Env that stops at 1000, with a snapshot that ends at 900.
+        fn new() -> Self {
+            let tables = Tables::new(Arc::new(MemoryKv::new()));
+            let mut vm = sample::vm(VM.0, "qemu", StorageKind::File);
+            let mut snapshot = Snapshot::newx("brief".into(), Some(100), "meta/2/1.json".into());
+            (snapshot.start_timestamp, snapshot.state) = (800, SnapshotState::Ready);
+            vm.snapshots.insert("brief".into(), snapshot);
+            let env = Env {
+                id: ENV,
+                name: "shop".into(),
+                start_timestamp: 1,
+                end_timestamp: 1000,
+                vm_set: [VM].into(),
+                state: EnvState::default(),
+                at_end: AtEnd::Stop,
+                request_key: "k".into(),
+                is_created: true,
+                is_ending: false,
+                failure: None,
+            };
+            let change = Change::new().host(&sample::host("qemu")).unwrap();
+            let plan = EnvPlan { env, vms: vec![vm], usage: Usage::default(), next_id: 3 };
+            let change = change.create_env(&plan, None, None).unwrap();
+            assert!(matches!(tables.commit(&change).unwrap(), Committed::Done(_)));
+            let clock = Arc::new(Times::default());
+            let expirer = expirer(&tables, &clock);
+            Self { tables, clock, expirer }
+        }
+
+        /// Whether the snapshot is there and the Vm runs, after a tick at these times.
+        fn tick(&self, times: &[u64]) -> (bool, bool) {
+            self.clock.tell(times);
+            self.expirer.tick();
+            let vm = self.tables.vm(VM).unwrap().unwrap().value;
+            (vm.snapshots.contains_key("brief"), vm.goal == Goal::Running)
+        }
+    }
+
+    /// As a daemon has it that has just started.
+    fn expirer(tables: &Tables, clock: &Arc<Times>) -> Expirer {
+        let policy = Policy::default();
+        let expirer = Expirer::new(tables.clone(), clock.clone(), policy, HostId(1));
+        expirer.changed(ENV).unwrap();
+        expirer.vm_changed(VM).unwrap();
+        expirer
+    }
+
+    #[test]
+    fn one_clock_ends_snapshots_and_envs_wherever_it_jumps() {
+        let rig = Rig::new();
+        assert_eq!(rig.tick(&[899]), (true, true));
+        assert_eq!(rig.tick(&[10]), (true, true), "set back, it ends nothing");
+        assert_eq!(rig.tick(&[901]), (false, true));
+        assert_eq!(rig.tick(&[500]), (false, true));
+        assert_eq!(rig.tick(&[5_000_000]), (false, false));
+        let env = rig.tables.env(ENV).unwrap().unwrap().value;
+        assert!(env.state.is_stopped && !env.is_ending);
+        assert_eq!(rig.tables.vm(VM).unwrap().unwrap().value.goal, Goal::Suspended);
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_meanwhile_lets_nothing_live_for_ever() {
+        let rig = Rig::new();
+        rig.tick(&[1000, 10, 10, 10]);
+        assert_eq!(rig.tick(&[1001]), (false, false));
+    }
+
+    #[test]
+    fn what_ended_while_no_daemon_ran_ends_with_the_next_one() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.tick(&[10]), (true, true));
+        rig.expirer = expirer(&rig.tables, &rig.clock);
+        assert_eq!(rig.tick(&[2000]), (false, false));
     }
 }

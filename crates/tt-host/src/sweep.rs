@@ -295,13 +295,10 @@ fn difference(vm: &Vm, seen: &Seen) -> Vec<Finding> {
             kind,
             id,
             is_stray: false,
-            what: format!(
-                "{} {} a {} and {}",
-                vm.full_name(),
-                if wanted { "should have" } else { "should not have" },
-                kind.name(),
-                if wanted { "has none" } else { "has one" },
-            ),
+            what: match wanted {
+                true => format!("{} lacks its {}", vm.full_name(), kind.name()),
+                false => format!("{} still has its {}", vm.full_name(), kind.name()),
+            },
         })
         .collect()
 }
@@ -311,7 +308,7 @@ fn strays(seen: &Seen, known: &Known) -> Vec<Finding> {
         kind,
         id,
         is_stray: true,
-        what: format!("a {} that no record knows", kind.name()),
+        what: format!("no record knows this {}", kind.name()),
     };
     let unknown = |ids: &BTreeSet<VmId>, kind| -> Vec<Finding> {
         ids.iter().filter(|id| !known.vms.contains(id)).map(|id| stray(kind, id.0)).collect()
