@@ -218,6 +218,15 @@ impl Lab {
         }
     }
 
+    /// The host loses its power: what is on its disks is all that is left. The next daemon finds it booted, and another
+    /// outside.
+    pub fn lose_power(&mut self) {
+        remains::lose_power(self.dir(), &self.run_dir());
+        self.kill9();
+        fs::remove_dir_all(self.run_dir()).must("remove the run directory");
+        (self.host, self.client) = spaces();
+    }
+
     /// Ends the daemon as `kill -9` does, if it lives, and starts the next one.
     pub fn restart(&mut self) {
         self.kill9();

@@ -14,6 +14,12 @@ const GOING: Duration = Duration::from_secs(10);
 
 /// Kills, unmounts and removes all that belongs to the lab in `dir`, and the directory. Ends also where something stays.
 pub(crate) fn clear(dir: &Path) {
+    lose_power(dir, dir);
+    let _ = fs::remove_dir_all(dir);
+}
+
+/// Takes away what a power failure does of the lab in `dir`: processes, control groups, and what is mounted below `run`.
+pub(crate) fn lose_power(dir: &Path, run: &Path) {
     // A daemon that still lives starts its guests again, so it is looked again until nobody is left.
     within(GOING, || {
         let processes = processes(dir);
@@ -25,7 +31,7 @@ pub(crate) fn clear(dir: &Path) {
         }
         processes.is_empty()
     });
-    for mount in mounts(dir) {
+    for mount in mounts(run) {
         let _ = unmount(&mount, UnmountFlags::DETACH);
     }
     within(GOING, || {
@@ -34,7 +40,6 @@ pub(crate) fn clear(dir: &Path) {
         }
         cgroups(dir).is_empty()
     });
-    let _ = fs::remove_dir_all(dir);
 }
 
 /// The living processes that name the lab on their command line: pid and that line.

@@ -10,5 +10,6 @@ mod crash {
     mod lives;
     mod machines;
     mod moments;
+    mod power;
     mod requests;
 }
