@@ -2,7 +2,6 @@
 
 use crate::guard::Guard;
 use crate::programs::{Programs, fill_debian, programs};
-use crate::run::wait;
 use crate::space::Space;
 use crate::wait::within;
 use crate::{Must, remains, skip};
@@ -20,7 +19,7 @@ pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The client's address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// How long a daemon may take to answer, or to end.
-const DAEMON: Duration = Duration::from_secs(60);
+pub(crate) const DAEMON: Duration = Duration::from_secs(60);
 /// How much of a daemon's log is shown when a test fails, in bytes.
 const LOG_TAIL: usize = 6000;
 /// How guests are executed: a probe at each start would only take time, and TCG is everywhere.
@@ -210,75 +209,6 @@ impl Lab {
         fs::read_to_string(self.dir().join("log")).unwrap_or_default()
     }
 
-    /// Ends the daemon as `kill -9` does.
-    pub fn kill9(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            daemon.kill().must("kill the daemon");
-            daemon.wait().must("wait for the daemon");
-        }
-    }
-
-    /// The host loses its power: what is on its disks is all that is left. The next daemon finds it booted, and another
-    /// outside.
-    pub fn lose_power(&mut self) {
-        remains::lose_power(self.dir(), &self.run_dir());
-        self.kill9();
-        fs::remove_dir_all(self.run_dir()).must("remove the run directory");
-        (self.host, self.client) = spaces();
-    }
-
-    /// Ends the daemon as `kill -9` does, if it lives, and starts the next one.
-    pub fn restart(&mut self) {
-        self.kill9();
-        self.spawn(None);
-        assert!(self.answers(), "the daemon does not come up: {}", self.tail());
-    }
-
-    /// The same, with a daemon that dies when it gets to `failpoint`, maybe before it answers anybody.
-    pub fn restart_with(&mut self, failpoint: &str) {
-        self.kill9();
-        self.spawn(Some(failpoint));
-        self.answers();
-    }
-
-    /// The same, with a daemon that dies there only after [`Lab::arm`].
-    pub fn restart_disarmed(&mut self, failpoint: &str) {
-        // It may not be there.
-        let _ = fs::remove_file(self.armed());
-        self.restart_with(&format!("{failpoint}@{}", self.armed().display()));
-    }
-
-    /// From here on the daemon dies when it gets to its failpoint.
-    pub fn arm(&self) {
-        fs::write(self.armed(), "").must("arm the failpoint");
-    }
-
-    fn armed(&self) -> PathBuf {
-        self.dir().join("armed")
-    }
-
-    /// Whether the daemon dies within `patience`.
-    pub fn dies(&mut self, patience: Duration) -> bool {
-        let Some(daemon) = &mut self.daemon else { return true };
-        let is_dead = wait(daemon, patience).is_some();
-        if is_dead {
-            self.daemon = None;
-        }
-        is_dead
-    }
-
-    /// Asks the daemon to end, and waits until it has.
-    pub fn terminate(&mut self) {
-        let Some(mut daemon) = self.daemon.take() else { return };
-        let pid = rustix::process::Pid::from_child(&daemon);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).must("end the daemon");
-        if wait(&mut daemon, DAEMON).is_none() {
-            daemon.kill().must("kill the daemon");
-            daemon.wait().must("wait for the daemon");
-            panic!("the daemon does not end: {}", self.tail());
-        }
-    }
-
     /// A command that starts a daemon on this lab's host, with its own standard streams.
     pub fn daemon_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.programs.tt);
@@ -339,7 +269,7 @@ impl Lab {
         fs::write(&self.config, text).must("write the configuration");
     }
 
-    fn spawn(&mut self, failpoint: Option<&str>) {
+    pub(crate) fn spawn(&mut self, failpoint: Option<&str>) {
         let log = self.dir().join("log");
         let open = || OpenOptions::new().create(true).append(true).open(&log).must("open the log");
         let (out, err): (File, File) = (open(), open());
@@ -350,7 +280,7 @@ impl Lab {
     }
 
     /// Waits until the daemon answers, or has died.
-    fn answers(&mut self) -> bool {
+    pub(crate) fn answers(&mut self) -> bool {
         let mut is_up = false;
         within(DAEMON, || {
             is_up = self.get("/v1/version").is_some_and(|answer| answer.status == 200);
@@ -359,7 +289,7 @@ impl Lab {
         is_up
     }
 
-    fn tail(&self) -> String {
+    pub(crate) fn tail(&self) -> String {
         let log = self.log();
         let from = log.len().saturating_sub(LOG_TAIL);
         String::from_utf8_lossy(&log.as_bytes()[from..]).into_owned()
@@ -382,7 +312,7 @@ impl Drop for Lab {
 }
 
 /// A host and a client outside of it, which is its way to everywhere else.
-fn spaces() -> (Space, Space) {
+pub(crate) fn spaces() -> (Space, Space) {
     let (host, client) = (Space::new().must("a space"), Space::new().must("a space"));
     host.ip(&format!("link add up0 type veth peer name eth0 netns {}", client.path()));
     host.ip(&format!("addr add {HOST}/24 dev up0"));

@@ -4,6 +4,7 @@
 
 mod act;
 mod api;
+mod death;
 mod guard;
 mod lab;
 pub mod oci;
