@@ -4,12 +4,15 @@
 //! so.
 
 use crate::views::VerifyReport;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::io::Read;
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tt_guest::session::{FromGuest, Open, ToGuest};
-use tt_model::{Protocol, Refusal, Snapshot, Vm, VmId};
+use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
+use utoipa::ToSchema;
 
 /// A future that can be sent between threads.
 pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -23,7 +26,7 @@ pub const STREAM_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// What the API needs of the host beside the store: streams, looks and repairs. None of it changes a
 /// record.
 ///
-/// `console_log`, `frozen` and `verify` may block: the API calls them on a thread of their own.
+/// `console_log`, `frozen`, `disk` and `verify` may block: the API calls them on a thread of their own.
 pub trait HostAccess: Send + Sync + 'static {
     /// The ports that something on this host listens on, whoever it is.
     fn listening_ports(&self) -> BTreeSet<(Protocol, u16)>;
@@ -65,6 +68,16 @@ pub trait HostAccess: Send + Sync + 'static {
     /// `ERR_TT_META_RESTORE_CACHE` if it can not be read or is not what was written.
     fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal>;
 
+    /// Opens the disk of a template to send it.
+    ///
+    /// # Errors
+    /// `ERR_TT_TEMPLATE` for one that has no disk, or whose disk can not be read; always on a host without templates.
+    fn disk(&self, template: &VmTemplate, form: DiskForm) -> Result<Disk, Refusal> {
+        let what = format!("{} disk of template {}", form.name(), template.name);
+        let problem = "this host keeps no templates";
+        Err(Refusal::new(ErrorCode::Template, what, problem, "ask the host that has it"))
+    }
+
     /// Compares the host with the records. With `repair` it also clears what no record knows and
     /// makes what a record misses, at once and not after the grace time; what is reported is what
     /// is left then. Without it nothing is changed.
@@ -72,6 +85,39 @@ pub trait HostAccess: Send + Sync + 'static {
     /// # Errors
     /// If the host or the store can not be looked at.
     fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal>;
+}
+
+/// How a template's disk is sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskForm {
+    /// Byte for byte, holes as zeros.
+    #[default]
+    Raw,
+    /// A qcow2 image that needs no other file.
+    Qcow2,
+    /// Without holes: pieces of 8 bytes that say where, 4 bytes that say how much, both little endian, and that much data.
+    /// The last piece has the length 0 and the disk's size as its place.
+    Sparse,
+}
+
+impl DiskForm {
+    /// As in a query.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+            Self::Sparse => "sparse",
+        }
+    }
+}
+
+/// A disk that is sent.
+pub struct Disk {
+    /// Length of the stream, where it is known.
+    pub bytes: Option<u64>,
+    /// The stream. Reading may block.
+    pub content: Box<dyn Read + Send>,
 }
 
 /// An open stream in a guest. Dropping `from` cancels it; dropping `to` says that no more comes.

@@ -3,14 +3,17 @@
 //! Every call makes its own connection and repeats nothing by itself. It decides nothing: what the
 //! daemon answers is handed on.
 
+mod disk;
 mod events;
 mod http;
 mod members;
 mod stream;
 
+pub use disk::DiskStream;
 pub use events::{EnvEvent, EnvEvents};
 pub use stream::{Console, ConsoleReceiver, ConsoleSender, Stream, StreamReceiver, StreamSender};
 
+use crate::access::DiskForm;
 use crate::error::ClientError;
 use crate::views::{
     EnvList, EnvView, ExtendRequest, HostList, HostView, StopRequest, TemplateList, TemplateView,
@@ -174,6 +177,12 @@ impl Client {
         self.call(Method::POST, "/v1/templates", Body::json(spec)?).await
     }
 
+    /// The disk of a template, as it is sent.
+    pub async fn disk(&self, name: &str, form: DiskForm) -> Result<DiskStream, ClientError> {
+        let path = format!("/v1/disks/{}?format={}", template_segments(name), form.name());
+        DiskStream::open(self, &path, form).await
+    }
+
     /// Removes a template that no Vm was made from.
     pub async fn remove_template(&self, name: &str) -> Result<TemplateView, ClientError> {
         self.call(Method::DELETE, &template_path(name), Body::none()).await
@@ -214,6 +223,10 @@ fn vm_path(env: &str, vm: &str) -> String {
 
 /// A template's name holds slashes: its parts are segments of their own.
 fn template_path(name: &str) -> String {
+    format!("/v1/templates/{}", template_segments(name))
+}
+
+fn template_segments(name: &str) -> String {
     let parts: Vec<_> = name.split('/').map(segment).collect();
-    format!("/v1/templates/{}", parts.join("/"))
+    parts.join("/")
 }

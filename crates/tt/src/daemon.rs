@@ -148,19 +148,20 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let wake = vms.clone();
     let runtime = tokio::runtime::Handle::current();
     let guests = Arc::new(Guests::new(runtime, layout.clone(), &host, move |id| wake.push(id)));
+    let catalogue = Arc::new(catalogue(&config));
     let service = Arc::new(HostService::start(HostConfig {
         host: host.id,
         tables: tables.clone(),
         drivers: composed.drivers.clone(),
         guests: guests.clone(),
         metas: metas.clone(),
-        catalogue: Arc::new(catalogue(&config)),
+        catalogue: catalogue.clone(),
         clock: clock.clone(),
         policy: config.policy.clone(),
         sweep_grace_ms: u64::try_from(config.sweep_grace.as_millis()).unwrap_or(u64::MAX),
         vms,
     })?);
-    let access = Arc::new(LocalHost { guests, service: service.clone(), metas, clock });
+    let access = Arc::new(LocalHost { guests, service: service.clone(), metas, clock, catalogue });
     let api = Api::new(ApiConfig { tables, access, policy: config.policy, host: host.id });
     let served = serve(api, &config.socket).await;
     end(&service, &composed.drivers, &config.socket).await;

@@ -5,6 +5,8 @@
 
 #[path = "served/daemon.rs"]
 mod daemon;
+#[path = "served/export.rs"]
+mod export;
 #[path = "served/guest.rs"]
 mod guest;
 #[path = "served/keys.rs"]

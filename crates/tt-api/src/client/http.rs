@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 
 /// How long an answer may take: longer than the daemon's own limits, short enough that nobody
 /// waits for a daemon that hangs.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 /// Largest answer: a list of 10,000 Vms has about 20 MiB.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// Largest refusal that is read.

@@ -2,6 +2,7 @@
 //! is committed state.
 
 mod create;
+mod disks;
 mod edit;
 mod envs;
 mod events;
@@ -20,7 +21,7 @@ mod work;
 
 pub use serve::serve;
 
-use crate::access::HostAccess;
+use crate::access::{DiskForm, HostAccess};
 use crate::error::{ApiError, Problem};
 use crate::views::{GoneView, StreamEnd, StreamOpened};
 use axum::Router;
@@ -66,6 +67,7 @@ struct Shared {
     /// only make each other plan again.
     creating: Mutex<()>,
     hub: Hub,
+    readers: disks::Readers,
 }
 
 impl Api {
@@ -77,6 +79,7 @@ impl Api {
             sessions: Arc::new(Semaphore::new(SESSIONS_MAX)),
             creating: Mutex::new(()),
             hub: Hub::new(),
+            readers: disks::Readers::default(),
         }))
     }
 }
@@ -117,7 +120,7 @@ pub fn openapi() -> Result<String, serde_json::Error> {
         description = "Envs: sets of virtual machines that live, stop and end together.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
-    components(schemas(Problem, GoneView, StreamOpened, StreamEnd))
+    components(schemas(DiskForm, Problem, GoneView, StreamOpened, StreamEnd))
 )]
 struct Document;
 
@@ -157,6 +160,7 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(images::remove))
         .routes(routes!(templates::list, templates::make))
         .routes(routes!(templates::show, templates::remove))
+        .routes(routes!(disks::send))
 }
 
 async fn no_path(uri: Uri) -> ApiError {

@@ -1,5 +1,6 @@
 //! Routes of templates. Building and removing is the host's work: here it is only asked for.
 
+use super::disks::Readers;
 use super::edit::{Which, committed, members};
 use super::extract::{JsonBody, TemplateName};
 use super::problem::Refusals;
@@ -81,8 +82,9 @@ pub(super) async fn remove(
     State(api): State<Api>,
     TemplateName(name): TemplateName,
 ) -> Result<Answer, ApiError> {
+    let readers = api.0.readers.clone();
     api.call(move |config| {
-        let record = attempt(|| unwant(&config.tables, &name))?;
+        let record = attempt(|| unwant(&config.tables, &readers, &name))?;
         Answer::new(StatusCode::ACCEPTED, &TemplateView::from(record))
     })
     .await
@@ -198,7 +200,11 @@ pub(super) fn publications(
     Ok(meant.map(|row| format!("template {}", row.value.name)).collect())
 }
 
-fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiError> {
+fn unwant(
+    tables: &Tables,
+    readers: &Readers,
+    name: &str,
+) -> Result<Option<TemplateRecord>, ApiError> {
     let mut row = row(tables, name)?;
     if !row.value.is_wanted {
         return Ok(Some(row.value));
@@ -220,7 +226,7 @@ fn unwant(tables: &Tables, name: &str) -> Result<Option<TemplateRecord>, ApiErro
     }
     row.value.is_wanted = false;
     let change = Change::new().template(&row)?;
-    committed(tables, &change, row.value)
+    readers.unless_read(&row.value.name.clone(), || committed(tables, &change, row.value))
 }
 
 /// The template of that name, or the only one whose name ends in it.
@@ -234,7 +240,7 @@ pub(super) fn find(tables: &Tables, name: &str) -> Result<Option<Row<TemplateRec
     Ok(meant.and_then(|name| rows.drain(..).find(|row| row.value.name == name)))
 }
 
-fn row(tables: &Tables, name: &str) -> Result<Row<TemplateRecord>, ApiError> {
+pub(super) fn row(tables: &Tables, name: &str) -> Result<Row<TemplateRecord>, ApiError> {
     find(tables, name)?.ok_or_else(|| {
         let what = format!("template {}", quoted(name));
         let problem = "there is no such template";

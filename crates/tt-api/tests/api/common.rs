@@ -3,12 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
-use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess, STREAM_QUEUE};
+use tt_api::access::{
+    BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess, STREAM_QUEUE,
+};
 use tt_api::server::{Api, ApiConfig, router, serve};
 use tt_api::views::{Checked, EnvView, Finding, VerifyReport};
 use tt_api::{Client, Problem};
@@ -34,6 +36,8 @@ pub struct TestAccess {
     pub is_cancelled: AtomicBool,
     /// The metas of snapshots.
     pub metas: Mutex<BTreeMap<(VmId, String), Vm>>,
+    /// Disks that are open to be sent.
+    pub disks: Arc<AtomicUsize>,
 }
 
 impl HostAccess for Shared {
@@ -111,6 +115,10 @@ impl HostAccess for Shared {
             let what = format!("meta of {}", vm.full_name());
             Refusal::new(ErrorCode::MetaRestore, what, "it is not whole", "use another snapshot")
         })
+    }
+
+    fn disk(&self, template: &VmTemplate, form: DiskForm) -> Result<Disk, Refusal> {
+        crate::disks::disk(template, form, self.0.disks.clone())
     }
 
     fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal> {

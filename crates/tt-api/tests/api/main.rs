@@ -5,6 +5,8 @@ mod common;
 #[cfg(test)]
 mod create;
 #[cfg(test)]
+mod disks;
+#[cfg(test)]
 mod events;
 #[cfg(test)]
 mod images;

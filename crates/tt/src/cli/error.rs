@@ -127,6 +127,12 @@ pub enum CliError {
         /// The command that shows how it stands.
         look: String,
     },
+    /// The user ended what this program itself was doing.
+    #[error("{what} was given up; nothing is left of it")]
+    GiveUp {
+        /// E.g. `the export of micro`.
+        what: String,
+    },
     /// A copy failed on this side.
     #[error("cannot copy {path}")]
     Copy {
@@ -192,7 +198,7 @@ impl CliError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Use { .. } => Exit::USAGE,
-            Self::Interrupt { .. } => Exit::of_signal(SIGINT),
+            Self::Interrupt { .. } | Self::GiveUp { .. } => Exit::of_signal(SIGINT),
             _ if self.is_broken_pipe() => Exit::of_signal(SIGPIPE),
             _ => Exit::FAILED,
         }

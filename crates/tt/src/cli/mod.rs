@@ -31,6 +31,7 @@ mod snapshot;
 mod ssh;
 mod target;
 mod template;
+mod template_export;
 mod terminal;
 mod text;
 mod verify;

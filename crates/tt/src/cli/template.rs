@@ -3,8 +3,10 @@
 use super::error::{CliError, Exit};
 use super::target::VmTarget;
 use super::text::{Table, one_line};
-use super::{Context, lines};
+use super::{Context, lines, template_export};
 use clap::Subcommand;
+use serde_json::json;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use tt_api::ClientError;
@@ -72,6 +74,19 @@ pub enum TemplateCommand {
         #[arg(long)]
         no_wait: bool,
     },
+    /// Write a template's disk into a file here
+    Export {
+        /// Which template
+        template: String,
+        /// The file; it is there once all of it has arrived
+        file: PathBuf,
+        /// How: `raw` or `qcow2`; without it as the file's name ends
+        #[arg(long, value_parser = export_format)]
+        format: Option<DiskFormat>,
+        /// Replace the file if there is one
+        #[arg(long)]
+        force: bool,
+    },
     /// Remove a template that no Vm was made from
     Rm {
         /// Which template
@@ -130,6 +145,14 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
         TemplateCommand::Publish { from, name, memo, no_wait } => {
             make(context, &TemplateSpec { name, source: from.0, memo }, no_wait).await?;
         }
+        TemplateCommand::Export { template, file, format, force } => {
+            let format = format.unwrap_or_else(|| template_export::format_of(&file));
+            let size = template_export::export(context, &template, &file, format, force).await?;
+            let shown = file.display().to_string();
+            let done =
+                json!({ "template": template, "file": shown, "format": format, "bytes": size });
+            output.result(&done, || format!("{shown} has the disk of {template}\n"))?;
+        }
         TemplateCommand::Rm { template, no_wait } => {
             let view = client.remove_template(&template).await?;
             if !no_wait {
@@ -167,6 +190,12 @@ fn disk_format(text: &str) -> Result<DiskFormat, String> {
     let known = || all.map(DiskFormat::name).join(", ");
     let found = all.into_iter().find(|format| format.name() == text);
     found.ok_or_else(|| format!("write one of {}", known()))
+}
+
+fn export_format(text: &str) -> Result<DiskFormat, String> {
+    let format = disk_format(text).ok();
+    let format = format.filter(|format| matches!(format, DiskFormat::Raw | DiskFormat::Qcow2));
+    format.ok_or_else(|| "write raw or qcow2".to_owned())
 }
 
 /// Waits for `work` unless the user stops waiting.

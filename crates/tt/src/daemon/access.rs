@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess};
+use tt_api::access::{BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess};
 use tt_api::views::{Checked, Finding, VerifyReport};
 use tt_guest::session::Open;
 use tt_host::{Clock, Guests, HostService, Metas};
+use tt_image::{Catalogue, ExportForm};
 use tt_model::check::quoted;
-use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId};
+use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
 
 /// This host, as the API sees it.
 #[derive(Debug)]
@@ -16,6 +17,7 @@ pub(super) struct LocalHost {
     pub(super) service: Arc<HostService>,
     pub(super) metas: Metas,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) catalogue: Arc<Catalogue>,
 }
 
 impl HostAccess for LocalHost {
@@ -93,6 +95,20 @@ impl HostAccess for LocalHost {
             return Err(refuse(format!("its meta is of vm {}", frozen.id)));
         }
         Ok(frozen)
+    }
+
+    fn disk(&self, template: &VmTemplate, form: DiskForm) -> Result<Disk, Refusal> {
+        let form = match form {
+            DiskForm::Raw => ExportForm::Raw,
+            DiskForm::Qcow2 => ExportForm::Qcow2,
+            DiskForm::Sparse => ExportForm::Sparse,
+        };
+        let export = self.catalogue.export(template, form).map_err(|error| {
+            let what = format!("template {}", quoted(&template.name));
+            let problem = super::chain(&error);
+            Refusal::new(error.code(), what, problem, "choose another template")
+        })?;
+        Ok(Disk { bytes: export.bytes, content: Box::new(export) })
     }
 
     fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal> {

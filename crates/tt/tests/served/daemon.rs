@@ -107,6 +107,14 @@ impl Daemon {
         self.runtime = Some(runtime);
     }
 
+    /// One more template, of that name.
+    pub fn add_template(&self, name: &str) {
+        let mut record = micro();
+        record.name = name.to_owned();
+        record.template.as_mut().unwrap().name = name.to_owned();
+        self.tables.commit(&Change::new().new_template(&record).unwrap()).unwrap();
+    }
+
     /// Lets slow members go on.
     pub fn hurry(&self) {
         self.hurry.store(true, Ordering::SeqCst);
@@ -304,7 +312,7 @@ fn micro() -> TemplateRecord {
         template: Some(VmTemplate {
             name: "micro".into(),
             memo: Some("a kernel and an agent".into()),
-            features: vec!["kernel".into(), "agent".into()],
+            features: ["disk", "kernel", "agent"].map(str::to_owned).into(),
             ..sample::template("qemu")
         }),
         step: None,

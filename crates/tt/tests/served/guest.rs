@@ -12,12 +12,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess, STREAM_QUEUE};
+use tt_api::access::{
+    BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess, STREAM_QUEUE,
+};
 use tt_api::views::{Finding, VerifyReport};
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open, Program, ToGuest};
 use tt_guest::tar::{Limits, Packer, Unpacker};
-use tt_model::{Protocol, Refusal, Snapshot, Vm, VmId};
+use tt_model::{Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
 
 /// All guests of a host.
 pub struct Guests {
@@ -80,6 +82,10 @@ impl HostAccess for Guests {
 
     fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal> {
         Ok(self.metas.lock().unwrap()[&(vm.id, snapshot.name.clone())].clone())
+    }
+
+    fn disk(&self, template: &VmTemplate, form: DiskForm) -> Result<Disk, Refusal> {
+        Ok(crate::export::disk(&template.name, form))
     }
 
     fn verify(&self, repair: bool) -> Result<VerifyReport, Refusal> {
