@@ -174,7 +174,7 @@ fn goes_on_for_generations(suite: &Suite<'_>) {
         return;
     }
     let mut vm = suite.running();
-    for number in 1..=4 {
+    for number in 1..=10 {
         let content = suite.fixture.tick(&vm);
         let path = names::memory(vm.id, number);
         assert!(suite.capture(&vm, Some(&path)));

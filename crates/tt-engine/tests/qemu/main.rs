@@ -7,7 +7,6 @@ mod firmware;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
-mod kernel;
 #[cfg(test)]
 mod machine;
 #[cfg(test)]

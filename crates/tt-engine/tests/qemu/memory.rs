@@ -6,7 +6,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use std::fs;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -15,10 +15,6 @@ use tt_engine::conformance::Fixture;
 use tt_engine::qemu::QemuEngine;
 use tt_engine::{EngineError, Hold, Machine, VmEngine};
 use tt_model::{MachineSize, StopMode, Vm, names};
-
-/// Environment variable: a directory with `kernel` and `initramfs`, whose guest says `INIT-UP` on its console, and then,
-/// every millisecond, something of `<1>..<2>..`.
-const TICKER: &str = "TT_TEST_TICKER";
 
 fn engine(rig: &Rig) -> QemuEngine {
     let engine = rig.engine();
@@ -58,20 +54,6 @@ impl Listener {
         let times = heard.iter().map(|(at, _)| *at).filter(|at| *at >= from);
         let times: Vec<_> = [from].into_iter().chain(times).chain([Instant::now()]).collect();
         times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap()
-    }
-
-    /// The last number that it said, once there is one.
-    fn number(&self) -> u64 {
-        let mut last = None;
-        wait_until("a number", || {
-            let heard = self.heard.lock().unwrap();
-            let bytes: Vec<u8> = heard.iter().flat_map(|(_, bytes)| bytes.clone()).collect();
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            let whole = text.rsplit_once('>').and_then(|(head, _)| head.rsplit_once('<'));
-            last = whole.and_then(|(_, number)| number.parse().ok());
-            last.is_some()
-        });
-        last.unwrap()
     }
 
     fn is_over(&self) -> bool {
@@ -203,67 +185,4 @@ fn on_a_full_disk_the_guest_goes_on_and_nothing_is_left() {
     wait_until("a running guest", || engine.start_vm(&vm).is_ok());
     assert_eq!(rig.content(&vm), content);
     remove(&engine, &vm);
-}
-
-#[test]
-fn a_process_in_a_guest_goes_on_from_memory() {
-    let Ok(template) = std::env::var(TICKER) else {
-        println!("SKIPPED a_process_in_a_guest_goes_on_from_memory: {TICKER} names no template");
-        return;
-    };
-    for mem_size in [256, 2048] {
-        ticks_on(Path::new(&template), mem_size);
-    }
-}
-
-fn ticks_on(template: &Path, mem_size: u32) {
-    let rig = Rig::new();
-    let engine = engine(&rig);
-    let vm = Vm { machine: MachineSize { cpu_num: 1, mem_size }, ..rig.vm() };
-    for name in ["kernel", "initramfs"] {
-        fs::copy(template.join(name), rig.layout.template(&vm).join(name)).unwrap();
-    }
-    let began = Instant::now();
-    let start = |vm: &Vm| {
-        engine.start_vm(vm).unwrap();
-        Listener::new(&rig, vm)
-    };
-    let stop = |vm: &Vm, mode, listener: &Listener| {
-        engine.stop_vm(vm, mode).unwrap();
-        wait_until("its end", || listener.is_over());
-        remove(&engine, vm);
-    };
-    let mut listener = start(&vm);
-    listener.number();
-    let booted = began.elapsed();
-    let mut vm = vm;
-    for generation in 1..=10 {
-        let path = names::memory(vm.id, generation);
-        hold(&engine, &vm, &path, &listener);
-        let taken = listener.number();
-        thread::sleep(Duration::from_millis(500));
-        stop(&vm, StopMode::Kill, &listener);
-        vm.incarnation += 1;
-        vm.memory = Some(path);
-        listener = start(&vm);
-        let number = listener.number();
-        assert!(number < taken + 300, "generation {generation}: {number} after {taken}");
-        assert!(number + 1000 > taken, "generation {generation}: {number} after {taken}");
-        if mem_size > 1000 && generation > 1 {
-            break;
-        }
-    }
-    let taken = listener.number();
-    let began = Instant::now();
-    stop(&vm, StopMode::Suspend, &listener);
-    let suspended = began.elapsed();
-    let began = Instant::now();
-    let listener = start(&vm);
-    let number = listener.number();
-    let resumed = began.elapsed();
-    assert!((taken..taken + 5000).contains(&number), "{number} after {taken}");
-    println!("{mem_size} MB: boot {booted:?}, suspend {suspended:?}, resume {resumed:?}");
-    assert!(resumed * 2 < booted, "{resumed:?} of {booted:?}");
-    stop(&vm, StopMode::Kill, &listener);
-    engine.remove_stray_memory(vm.id).unwrap();
 }
