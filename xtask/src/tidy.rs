@@ -2,6 +2,7 @@
 //! tracks or would track, and changes nothing; `--shrink` lowers the ratchet and nothing else.
 
 mod links;
+mod names;
 mod ratchet;
 mod rows;
 mod texts;
@@ -25,7 +26,7 @@ pub struct Tree {
 /// A rule: its name, why it is one, and what breaks it.
 type Rule = (&'static str, &'static str, fn(&Tree) -> Vec<String>);
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     (
         "rows",
         "the map of crates stays true, and a row can be understood without those above",
@@ -37,6 +38,7 @@ const RULES: [Rule; 8] = [
         ratchet::broken,
     ),
     ("links", "a document that points nowhere is worse than none", links::broken),
+    ("names", "a promise that names a test which is not there is kept by nobody", names::broken),
     (
         "headers",
         "who opens a file learns first what it is, and what it never does",
