@@ -185,8 +185,9 @@ fn the_console_is_kept_and_live(lab: &Lab) {
 }
 
 fn a_lifetime_is_extended(lab: &Lab) {
-    let end = || lab.env("desk").unwrap()["end_timestamp"].as_u64().unwrap();
-    let before = end();
+    let time = |field: &str| lab.env("desk").unwrap()[field].as_u64().unwrap();
+    let (start, end) = (time("start_timestamp"), time("end_timestamp"));
     lab.tt(&["env", "extend", "desk", "2h"]).good();
-    assert_eq!(end(), before + 7200);
+    // Only the end can be changed.
+    assert_eq!((time("start_timestamp"), time("end_timestamp")), (start, end + 7200));
 }

@@ -52,18 +52,30 @@ fn disks_survive(lab: &Lab, mode: &str) {
     lab.sh("inn/b", &format!("echo {mode} >/root/kept && sync"));
     lab.tt(&["env", "stop", "inn", "--mode", mode]).good();
     lab.reaches_phase("inn", "stopped", Duration::ZERO);
+    says_that_it_is_stopped(lab, true);
     lab.assert_clean();
     lab.exec("inn/b", &["true"]).fails(125, "ERR_TT_STATE");
     lab.tt(&["env", "start", "inn"]).good();
     lab.reaches_phase("inn", "ready", Duration::ZERO);
+    says_that_it_is_stopped(lab, false);
     assert_eq!(lab.sh("inn/b", "cat /root/kept"), mode);
     assert_ne!(lab.sh("inn/b", "cat /proc/sys/kernel/random/boot_id"), boot);
+}
+
+fn says_that_it_is_stopped(lab: &Lab, is_it: bool) {
+    assert_eq!(lab.env("inn").unwrap()["state"]["is_stopped"], is_it);
+    for vm in ["a", "b"] {
+        assert_eq!(lab.vm("inn", vm)["state"]["during_stop"], is_it, "{vm}");
+    }
 }
 
 fn one_member_rests_alone(lab: &Lab) {
     let boot = lab.sh("inn/a", "cat /proc/sys/kernel/random/boot_id");
     lab.tt(&["vm", "stop", "inn/b", "--mode", "kill"]).good();
     assert_eq!(lab.vm("inn", "b")["status"]["phase"], "stopped");
+    let during_stop = |vm| lab.vm("inn", vm)["state"]["during_stop"] == true;
+    assert!(during_stop("b") && !during_stop("a"));
+    assert_eq!(lab.env("inn").unwrap()["state"]["is_stopped"], false);
     assert_eq!(lab.vm("inn", "a")["status"]["phase"], "ready");
     assert_eq!(lab.sh("inn/a", "cat /proc/sys/kernel/random/boot_id"), boot);
     lab.tt(&["vm", "start", "inn/b"]).good();

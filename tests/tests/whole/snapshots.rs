@@ -1,6 +1,7 @@
 //! Snapshots of running guests: what is brought back, in any order and again, and what goes with them.
 
 use super::times::{drawn, knows_the_time};
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use testkit::{HOST, Lab, Setup, is_alive, within};
@@ -79,10 +80,18 @@ fn two_are_taken(lab: &Lab) {
         let members = shot["members"].as_array().unwrap();
         assert_eq!(shot["phase"], "ready", "{shot}");
         assert!(members.len() == 2 && members.iter().all(|m| m["with_memory"] == true), "{shot}");
+        for vm in ["a", "b"] {
+            let taken = &lab.vm("lab", vm)["snapshots"][name];
+            assert_eq!((&taken["name"], &taken["life_time"]), (&name.into(), &Value::Null));
+            for place in ["path", "meta_path", "memory"] {
+                let path = lab.data().join(taken[place].as_str().unwrap());
+                assert!(path.exists(), "{place}: {}", path.display());
+            }
+        }
     }
 }
 
-fn snapshot(lab: &Lab, name: &str) -> Option<serde_json::Value> {
+fn snapshot(lab: &Lab, name: &str) -> Option<Value> {
     let list = lab.json(&["snapshot", "ls", "lab"]);
     list["snapshots"].as_array().unwrap().iter().find(|shot| shot["name"] == name).cloned()
 }

@@ -13,6 +13,7 @@ fn members_change_while_they_run() {
     what_makes_no_sense_is_refused(&lab);
     assert_eq!(lab.boot_id("shop/first"), boot);
     processors_and_memory_wait_for_a_shutdown(&lab, &boot);
+    the_latest_meta_is_true(&lab);
     lab.assert_clean();
     lab.tt(&["env", "destroy", "shop"]).good();
     lab.finish();
@@ -98,4 +99,20 @@ fn processors_and_memory_wait_for_a_shutdown(lab: &Lab, boot: &str) {
     assert!(after.0 == host_cpus && (130..=192).contains(&after.1), "{after:?}");
     assert_eq!(lab.vm("shop", "first")["needs_restart"], false);
     assert_eq!(lab.sh("shop/first", "hostname; cat /root/old"), "first\nold");
+}
+
+/// After all these changes, and for each member.
+fn the_latest_meta_is_true(lab: &Lab) {
+    for vm in ["first", "b"] {
+        let record = lab.vm("shop", vm);
+        let path = lab.data().join(record["latest_meta"].as_str().unwrap());
+        let text = std::fs::read_to_string(path).unwrap();
+        let cached = text.split_once('\n').unwrap().1;
+        let cached: serde_json::Value = serde_json::from_str(cached).unwrap();
+        let cached = cached.as_object().unwrap();
+        assert!(cached.len() > 20, "{cached:?}");
+        for (field, value) in cached {
+            assert_eq!(record[field], *value, "{vm}: {field}");
+        }
+    }
 }
