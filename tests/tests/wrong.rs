@@ -7,6 +7,7 @@ mod wrong {
     mod api;
     mod bytes;
     mod command_line;
+    mod later;
     mod records;
     mod state;
     mod twice;

@@ -4,8 +4,8 @@ use testkit::Lab;
 
 /// Everything that can be listed.
 pub fn records(lab: &Lab) -> Vec<String> {
-    let lists = [&["env", "ls"], &["vm", "ls"], &["template", "ls"], &["host", "ls"]];
-    lists.iter().map(|list| lab.json(&list[..]).to_string()).collect()
+    let nouns = ["env", "vm", "template", "host", "image"];
+    nouns.iter().map(|noun| lab.json(&[noun, "ls"]).to_string()).collect()
 }
 
 /// Fails the test unless the records are as before, and the host is what they say.
