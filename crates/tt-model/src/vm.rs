@@ -172,11 +172,13 @@ pub enum StorageKind {
     Qcow2,
     /// A raw file in a btrfs subvolume of its own.
     Btrfs,
+    /// A raw file in a data set of ZFS of its own.
+    Zfs,
 }
 
 impl StorageKind {
     /// Every kind there is.
-    pub const ALL: [Self; 3] = [Self::File, Self::Qcow2, Self::Btrfs];
+    pub const ALL: [Self; 4] = [Self::File, Self::Qcow2, Self::Btrfs, Self::Zfs];
 
     /// Name as in records and on the command line.
     pub fn name(self) -> &'static str {
@@ -184,13 +186,14 @@ impl StorageKind {
             Self::File => "file",
             Self::Qcow2 => "qcow2",
             Self::Btrfs => "btrfs",
+            Self::Zfs => "zfs",
         }
     }
 
     /// Whether a disk of it goes on needing the one that it was made from.
     pub fn is_layered(self) -> bool {
         match self {
-            Self::File | Self::Btrfs => false,
+            Self::File | Self::Btrfs | Self::Zfs => false,
             Self::Qcow2 => true,
         }
     }
@@ -201,6 +204,7 @@ impl StorageKind {
             Self::File => "raw",
             Self::Qcow2 => "qcow2",
             Self::Btrfs => "btrfs",
+            Self::Zfs => "zfs",
         }
     }
 
@@ -208,7 +212,7 @@ impl StorageKind {
     pub fn inner(self) -> Option<&'static str> {
         match self {
             Self::File | Self::Qcow2 => None,
-            Self::Btrfs => Some("disk.raw"),
+            Self::Btrfs | Self::Zfs => Some("disk.raw"),
         }
     }
 }

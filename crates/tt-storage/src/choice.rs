@@ -1,7 +1,7 @@
 //! Which back end a data directory gets: tried out, not guessed from the file system's name. It leaves nothing behind.
 
 use crate::file::not_cloneable;
-use crate::{StorageError, btrfs};
+use crate::{StorageError, btrfs, zfs};
 use rustix::fs::{Mode, OFlags, ioctl_ficlone};
 use rustix::io::Errno;
 use std::fs::File;
@@ -17,22 +17,69 @@ pub struct Choice {
     pub kind: StorageKind,
     /// Why that one, for people.
     pub reason: String,
+    /// What keeps it from working now, for people: disks wait until that has changed.
+    pub trouble: Option<String>,
 }
 
-/// Chooses the back end for new images in `data_dir`: `btrfs` where it has subvolumes, `file` where files can share blocks,
-/// else `qcow2` where QEMU is installed, else `file` with copies. `qemu` is the program that would run machines: a path, or
-/// a name that is looked up in `PATH`.
+/// What the data sets of the back end `zfs` lie below.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// A pool, or a data set in one: `tank`, `tank/vms`.
+    pub name: String,
+    /// Whether somebody named it. Else the data directory lies in it.
+    pub is_configured: bool,
+}
+
+impl Pool {
+    /// The one that is configured, else the data set in which `data_dir` lies, if it is on ZFS.
+    ///
+    /// # Errors
+    /// [`StorageError::Probe`] if the kernel does not say what is mounted there.
+    pub fn find(configured: Option<&str>, data_dir: &Path) -> Result<Option<Self>, StorageError> {
+        let failed = |source| StorageError::Probe { path: data_dir.into(), source };
+        match configured {
+            Some(name) => Ok(Some(Self { name: name.to_owned(), is_configured: true })),
+            None => {
+                let found = zfs::pool_of(data_dir).map_err(failed)?;
+                Ok(found.map(|name| Self { name, is_configured: false }))
+            }
+        }
+    }
+
+    /// Why disks can not be made in it now: tried out.
+    #[must_use]
+    pub fn trouble(&self) -> Option<String> {
+        zfs::probe(&self.name).err()
+    }
+}
+
+/// Chooses the back end for new images in `data_dir`: `zfs` where there is a pool that was named or that does what is needed,
+/// `btrfs` where it has subvolumes, `file` where files can share blocks, else `qcow2` where QEMU is installed, else `file`
+/// with copies. `qemu` is the program that would run machines: a path, or a name that is looked up in `PATH`.
+///
+/// A pool that was named and is not there is waited for: nobody wants disks in another place because of the order in which a
+/// host comes up.
 ///
 /// # Errors
 /// [`StorageError::Probe`] if nothing can be written there.
-pub fn choose(data_dir: &Path, qemu: &Path) -> Result<Choice, StorageError> {
+pub fn choose(data_dir: &Path, qemu: &Path, pool: Option<&Pool>) -> Result<Choice, StorageError> {
+    let trouble = pool.and_then(Pool::trouble);
+    if let Some(pool) = pool
+        && (pool.is_configured || trouble.is_none())
+    {
+        return Ok(of_pool(pool, trouble));
+    }
     let failed = |source| StorageError::Probe { path: data_dir.into(), source };
     let found = Found {
         subvolumes: btrfs::probe(data_dir).map_err(failed)?,
         reflink: probe_reflink(data_dir).map_err(failed)?,
         qemu: is_installed(qemu),
     };
-    Ok(decide(&found))
+    let mut choice = decide(&found);
+    if let (Some(pool), Some(trouble)) = (pool, trouble) {
+        choice.reason = format!("{} can not be used ({trouble}); {}", pool.name, choice.reason);
+    }
+    Ok(choice)
 }
 
 /// What was found in a data directory and on its host.
@@ -41,6 +88,16 @@ struct Found {
     subvolumes: bool,
     reflink: bool,
     qemu: bool,
+}
+
+fn of_pool(pool: &Pool, trouble: Option<String>) -> Choice {
+    let whose = if pool.is_configured { "is configured" } else { "holds the data directory" };
+    let reason = format!(
+        "the data set {} {whose}: clones in it take the same time whatever a disk's size and pieces, and serve every \
+         engine",
+        pool.name
+    );
+    Choice { kind: StorageKind::Zfs, reason, trouble }
 }
 
 /// As `execvp` would find it: only a name without a slash is looked up.
@@ -74,7 +131,7 @@ fn decide(found: &Found) -> Choice {
              put the data directory on XFS or btrfs to clone them",
         ),
     };
-    Choice { kind, reason: reason.to_owned() }
+    Choice { kind, reason: reason.to_owned(), trouble: None }
 }
 
 fn probe_reflink(dir: &Path) -> io::Result<bool> {
@@ -127,5 +184,20 @@ mod tests {
         ] {
             assert_eq!(decide(&found).kind, want);
         }
+    }
+
+    #[test]
+    fn a_pool_that_was_named_is_waited_for_and_another_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Pool::find(None, dir.path()).unwrap(), None);
+        let named = Pool::find(Some("no-such-pool"), dir.path()).unwrap().unwrap();
+        let choice = choose(dir.path(), "sh".as_ref(), Some(&named)).unwrap();
+        assert_eq!(choice.kind, StorageKind::Zfs);
+        assert!(choice.trouble.is_some(), "{choice:?}");
+        let found = Pool { is_configured: false, ..named };
+        let choice = choose(dir.path(), "sh".as_ref(), Some(&found)).unwrap();
+        assert_ne!(choice.kind, StorageKind::Zfs);
+        assert!(choice.reason.starts_with("no-such-pool can not be used ("), "{choice:?}");
+        assert_eq!(choice.trouble, None);
     }
 }

@@ -183,6 +183,15 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
+    /// The pool of data sets is not there, or did not do what it was told: it is busy, say. A retry may help.
+    #[error("the pool of data sets: {problem}")]
+    Pool {
+        /// What the program said, or what is missing.
+        problem: String,
+    },
+    /// Something can not be removed, for others were made from it. A retry helps once they are gone.
+    #[error("data sets that were made from it go on needing it")]
+    HasClones,
     /// A fake failed on demand. A retry may help.
     #[error("storage failed on demand at {effect}")]
     Fault {
@@ -215,6 +224,8 @@ impl StorageError {
             | Self::List { .. }
             | Self::Space { .. }
             | Self::Probe { .. }
+            | Self::Pool { .. }
+            | Self::HasClones
             | Self::Fault { .. } => true,
             Self::Shrink { .. }
             | Self::BelowSource { .. }
@@ -237,8 +248,8 @@ impl StorageError {
             }
             Self::InUse { .. } => ErrorCode::InUse,
             Self::OpenTemplate { .. } | Self::Export { .. } => ErrorCode::Template,
-            Self::Destroy { .. } => ErrorCode::DestroyImage,
-            Self::Space { .. } | Self::Probe { .. } => ErrorCode::Host,
+            Self::Destroy { .. } | Self::HasClones => ErrorCode::DestroyImage,
+            Self::Space { .. } | Self::Probe { .. } | Self::Pool { .. } => ErrorCode::Host,
             Self::CheckPath { .. } | Self::CheckName { .. } => ErrorCode::Internal,
             Self::Create { .. }
             | Self::OpenDisk { .. }

@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | runtime image | machine, machine, 0600 | |
 //! | a `qcow2` disk that a layer lies on | root, machine, 0440 | QEMU opens what lies below read-only. A machine that still has it open goes on writing until it is switched to the layer, but can not open it for writing again. |
-//! | a `file` or `btrfs` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it |
+//! | a `file` or `btrfs` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it. One of `zfs` is no file. |
 //! | a kept image and what it lies on | root, root, 0600 | |
 //! | the same, once a `qcow2` disk of another Vm lies on it | root, root, 0444 | that machine has another user. It stays so: the record of a Vm does not say on what its kept image lies in turn. |
 //! | template | root, root, 0644 | |
@@ -34,9 +34,11 @@ mod qcow2;
 mod shelf;
 mod source;
 mod tree;
+mod zfs;
 
-pub use choice::{Choice, choose};
+pub use choice::{Choice, Pool, choose};
 pub use error::StorageError;
+pub use zfs::check_pool;
 
 /// Name of a template's disk in its directory.
 pub const TEMPLATE_DISK: &str = "disk.raw";
@@ -77,7 +79,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// called while a guest stands still for it, so it waits for no disk where it need not: only
     /// [`Storage::sync_disk`] makes durable what it made, and a power loss before that may leave anything at that name.
     ///
-    /// `file`, `btrfs`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
+    /// `file`, `btrfs`, `zfs`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
     /// snapshot is `Wanted`, what another try left at that name is replaced; afterwards this only looks.
     /// `qcow2`: the snapshot's disk can not be opened for writing any more, and the runtime image lies on it, ready for
     /// a machine to be switched to it. Call it before the machine is switched.
@@ -102,7 +104,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError>;
 
     /// Removes every disk of `vm`, complete or not, that `vm.disks` does not name. Costs one look at a directory when
-    /// there is none.
+    /// there is none. `zfs`: what a machine has open stays until a later call finds it free.
     ///
     /// # Errors
     /// [`StorageError::Destroy`]; some may be gone by then.
@@ -164,13 +166,23 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn space(&self) -> Result<Space, StorageError>;
 }
 
-/// The back end of that kind on a data directory. It touches nothing before its first verb.
+/// The back end of that kind on a data directory. It touches nothing before its first verb. `zfs` needs a pool, see
+/// [`open_in`].
 #[must_use]
 pub fn open(kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
+    open_in(None, kind, layout)
+}
+
+/// The same. `pool`: what the data sets of `zfs` lie below; without it that back end says so at every verb.
+#[must_use]
+pub fn open_in(pool: Option<&Pool>, kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
     let disks: Box<dyn images::Disks> = match kind {
         StorageKind::File => Box::new(images::Files(file::Raw)),
         StorageKind::Qcow2 => Box::new(images::Files(qcow2::Overlay)),
         StorageKind::Btrfs => Box::new(btrfs::Subvolumes),
+        StorageKind::Zfs => {
+            Box::new(zfs::DataSets::new(pool.map(|pool| pool.name.as_str()), layout.instance))
+        }
     };
     Arc::new(images::Images::new(layout.clone(), disks))
 }

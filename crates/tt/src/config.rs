@@ -49,6 +49,8 @@ pub struct Config {
     pub qemu: Qemu,
     /// The back end for new runtime images.
     pub storage: StorageChoice,
+    /// What data sets lie below; to be found out if nothing is said.
+    pub pool: Option<String>,
     /// The agent that goes into templates: an existing file.
     pub guest_agent: PathBuf,
     /// What planning follows.
@@ -96,6 +98,8 @@ pub enum StorageChoice {
     Qcow2,
     /// Subvolumes.
     Btrfs,
+    /// Data sets of ZFS.
+    Zfs,
 }
 
 /// What a host is to give to Vms, where that is not all it has.

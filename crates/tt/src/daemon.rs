@@ -24,7 +24,7 @@ use tt_host::{
 use tt_image::Catalogue;
 use tt_model::{EngineFacts, Host, Layout, StorageKind, VmId};
 use tt_network::{NetnsNetwork, Network, NetworkConfig};
-use tt_storage::Storage;
+use tt_storage::{Choice, Pool, Storage};
 use tt_store::sqlite::SqliteKv;
 use tt_store::tables::{Row, Tables};
 
@@ -54,6 +54,12 @@ pub enum DaemonError {
     /// The storage could not be chosen.
     #[error("could not prepare the storage")]
     Storage(#[from] tt_storage::StorageError),
+    /// Disks are to be data sets, and there is no pool for them.
+    #[error(
+        "storage `zfs` needs a pool: name one (`pool` in the table `zfs` of the configuration), or put the data \
+         directory on one"
+    )]
+    NoPool,
     /// The host's threads could not be started.
     #[error("could not start to work")]
     Host(#[from] tt_host::HostError),
@@ -188,18 +194,25 @@ fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
     vec![Arc::new(QemuEngine::new(QemuConfig { layout, binary, accelerator, network }))]
 }
 
-/// The back end for new images, and why that one.
-fn choose_storage(config: &Config) -> Result<(StorageKind, String), DaemonError> {
-    let configured = |kind| Ok((kind, "it is configured".to_owned()));
-    match config.storage {
-        StorageChoice::File => configured(StorageKind::File),
-        StorageChoice::Qcow2 => configured(StorageKind::Qcow2),
-        StorageChoice::Btrfs => configured(StorageKind::Btrfs),
+/// The back end for new images, and why that one; and the pool of those that have one.
+fn choose_storage(config: &Config) -> Result<(Choice, Option<Pool>), DaemonError> {
+    let pool = Pool::find(config.pool.as_deref(), &config.data_dir)?;
+    let kind = match config.storage {
+        StorageChoice::File => StorageKind::File,
+        StorageChoice::Qcow2 => StorageKind::Qcow2,
+        StorageChoice::Btrfs => StorageKind::Btrfs,
+        StorageChoice::Zfs => StorageKind::Zfs,
         StorageChoice::Auto => {
-            let choice = tt_storage::choose(&config.data_dir, &config.qemu.binary)?;
-            Ok((choice.kind, choice.reason))
+            let choice = tt_storage::choose(&config.data_dir, &config.qemu.binary, pool.as_ref())?;
+            return Ok((choice, pool));
         }
-    }
+    };
+    let trouble = match (kind, &pool) {
+        (StorageKind::Zfs, Some(pool)) => pool.trouble(),
+        (StorageKind::Zfs, None) => return Err(DaemonError::NoPool),
+        _ => None,
+    };
+    Ok((Choice { kind, reason: "it is configured".to_owned(), trouble }, pool))
 }
 
 fn compose(
@@ -208,7 +221,10 @@ fn compose(
     block: Ipv4Net,
     vms: Arc<Queue<VmId>>,
 ) -> Result<Composed, DaemonError> {
-    let (storage, storage_reason) = choose_storage(config)?;
+    let (Choice { kind: storage, reason: storage_reason, trouble }, pool) = choose_storage(config)?;
+    if let Some(trouble) = trouble {
+        tracing::warn!(storage = storage.name(), trouble, "new images wait");
+    }
     let network = NetnsNetwork::new(NetworkConfig {
         layout: layout.clone(),
         range: config.range,
@@ -231,8 +247,8 @@ fn compose(
     }
     tracing::info!(storage = storage.name(), reason = storage_reason, "storage for new images");
     // Not only the one for new images: those that are there keep their kind when another one is configured.
-    let storages: Vec<Arc<dyn Storage>> =
-        StorageKind::ALL.iter().map(|kind| tt_storage::open(*kind, layout)).collect();
+    let open = |kind: &StorageKind| tt_storage::open_in(pool.as_ref(), *kind, layout);
+    let storages: Vec<Arc<dyn Storage>> = StorageKind::ALL.iter().map(open).collect();
     let drivers = Drivers { engines, storages, network: Arc::new(network) };
     Ok(Composed { drivers, facts, storage, storage_reason })
 }

@@ -111,7 +111,7 @@ pub(super) fn note(remains: &Remains<'_>, name: &str, text: &str) -> Result<(), 
 /// QEMU's name for the format of a disk.
 pub(super) fn format(storage: StorageKind) -> &'static str {
     match storage {
-        StorageKind::File | StorageKind::Btrfs => "raw",
+        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs => "raw",
         StorageKind::Qcow2 => "qcow2",
     }
 }

@@ -49,43 +49,18 @@ impl Disks for Subvolumes {
         image.map(Some).ok_or_else(|| damaged(volume, "it holds no disk"))
     }
 
-    fn write(&self, job: &Job, source: &Source, vm: &Vm, owner: Owner) -> Result<(), StorageError> {
-        let failed = |e| job.failed(0, e);
-        let volume = volume_of(&job.path);
-        let snapshot = |from: &Path| {
-            // Not synced: the snapshot does so.
-            make_dirs(job.data, volume.parent().unwrap_or(job.data)).map_err(failed)?;
-            snapshot(from, volume).map_err(failed)
-        };
-        match source.origin {
-            Origin::Template => {
-                let shelf = Shelf::new(job.data, self.kind());
-                let make = |base: &Path| make_base(base, job, source);
-                shelf.with(&vm.template.digest, is_base, make, snapshot)?;
-            }
-            Origin::Kept | Origin::Own => snapshot(volume_of(&source.path))?,
-        }
-        let finish = || {
-            let image = open_plain(&job.path, true)?;
-            if image.metadata()?.len() < job.want_bytes {
-                image.set_len(job.want_bytes)?;
-            }
-            // Neither is synced: what the power takes of them the next create gives again, and what a guest has synced
-            // has its place in the file.
-            give(&image, owner)
-        };
-        finish().map(drop).map_err(|e| {
-            // Only what can not have been in use.
-            drop(tree::remove(volume));
-            failed(e)
-        })
+    fn make(&self, job: &Job, vm: &Vm, epoch: u32, owner: Owner) -> Result<(), StorageError> {
+        // Opened before anything is made: a source that is missing or too large changes nothing.
+        let source = Source::open(job, self.kind(), vm, epoch)?;
+        job.reserve(0)?;
+        write(job, &source, vm, owner)
     }
 
     fn freeze(&self, job: &Job, source: &Source, vm: &Vm) -> Result<(), StorageError> {
         let failed = |e| job.failed(0, e);
-        let volume = volume_of(&job.path);
-        tree::remove(volume).map_err(failed)?;
-        self.write(job, source, vm, Owner::Daemon)
+        job.reserve(0)?;
+        tree::remove(volume_of(&job.path)).map_err(failed)?;
+        write(job, source, vm, Owner::Daemon)
     }
 
     fn sync(&self, job: &Job, is_runtime: bool) -> Result<(), StorageError> {
@@ -109,6 +84,39 @@ impl Disks for Subvolumes {
             removed.map_err(|source| StorageError::Destroy { path: base.into(), source })
         })
     }
+}
+
+/// Makes one disk, or nothing.
+fn write(job: &Job, source: &Source, vm: &Vm, owner: Owner) -> Result<(), StorageError> {
+    let failed = |e| job.failed(0, e);
+    let volume = volume_of(&job.path);
+    let snapshot = |from: &Path| {
+        // Not synced: the snapshot does so.
+        make_dirs(job.data, volume.parent().unwrap_or(job.data)).map_err(failed)?;
+        snapshot(from, volume).map_err(failed)
+    };
+    match source.origin {
+        Origin::Template => {
+            let shelf = Shelf::new(job.data, StorageKind::Btrfs);
+            let make = |base: &Path| make_base(base, job, source);
+            shelf.with(&vm.template.digest, is_base, make, snapshot)?;
+        }
+        Origin::Kept | Origin::Own => snapshot(volume_of(&source.path))?,
+    }
+    let finish = || {
+        let image = open_plain(&job.path, true)?;
+        if image.metadata()?.len() < job.want_bytes {
+            image.set_len(job.want_bytes)?;
+        }
+        // Neither is synced: what the power takes of them the next create gives again, and what a guest has synced
+        // has its place in the file.
+        give(&image, owner)
+    };
+    finish().map(drop).map_err(|e| {
+        // Only what can not have been in use.
+        drop(tree::remove(volume));
+        failed(e)
+    })
 }
 
 /// Whether subvolumes can be made in a directory, snapshotted and removed: tried out. What a probe that was killed left is

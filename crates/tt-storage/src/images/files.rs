@@ -138,7 +138,7 @@ pub(crate) fn open_image(path: &Path) -> Result<Option<File>, StorageError> {
 
 /// Whether no machine has the image open. QEMU has locks on every image that it has open, also on raw ones; what this
 /// takes goes when the file is closed.
-pub(super) fn lock(image: &File) -> io::Result<bool> {
+pub(crate) fn lock(image: &File) -> io::Result<bool> {
     match fcntl_lock(image, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),

@@ -5,18 +5,20 @@ use crate::export::export;
 use crate::layers::{missing, needed, parse_id};
 use crate::source::Source;
 use crate::{Space, Storage, StorageError, tree};
-use files::{Owner, Temporary, give, lock, make_dirs, open_image, remove_others, space, sync_dir};
+use files::{Owner, give, lock, open_image, remove_others, space, sync_dir};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tt_model::names::runtime_image;
 use tt_model::{Layout, Snapshot, SnapshotState, StorageKind, Vm, VmId};
 
 pub(crate) mod files;
 mod job;
+mod plain;
 
 pub(crate) use job::Job;
+pub(crate) use plain::Files;
 
 /// What one format does differently.
 pub(crate) trait Format: Send + Sync + std::fmt::Debug {
@@ -44,8 +46,13 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
         open_image(&job.path)
     }
 
-    /// Makes one disk, which is not there, with `job.want_bytes`, no less than `source` has; or nothing. It is on disk then.
-    fn write(&self, job: &Job, source: &Source, vm: &Vm, owner: Owner) -> Result<(), StorageError>;
+    /// Whether a disk is there and complete, be it one that nobody opens.
+    fn has(&self, job: &Job) -> Result<bool, StorageError> {
+        self.open(job).map(|image| image.is_some())
+    }
+
+    /// Makes the disk `epoch` of `vm`, which is not there, from what the record says; or nothing. It is on disk then.
+    fn make(&self, job: &Job, vm: &Vm, epoch: u32, owner: Owner) -> Result<(), StorageError>;
 
     /// Makes the disk of a snapshot: what `source`, the runtime image, is at this moment. What has its name is replaced.
     /// A guest waits for it: it is on disk after [`Disks::sync`].
@@ -64,73 +71,43 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
     /// Gives a smaller disk, which no machine has open, the size that is wanted.
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError>;
 
+    /// Lets `read` open a disk that nothing writes to any more, and what it lies on, by these names.
+    fn show(
+        &self,
+        _data: &Path,
+        layers: &[String],
+        read: &dyn Fn(&[String]) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        read(layers)
+    }
+
+    /// Removes all disks of a Vm, complete or not, but those in `stay`. `dir`: the Vm's directory. Says
+    /// [`StorageError::InUse`] of one that could not be removed because a machine has it open, once all others are gone.
+    fn keep_only(&self, dir: &Path, _: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
+        let file_name = |epoch: &u32| format!("{epoch}.{}", self.kind().extension());
+        let stay: BTreeSet<String> = stay.iter().map(file_name).collect();
+        remove_others(dir, |name| stay.contains(name))
+            .map_err(|source| StorageError::Destroy { path: dir.into(), source })
+    }
+
+    /// Removes all disks of a Vm. What another back end has mounted in its directory is left to that.
+    fn remove_all(&self, dir: &Path, _: VmId) -> Result<(), StorageError> {
+        let removed = tree::remove(dir).map(drop);
+        removed.map_err(|source| StorageError::Destroy { path: dir.into(), source })
+    }
+
+    /// Vms that have disks elsewhere than in the data directory.
+    fn found(&self) -> Result<Vec<VmId>, StorageError> {
+        Ok(Vec::new())
+    }
+
+    /// Room for disks.
+    fn space(&self, data: &Path) -> Result<Space, StorageError> {
+        space(data)
+    }
+
     /// Removes what it keeps of templates that are not `in_use`.
     fn collect(&self, data: &Path, in_use: &dyn Fn(&str) -> bool) -> Result<(), StorageError>;
-}
-
-/// Disks that are files of some format.
-#[derive(Debug)]
-pub(crate) struct Files<F>(pub(crate) F);
-
-impl<F: Format> Disks for Files<F> {
-    fn kind(&self) -> StorageKind {
-        self.0.kind()
-    }
-
-    fn write(&self, job: &Job, source: &Source, _: &Vm, owner: Owner) -> Result<(), StorageError> {
-        let (temporary, changed) = self.draw(job, source, owner)?;
-        temporary
-            .file
-            .sync_all()
-            .and_then(|()| temporary.commit(&job.path))
-            // Inner ones first: most file systems then have written the outer ones already.
-            .and_then(|()| changed.iter().try_for_each(|dir| sync_dir(dir)))
-            .map_err(|e| job.failed(0, e))
-    }
-
-    fn freeze(&self, job: &Job, source: &Source, _: &Vm) -> Result<(), StorageError> {
-        let (temporary, _) = self.draw(job, source, Owner::Daemon)?;
-        temporary.commit(&job.path).map_err(|e| job.failed(0, e))
-    }
-
-    fn sync(&self, job: &Job, _: bool) -> Result<(), StorageError> {
-        let image = open_image(&job.path)?.ok_or_else(|| job.lost())?;
-        let dirs = [job.path.parent().unwrap_or(job.data), &job.data.join("images")];
-        image
-            .sync_all()
-            .and_then(|()| dirs.iter().try_for_each(|dir| sync_dir(dir)))
-            .map_err(|e| job.not_synced(e))
-    }
-
-    fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
-        self.0.size_bytes(path, image)
-    }
-
-    fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        self.0.grow(job, image)
-    }
-
-    fn collect(&self, _: &Path, _: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
-        Ok(())
-    }
-}
-
-impl<F: Format> Files<F> {
-    /// Makes one image under its temporary name. Answers the directories, too, that are to be synced with it.
-    fn draw(
-        &self,
-        job: &Job,
-        source: &Source,
-        owner: Owner,
-    ) -> Result<(Temporary, Vec<PathBuf>), StorageError> {
-        let failed = |e| job.failed(0, e);
-        let dir = job.path.parent().unwrap_or(job.data);
-        let changed = make_dirs(job.data, dir).map_err(failed)?;
-        let temporary = Temporary::create(&job.path).map_err(failed)?;
-        self.0.clone_source(job, source, &temporary.file)?;
-        give(&temporary.file, owner).map_err(failed)?;
-        Ok((temporary, changed))
-    }
 }
 
 /// The back end: one kind of disks below one data directory.
@@ -194,16 +171,10 @@ impl Images {
 
     /// Makes the runtime image, which is not there, and before it what is missing of what it is made from.
     fn create(&self, vm: &Vm) -> Result<(), StorageError> {
-        let is_there = |epoch| self.disks.open(&self.job(vm, epoch)).map(|image| image.is_some());
+        let is_there = |epoch| self.disks.has(&self.job(vm, epoch));
         for epoch in missing(vm, is_there, |epoch| self.job(vm, epoch).lost())? {
             let job = self.job(vm, epoch);
-            // Opened before anything is made: a source that is missing or too large changes nothing.
-            let source = Source::open(&job, self.disks.kind(), vm, epoch)?;
-            job.reserve(0)?;
-            if self.is_layered() {
-                source.freeze(self.layout.uid(vm.id))?;
-            }
-            self.disks.write(&job, &source, vm, Owner::Machine(self.layout.uid(vm.id)))?;
+            self.disks.make(&job, vm, epoch, Owner::Machine(self.layout.uid(vm.id)))?;
         }
         Ok(())
     }
@@ -213,7 +184,6 @@ impl Images {
         let source = Source::own(job.data, self.disks.kind(), vm, vm.epoch)?;
         // The size that it has, which may not be the one that is wanted yet.
         job.want_bytes = source.size_bytes;
-        job.reserve(0)?;
         self.disks.freeze(&job, &source, vm)
     }
 
@@ -227,11 +197,7 @@ impl Images {
 
     /// Removes from a Vm's directory everything but these epochs.
     fn keep_only(&self, vm: &Vm, epochs: &BTreeSet<u32>) -> Result<(), StorageError> {
-        let dir = self.layout.images_of(vm.id);
-        let file_name = |epoch: &u32| format!("{epoch}.{}", self.disks.kind().extension());
-        let stay: BTreeSet<String> = epochs.iter().map(file_name).collect();
-        remove_others(&dir, |name| stay.contains(name))
-            .map_err(|source| StorageError::Destroy { path: dir, source })
+        self.disks.keep_only(&self.layout.images_of(vm.id), vm.id, epochs)
     }
 }
 
@@ -260,7 +226,7 @@ impl Storage for Images {
         } else if is_wanted {
             self.clone_runtime(vm, job)
         } else {
-            self.disks.open(&job)?.map(drop).ok_or_else(|| job.lost())
+            if self.disks.has(&job)? { Ok(()) } else { Err(job.lost()) }
         }
     }
 
@@ -275,20 +241,25 @@ impl Storage for Images {
         to: &File,
         goes_on: &dyn Fn(u64, u64) -> bool,
     ) -> Result<(), StorageError> {
-        export(&self.layout.data, layers, to, goes_on)
+        let data = &self.layout.data;
+        self.disks.show(data, layers, &|layers| export(data, layers, to, goes_on))
     }
 
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError> {
         let job = self.snapshot_job(vm, snapshot)?;
         let runtime = self.runtime_job(vm)?;
-        if self.disks.open(&runtime)?.is_none() && self.disks.open(&job)?.is_none() {
+        if self.disks.open(&runtime)?.is_none() && !self.disks.has(&job)? {
             return Err(job.lost());
         }
         self.create_image(vm)
     }
 
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError> {
-        self.keep_only(vm, &vm.disks.keys().copied().collect())
+        match self.keep_only(vm, &vm.disks.keys().copied().collect()) {
+            // By the machine that is about to be replaced: a later call finds it gone.
+            Err(StorageError::InUse { .. }) => Ok(()),
+            dropped => dropped,
+        }
     }
 
     fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError> {
@@ -321,7 +292,7 @@ impl Storage for Images {
         let dir = self.layout.data.join("images");
         let failed = |source: io::Error| StorageError::List { path: dir.clone(), source };
         let entries = match fs::read_dir(&dir) {
-            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) if e.kind() == ErrorKind::NotFound => return self.disks.found(),
             entries => entries.map_err(failed)?,
         };
         let mut ids = Vec::new();
@@ -334,14 +305,14 @@ impl Storage for Images {
                 }
             }
         }
+        ids.extend(self.disks.found()?);
         ids.sort_unstable();
+        ids.dedup();
         Ok(ids)
     }
 
     fn remove_stray(&self, id: VmId) -> Result<(), StorageError> {
-        let path = self.layout.images_of(id);
-        // What another back end has mounted there is left to it.
-        tree::remove(&path).map(drop).map_err(|source| StorageError::Destroy { path, source })
+        self.disks.remove_all(&self.layout.images_of(id), id)
     }
 
     fn collect_templates(&self, in_use: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
@@ -349,7 +320,7 @@ impl Storage for Images {
     }
 
     fn space(&self) -> Result<Space, StorageError> {
-        space(&self.layout.data)
+        self.disks.space(&self.layout.data)
     }
 }
 

@@ -12,7 +12,7 @@ use tempfile::{NamedTempFile, TempDir};
 use tt_model::names::template_volume;
 use tt_model::{Instance, Layout, StorageKind, Vm};
 use tt_storage::conformance::{Rig, write_template};
-use tt_storage::{RESERVE_MB, Storage, open};
+use tt_storage::{Pool, RESERVE_MB, Storage, open_in};
 
 /// A file system of its own in a file, mounted through a loop device until it is dropped.
 pub struct Mount {
@@ -91,7 +91,8 @@ impl Files {
 
 impl Rig for Files {
     fn storage(&self) -> Arc<dyn Storage> {
-        open(self.kind, &self.layout)
+        let pool = Pool { name: crate::pool::NAME.into(), is_configured: true };
+        open_in(Some(&pool), self.kind, &self.layout)
     }
 
     fn layout(&self) -> Option<&Layout> {

@@ -1,6 +1,7 @@
 //! Daemons that are killed at any moment: the next one, with the same record, ends up where it would have.
 
 use crate::common::{Files, has_qemu_img};
+use crate::pool::{Pool, Sets};
 use crate::table;
 use std::fs;
 use std::os::unix::process::CommandExt;
@@ -8,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tt_model::StorageKind::{self, Btrfs, File as Raw, Qcow2};
+use tt_model::StorageKind::{self, Btrfs, File as Raw, Qcow2, Zfs};
 use tt_model::{Layout, Vm, VmId};
 use tt_storage::Storage;
 use tt_storage::conformance::{Life, Rig, vm};
@@ -20,6 +21,8 @@ const KILL_DIR: &str = "TT_STORAGE_TEST_KILL_DIR";
 const STEP: &str = "step";
 /// How often a child is killed.
 const ROUNDS: u64 = 30;
+/// How long a life takes where no program is started.
+const LIFE: Duration = Duration::from_millis(150);
 
 /// A back end on paper, to let the planner name things.
 struct Paper {
@@ -109,7 +112,7 @@ fn live(data: &Path, kind: StorageKind) -> ! {
 
 fn kill_again_and_again(test: &str, kind: StorageKind) {
     let dir = tempfile::tempdir().unwrap();
-    kill_in(test, kind, dir.path());
+    kill_in(test, &Files::new(dir.path(), kind), LIFE);
 }
 
 /// Lives in a directory that is given by who is going to kill it, if somebody is.
@@ -119,9 +122,10 @@ fn live_if_asked(kind: StorageKind) {
     }
 }
 
-fn kill_in(test: &str, kind: StorageKind, dir: &Path) {
-    let files = Files::new(dir, kind);
-    let storage = files.storage();
+/// `life`: about how long a life takes; the kills are spread over it.
+fn kill_in(test: &str, rig: &dyn Rig, life: Duration) {
+    let storage = rig.storage();
+    let (kind, dir) = (storage.kind(), &rig.layout().unwrap().data);
     let records = records(kind);
     let mut steps = vec![0; records.len() + 1];
     for round in 0..ROUNDS {
@@ -129,14 +133,14 @@ fn kill_in(test: &str, kind: StorageKind, dir: &Path) {
         child.args(["--exact", &format!("killed::{test}")]);
         child.env(KILL_DIR, dir).stdout(Stdio::null()).stderr(Stdio::null());
         let mut child = child.process_group(0).spawn().unwrap();
-        std::thread::sleep(Duration::from_micros(15_000 + round * 4_977));
+        std::thread::sleep(Duration::from_millis(15) + life * round as u32 / ROUNDS as u32);
         child.kill().unwrap();
         child.wait().unwrap();
         let Ok(step) = fs::read_to_string(dir.join(STEP)) else { continue };
         let step: usize = step.parse().unwrap();
         steps[step] += 1;
         match records.get(step) {
-            Some(vm) => check_matched(&files, vm),
+            Some(vm) => check_matched(rig, vm),
             None => storage.remove_stray(VmId(1)).unwrap(),
         }
         storage.remove_stray(VmId(1)).unwrap();
@@ -149,19 +153,22 @@ fn kill_in(test: &str, kind: StorageKind, dir: &Path) {
 }
 
 /// Lets the next daemon match the record that was in force, and looks at every disk.
-fn check_matched(files: &Files, record: &Vm) {
-    let other = vm(2, files.kind);
-    files.storage().create_image(&other).unwrap();
-    let template = files.content(&other);
-    files.storage().destroy_image(&other).unwrap();
-    match_record(&*files.storage(), record);
-    let names = fs::read_dir(files.layout.images_of(record.id)).unwrap();
+fn check_matched(rig: &dyn Rig, record: &Vm) {
+    let storage = rig.storage();
+    let other = vm(2, storage.kind());
+    storage.create_image(&other).unwrap();
+    let template = rig.content(&other);
+    storage.destroy_image(&other).unwrap();
+    match_record(&*storage, record);
+    let names = fs::read_dir(rig.layout().unwrap().images_of(record.id)).unwrap();
     assert_eq!(names.count(), record.disks.len(), "{:?}", record.disks);
     for epoch in record.disks.keys() {
-        let name = tt_model::names::runtime_image(files.kind, record.id, *epoch);
+        let name = tt_model::names::runtime_image(storage.kind(), record.id, *epoch);
         let view = Vm { epoch: *epoch, runtime_image: name, ..record.clone() };
-        assert_eq!(files.content(&view), template);
-        assert_eq!(files.size_mb(&view), Some(record.resource.disk_size.into()));
+        assert_eq!(rig.content(&view), template);
+        let is_file = *epoch == record.epoch || rig.is_frozen_a_file();
+        let want = is_file.then_some(record.resource.disk_size.into());
+        assert_eq!(rig.size_mb(&view), want);
     }
 }
 
@@ -187,5 +194,14 @@ fn a_killed_daemon_leaves_subvolumes_that_the_next_one_finishes() {
     live_if_asked(Btrfs);
     let test = "a_killed_daemon_leaves_subvolumes_that_the_next_one_finishes";
     let Some(btrfs) = crate::mount(&crate::BTRFS, 512, test) else { return };
-    kill_in(test, Btrfs, &btrfs.path());
+    kill_in(test, &Files::new(&btrfs.path(), Btrfs), LIFE);
+}
+
+#[test]
+fn a_killed_daemon_leaves_data_sets_that_the_next_one_finishes() {
+    live_if_asked(Zfs);
+    let test = "a_killed_daemon_leaves_data_sets_that_the_next_one_finishes";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    // Each step starts programs.
+    kill_in(test, &Sets::new(&pool), 6 * LIFE);
 }

@@ -21,10 +21,10 @@ fn data() -> TempDir {
 }
 
 /// A program of QEMU that has an image open, as a machine would; it ends with the value.
-struct Open(Child);
+pub struct Open(Child);
 
 impl Open {
-    fn new(format: &str, path: &Path) -> Self {
+    pub fn new(format: &str, path: &Path) -> Self {
         let mut open = Command::new("qemu-io");
         let open = open.args(["-f", format]).arg(path);
         let open = open.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();

@@ -6,6 +6,8 @@ mod common;
 mod full;
 mod killed;
 mod machines;
+mod pool;
+mod sets;
 mod table;
 mod volumes;
 
@@ -15,7 +17,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-use tt_model::StorageKind::{Btrfs, File as Raw, Qcow2};
+use tt_model::StorageKind::{Btrfs, File as Raw, Qcow2, Zfs};
 use tt_storage::conformance::{self, Rig, vm};
 use tt_storage::{StorageError, TEMPLATE_DISK, choose};
 
@@ -60,7 +62,7 @@ fn conforms_and_shares_blocks_on_xfs() {
         return;
     };
     suite(&xfs.path(), "conforms_and_shares_blocks_on_xfs");
-    assert_eq!(choose(&xfs.path(), QEMU.as_ref()).unwrap().kind, Raw);
+    assert_eq!(choose(&xfs.path(), QEMU.as_ref(), None).unwrap().kind, Raw);
     clone_takes_no_room(&xfs.path());
 }
 
@@ -76,10 +78,16 @@ fn conforms_and_shares_blocks_on_btrfs() {
 #[test]
 fn subvolumes_conform() {
     let Some(btrfs) = mount(&BTRFS, 512, "subvolumes_conform") else { return };
-    assert_eq!(choose(&btrfs.path(), QEMU.as_ref()).unwrap().kind, Btrfs);
+    assert_eq!(choose(&btrfs.path(), QEMU.as_ref(), None).unwrap().kind, Btrfs);
     let left: Vec<_> = fs::read_dir(btrfs.path()).unwrap().collect();
     assert!(left.is_empty(), "the probe left {left:?}");
     table::compare(Btrfs, &conformance::run(&Files::alone(&btrfs.path(), Btrfs)));
+}
+
+#[test]
+fn data_sets_conform() {
+    let Some(pool) = pool::Pool::try_new(400, "data_sets_conform") else { return };
+    table::compare(Zfs, &conformance::run(&pool::Sets::new(&pool)));
 }
 
 /// Five clones of 100 MB fit where two copies would not.
@@ -111,7 +119,7 @@ fn ext4_has_no_reflinks_and_copies_keep_holes() {
     let Some(ext4) = mount(&EXT4, 256, "ext4_has_no_reflinks_and_copies_keep_holes") else {
         return;
     };
-    let choice = choose(&ext4.path(), QEMU.as_ref()).unwrap();
+    let choice = choose(&ext4.path(), QEMU.as_ref(), None).unwrap();
     let want = if Command::new(QEMU).arg("--version").output().is_ok() { Qcow2 } else { Raw };
     assert_eq!(choice.kind, want);
     assert!(choice.reason.contains("can not share blocks"), "{}", choice.reason);

@@ -33,6 +33,7 @@ pub(super) struct File {
     pub log: Option<String>,
     pub sweep_grace: Option<Span>,
     pub qemu: QemuTable,
+    pub zfs: ZfsTable,
     pub policy: PolicyTable,
     pub host: HostTable,
 }
@@ -43,6 +44,13 @@ pub(super) struct File {
 pub(super) struct QemuTable {
     pub binary: Option<PathBuf>,
     pub accelerator: Accelerator,
+}
+
+/// `[zfs]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ZfsTable {
+    pub pool: Option<PoolName>,
 }
 
 /// `[policy]`: the fields of [`Policy`](tt_model::plan::Policy).
@@ -73,6 +81,10 @@ pub(super) struct Span(pub Duration);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Size(pub u32);
 
+/// A pool of ZFS, or a data set in one, written `"tank/vms"`.
+#[derive(Clone, Debug)]
+pub(super) struct PoolName(pub String);
+
 /// A name server, written `"192.0.2.1"` or `"192.0.2.1:5353"`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NameServer(pub SocketAddr);
@@ -92,6 +104,17 @@ impl<'de> Deserialize<'de> for Span {
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         parse_size_mb(&String::deserialize(deserializer)?).map(Self).map_err(D::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for PoolName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let refuse = |problem| {
+            D::Error::custom(format!("{name:?}: {problem}; write e.g. \"tank\" or \"tank/vms\""))
+        };
+        tt_storage::check_pool(&name).map_err(refuse)?;
+        Ok(Self(name))
     }
 }
 
@@ -147,9 +170,14 @@ mod tests {
             ("upstream_dns = [\"dns.example\"]", "\"dns.example\" is no name server"),
             ("port_min = 70000", "70000"),
             (
-                "storage = \"zfs\"",
-                "unknown variant `zfs`, expected one of `auto`, `file`, `qcow2`, `btrfs`",
+                "storage = \"lvm\"",
+                "unknown variant `lvm`, expected one of `auto`, `file`, `qcow2`, `btrfs`, `zfs`",
             ),
+            (
+                "zfs.pool = \"tank@x\"",
+                "it is no name of a pool, or of a data set in one; write e.g.",
+            ),
+            ("[zfs]\nzvol = true", "unknown field `zvol`, expected `pool`"),
             ("[qemu]\naccelerator = \"xen\"", "unknown variant `xen`"),
             ("range = \"10.0.0.0\"", "range"),
             ("=", "TOML parse error"),

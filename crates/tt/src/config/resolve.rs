@@ -51,6 +51,7 @@ pub(super) fn resolve(
             accelerator: args.accelerator.unwrap_or(file.qemu.accelerator),
         },
         storage: args.storage.unwrap_or(file.storage),
+        pool: file.zfs.pool.map(|pool| pool.0),
         guest_agent: agent.or_else(|| around.agents.first().cloned()).unwrap_or_default(),
         policy: policy(&file.policy)?,
         log: args.log.clone().or(around.log.clone()).or(file.log).unwrap_or("info".into()),
@@ -280,6 +281,7 @@ mod tests {
                     accelerator: Accelerator::Auto,
                 },
                 storage: StorageChoice::Auto,
+                pool: None,
                 guest_agent: "/usr/bin/tt-guest".into(),
                 policy: Policy::default(),
                 log: "info".into(),
@@ -307,9 +309,9 @@ mod tests {
             guest_agent = "agent"
             log = "debug"
             sweep_grace = "1h"
-            [qemu]
-            binary = "/opt/qemu"
-            accelerator = "tcg"
+            zfs.pool = "tank/vms"
+            qemu = { binary = "/opt/qemu", accelerator = "tcg" }
+            host = { mem_size = "8G", cpu_num = 4 }
             [policy]
             life_time_default = "4h"
             life_time_max = "1d12h"
@@ -317,9 +319,6 @@ mod tests {
             shutdown_grace = "5s"
             cpu_num_default = 2
             mem_size_default = "1G"
-            [host]
-            mem_size = "8G"
-            cpu_num = 4
         "#;
         let config = resolved(text, &ConfigArgs::default()).unwrap();
         assert_eq!(config.socket, Path::new("/run/tt2/api.sock"));
@@ -331,6 +330,7 @@ mod tests {
         assert_eq!((policy.cpu_num_default, policy.mem_size_default), (2, 1024));
         assert_eq!(config.host, Capacity { mem_size: Some(8192), cpu_num: Some(4) });
         assert_eq!((config.storage, config.sweep_grace.as_secs()), (StorageChoice::Qcow2, 3600));
+        assert_eq!(config.pool.as_deref(), Some("tank/vms"));
 
         let args = ConfigArgs {
             data: Some("d".into()),

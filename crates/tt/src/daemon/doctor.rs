@@ -1,7 +1,7 @@
 //! What this host can do and what to install for the rest. Every driver is tried for real, in a
 //! scratch directory and a network namespace of its own; nothing is left behind.
 
-use super::{choose_storage, engines};
+use super::{DaemonError, choose_storage, engines};
 use crate::config::Config;
 use serde::Serialize;
 use std::fs::Permissions;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tt_model::{Instance, Layout, feat};
 use tt_network::{NetnsNetwork, Network, NetworkConfig};
+use tt_storage::Choice;
 
 /// One thing that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -142,7 +143,20 @@ fn storage(config: &Config) -> Check {
     };
     let config = Config { data_dir: existing.to_owned(), ..config.clone() };
     match choose_storage(&config) {
-        Ok((kind, reason)) => Check::good("storage", format!("{}: {reason}", kind.name())),
+        Ok((Choice { kind, reason, trouble: None }, _)) => {
+            Check::good("storage", format!("{}: {reason}", kind.name()))
+        }
+        Ok((Choice { kind, reason, trouble: Some(trouble) }, _)) => {
+            let found = format!("{}: {reason}; disks wait: {trouble}", kind.name());
+            Check::bad(
+                "storage",
+                found,
+                "let `zpool status` show the pool, or configure another one",
+            )
+        }
+        Err(error @ DaemonError::NoPool) => {
+            Check::bad("storage", super::chain(&error), "name a pool, or choose another storage")
+        }
         Err(error) => Check::bad("storage", super::chain(&error), "choose another data directory"),
     }
 }

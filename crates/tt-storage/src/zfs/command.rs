@@ -1,0 +1,264 @@
+//! The programs `zfs` and `zpool`: their command lines, and what they say. It never starts a shell, and takes no name from
+//! what they print but those it looks for.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// A pool under load answers within seconds; one whose disks hang never does.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How often something busy is tried again at once: a data set is busy for a moment after its last user has gone.
+const BUSY_TRIES: u32 = 4;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// What is read of what it prints: the names of some 10,000 data sets.
+const OUTPUT_BYTES_MAX: u64 = 4 << 20;
+/// What is shown of what it says.
+const SAID_CHARS_MAX: usize = 400;
+
+/// A run of `zfs`: a value, so that tests can look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Zfs(pub(super) Vec<String>);
+
+/// Why a run failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// What it is about is not there, or its pool is not.
+    Absent,
+    /// The name is taken.
+    Exists,
+    /// Clones need it.
+    HasClones,
+    /// The pool is full.
+    Full,
+    /// Somebody uses it: what it said.
+    Busy(String),
+    /// Anything else: what it said.
+    Said(String),
+}
+
+impl Zfs {
+    fn new<const N: usize>(args: [&str; N]) -> Self {
+        Self(args.map(str::to_owned).to_vec())
+    }
+
+    /// Makes an empty data set, mounted there or nowhere.
+    pub(super) fn create(set: &str, mountpoint: Option<&Path>) -> Self {
+        Self::new(["create", "-o", &place(mountpoint), set])
+    }
+
+    pub(super) fn snapshot(snapshot: &str) -> Self {
+        Self::new(["snapshot", snapshot])
+    }
+
+    /// Makes a data set from a snapshot, with those above it, mounted there or nowhere.
+    pub(super) fn clone(snapshot: &str, set: &str, mountpoint: Option<&Path>) -> Self {
+        Self::new(["clone", "-p", "-o", &place(mountpoint), snapshot, set])
+    }
+
+    pub(super) fn mount(set: &str) -> Self {
+        Self::new(["mount", set])
+    }
+
+    /// Mounts it there, now and whenever its pool is imported; or nowhere any more.
+    pub(super) fn mount_at(set: &str, mountpoint: Option<&Path>) -> Self {
+        Self::new(["set", &place(mountpoint), set])
+    }
+
+    /// Lets a clone own the snapshot that it was made from, and all older ones.
+    pub(super) fn promote(set: &str) -> Self {
+        Self::new(["promote", set])
+    }
+
+    /// Removes a snapshot, or a data set with all below it.
+    pub(super) fn destroy(name: &str) -> Self {
+        Self::new(["destroy", "-r", name])
+    }
+
+    /// Removes a data set if nothing is below it.
+    pub(super) fn destroy_empty(set: &str) -> Self {
+        Self::new(["destroy", set])
+    }
+
+    /// Name and origin of all below a data set, and of itself; older snapshots first.
+    pub(super) fn list(set: &str) -> Self {
+        Self::new([
+            "list",
+            "-H",
+            "-r",
+            "-t",
+            "filesystem,snapshot",
+            "-s",
+            "creation",
+            "-o",
+            "name,origin",
+            set,
+        ])
+    }
+
+    /// The names of the data sets right below one, and its own.
+    pub(super) fn children(set: &str) -> Self {
+        Self::new(["list", "-H", "-d", "1", "-t", "filesystem", "-o", "name", set])
+    }
+
+    /// Only its name.
+    pub(super) fn look(set: &str) -> Self {
+        Self::new(["list", "-H", "-o", "name", set])
+    }
+
+    /// What it takes and what may still be written there, in bytes.
+    pub(super) fn room(set: &str) -> Self {
+        Self::new(["get", "-H", "-p", "-o", "value", "used,available", set])
+    }
+
+    /// Runs it to its end. Answers what it printed.
+    pub(super) fn run(&self) -> Result<String, Refused> {
+        let mut tries = BUSY_TRIES;
+        loop {
+            match self.run_once() {
+                Err(Refused::Busy(_)) if tries > 0 => tries -= 1,
+                answer => return answer,
+            }
+            std::thread::sleep(BUSY_PAUSE);
+        }
+    }
+
+    fn run_once(&self) -> Result<String, Refused> {
+        let failed = |e: io::Error| Refused::Said(format!("{}: {e}", self.line()));
+        let mut printed = memory_file().map_err(failed)?;
+        let mut said = memory_file().map_err(failed)?;
+        let status = self.wait(&printed, &said).map_err(failed)?;
+        let said = read(&mut said).map_err(failed)?;
+        match status {
+            Some(status) if status.success() => read(&mut printed).map_err(failed),
+            Some(_) => Err(refusal(&said, &self.line())),
+            None => Err(Refused::Said(format!("{}: no answer in {TIMEOUT:?}", self.line()))),
+        }
+    }
+
+    /// `None`: it was killed, for it took too long.
+    fn wait(&self, printed: &File, said: &File) -> io::Result<Option<ExitStatus>> {
+        let mut command = Command::new("zfs");
+        // What it says must not depend on the user's language; its own children end with it.
+        command.args(&self.0).env("LC_ALL", "C").process_group(0).stdin(Stdio::null());
+        let mut child = command.stdout(printed.try_clone()?).stderr(said.try_clone()?).spawn()?;
+        let group = Pid::from_child(&child);
+        let ended = ends_in_time(&child);
+        if !matches!(ended, Ok(true)) {
+            // Not reaped yet, so the group's number is still its own.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let status = child.wait()?;
+        Ok(ended?.then_some(status))
+    }
+
+    fn line(&self) -> String {
+        format!("zfs {}", self.0.join(" "))
+    }
+}
+
+fn ends_in_time(child: &Child) -> io::Result<bool> {
+    let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
+    let timeout = Timespec::try_from(TIMEOUT).map_err(io::Error::other)?;
+    loop {
+        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => {}
+            answer => return Ok(answer? > 0),
+        }
+    }
+}
+
+fn place(mountpoint: Option<&Path>) -> String {
+    let place = mountpoint.map_or("none".into(), |path| path.to_string_lossy());
+    format!("mountpoint={place}")
+}
+
+/// What it means, by the words of OpenZFS and zfs-fuse.
+fn refusal(said: &str, line: &str) -> Refused {
+    let has = |words: &str| said.contains(words);
+    if has("has dependent clones") || has("has children") {
+        Refused::HasClones
+    } else if has("does not exist") || has("could not find any snapshots") || has("no such pool") {
+        Refused::Absent
+    } else if has("already exists") {
+        Refused::Exists
+    } else if has("out of space") || has("No space left") {
+        Refused::Full
+    } else {
+        let has_busy = has("is busy");
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        let said: String = said.chars().filter(|c| !c.is_control()).take(SAID_CHARS_MAX).collect();
+        let said = format!("{line}: {said}");
+        if has_busy { Refused::Busy(said) } else { Refused::Said(said) }
+    }
+}
+
+/// Files in memory instead of pipes: nobody has to read while it runs, and nobody can be blocked.
+fn memory_file() -> io::Result<File> {
+    Ok(rustix::fs::memfd_create("zfs", MemfdFlags::CLOEXEC)?.into())
+}
+
+fn read(file: &mut File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.take(OUTPUT_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_lines_are_these() {
+        let lines = [
+            (Zfs::create("p/tt/0007/t/d", None), "create -o mountpoint=none p/tt/0007/t/d"),
+            (Zfs::create("p/s", Some("/d d".as_ref())), "create -o mountpoint=/d d p/s"),
+            (Zfs::snapshot("p/s@7-1"), "snapshot p/s@7-1"),
+            (
+                Zfs::clone("p/s@b", "p/v/7/0", Some("/d/0.zfs".as_ref())),
+                "clone -p -o mountpoint=/d/0.zfs p/s@b p/v/7/0",
+            ),
+            (Zfs::mount("p/s"), "mount p/s"),
+            (Zfs::mount_at("p/s", None), "set mountpoint=none p/s"),
+            (Zfs::mount_at("p/s", Some("/d".as_ref())), "set mountpoint=/d p/s"),
+            (Zfs::promote("p/s"), "promote p/s"),
+            (Zfs::destroy("p/s"), "destroy -r p/s"),
+            (Zfs::destroy_empty("p/s"), "destroy p/s"),
+            (
+                Zfs::list("p/v/7"),
+                "list -H -r -t filesystem,snapshot -s creation -o name,origin p/v/7",
+            ),
+            (Zfs::children("p/v"), "list -H -d 1 -t filesystem -o name p/v"),
+            (Zfs::look("p"), "list -H -o name p"),
+            (Zfs::room("p"), "get -H -p -o value used,available p"),
+        ];
+        for (zfs, line) in lines {
+            assert_eq!(zfs.line(), format!("zfs {line}"));
+        }
+        // A path is one argument.
+        assert_eq!(Zfs::create("p/s", Some("/d d".as_ref())).0[2], "mountpoint=/d d");
+    }
+
+    #[test]
+    fn what_it_says_is_understood() {
+        for (said, refused) in [
+            ("cannot open 'p/x': dataset does not exist\n", Refused::Absent),
+            ("cannot create 'p/x': dataset already exists", Refused::Exists),
+            ("cannot destroy 'p/x': filesystem has dependent clones\nuse '-R'", Refused::HasClones),
+            ("cannot create 'p/x': out of space", Refused::Full),
+            (
+                "cannot destroy 'p':\n\tdataset\x07 is busy",
+                Refused::Busy("zfs x: cannot destroy 'p': dataset is busy".into()),
+            ),
+            ("no such\n  thing\n", Refused::Said("zfs x: no such thing".into())),
+        ] {
+            assert_eq!(refusal(said, "zfs x"), refused);
+        }
+    }
+}

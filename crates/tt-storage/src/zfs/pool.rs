@@ -1,0 +1,194 @@
+//! What of TT is in a pool: data sets and snapshots by name, found by looking. It knows nothing of directories, and touches
+//! nothing outside of `POOL/tt/INSTANCE`.
+
+use super::command::{Refused, Zfs};
+use super::state::{State, Step};
+use crate::layers::parse_id;
+use crate::{Space, StorageError};
+use std::collections::BTreeSet;
+use tt_model::{Instance, VmId};
+
+/// More steps than any Vm's data sets and snapshots need: who waits for an end that never comes is told.
+const STEPS_MAX: usize = 4096;
+
+/// The data sets of one daemon.
+#[derive(Debug)]
+pub(super) struct Pool {
+    /// The data set that TT's lie below.
+    name: String,
+    /// The one that holds all of this daemon.
+    root: String,
+}
+
+impl Pool {
+    pub(super) fn new(name: &str, instance: Instance) -> Self {
+        Self { name: name.to_owned(), root: format!("{name}/tt/{instance}") }
+    }
+
+    /// The data set of all disks of a Vm.
+    pub(super) fn vm_set(&self, id: VmId) -> String {
+        format!("{}/v/{id}", self.root)
+    }
+
+    /// The data set of a disk.
+    pub(super) fn disk_set(&self, id: VmId, epoch: u32) -> String {
+        format!("{}/v/{id}/{epoch}", self.root)
+    }
+
+    /// The data set of a template's disk.
+    pub(super) fn template_set(&self, digest: &str) -> String {
+        format!("{}/t/{digest}", self.root)
+    }
+
+    /// Whether the pool is there: what is absent in it is absent then, and not only out of reach.
+    pub(super) fn check(&self) -> Result<(), StorageError> {
+        match Zfs::look(&self.name).run() {
+            Ok(_) => Ok(()),
+            Err(Refused::Absent) => Err(StorageError::Pool {
+                problem: format!("{} is not there: import it (`zpool import`)", self.name),
+            }),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    /// Makes what all data sets lie below. None of these is mounted where the pool's own place would have it: the data
+    /// directory may lie there.
+    pub(super) fn prepare(&self) -> Result<(), Refused> {
+        let root = &self.root;
+        for set in
+            [format!("{}/tt", self.name), root.clone(), format!("{root}/t"), format!("{root}/v")]
+        {
+            match Zfs::create(&set, None).run() {
+                Ok(_) | Err(Refused::Exists) => {}
+                Err(refused) => return Err(refused),
+            }
+        }
+        Ok(())
+    }
+
+    /// What a Vm has.
+    pub(super) fn state(&self, id: VmId) -> Result<State, StorageError> {
+        let set = self.vm_set(id);
+        match Zfs::list(&set).run() {
+            Ok(printed) => Ok(State::parse(&set, &printed)),
+            Err(Refused::Absent) => self.check().map(|()| State::default()),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    /// Removes a data set with all below it, or a snapshot. One that is not there is fine.
+    pub(super) fn destroy(&self, name: &str) -> Result<(), StorageError> {
+        match Zfs::destroy(name).run() {
+            Ok(_) => Ok(()),
+            Err(Refused::Absent) => self.check(),
+            Err(refused) => Err(refused.into()),
+        }
+    }
+
+    /// Removes all disks of a Vm but those in `stay`, and what these can not be without.
+    pub(super) fn drop_others(&self, id: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
+        let set = self.vm_set(id);
+        let mut pinned = BTreeSet::new();
+        for _ in 0..STEPS_MAX {
+            let Some(step) = self.state(id)?.next_step(&set, id, stay, &pinned) else {
+                return Ok(());
+            };
+            match step {
+                Step::DropSnapshot(epoch, name) => {
+                    let snapshot = format!("{set}/{epoch}@{name}");
+                    match self.destroy(&snapshot) {
+                        Err(StorageError::HasClones) => {
+                            // Perhaps only what an export that was killed has left.
+                            self.destroy(&format!("{set}/{}", shown(&name)))?;
+                            match self.destroy(&snapshot) {
+                                Err(StorageError::HasClones) => drop(pinned.insert(name)),
+                                dropped => dropped?,
+                            }
+                        }
+                        dropped => dropped?,
+                    }
+                }
+                Step::DropSet(epoch) => self.destroy(&format!("{set}/{epoch}"))?,
+                Step::Promote(epoch) => drop(Zfs::promote(&format!("{set}/{epoch}")).run()?),
+            }
+        }
+        Err(StorageError::Pool { problem: format!("{set} does not come to rest") })
+    }
+
+    /// Removes all that a Vm has. What was made from it for other Vms goes on.
+    pub(super) fn drop_all(&self, id: VmId) -> Result<(), StorageError> {
+        let set = self.vm_set(id);
+        match self.destroy(&set) {
+            Err(StorageError::HasClones) => {
+                self.part(&set)?;
+                self.destroy(&set)
+            }
+            destroyed => destroyed,
+        }
+    }
+
+    /// Lets the disks of other Vms, which were made from that one's, own what they were made from.
+    fn part(&self, set: &str) -> Result<(), StorageError> {
+        let (all, below) = (format!("{}/v", self.root), format!("{set}/"));
+        for _ in 0..STEPS_MAX {
+            let printed = Zfs::list(&all).run()?;
+            let mut pairs = printed.lines().filter_map(|line| line.split_once('\t'));
+            let is_clone = |(name, origin): &(&str, &str)| {
+                origin.starts_with(&below) && !name.starts_with(&below)
+            };
+            let Some((clone, _)) = pairs.rfind(is_clone) else { return Ok(()) };
+            Zfs::promote(clone).run()?;
+        }
+        Err(StorageError::Pool { problem: format!("{set} does not come to rest") })
+    }
+
+    /// The Vms that have something.
+    pub(super) fn vms(&self) -> Vec<VmId> {
+        let all = format!("{}/v", self.root);
+        match Zfs::children(&all).run() {
+            Ok(printed) => {
+                let id = |name: &str| parse_id(name.strip_prefix(&all)?.strip_prefix('/')?);
+                printed.lines().filter_map(id).collect()
+            }
+            // Nothing was made yet, or the pool is away: directories tell what there may be.
+            Err(Refused::Absent) => Vec::new(),
+            Err(refused) => {
+                let error = StorageError::from(refused);
+                tracing::warn!(root = self.root, %error, "the pool could not be looked at");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Room in the pool, as far as it is this daemon's.
+    pub(super) fn space(&self) -> Result<Space, StorageError> {
+        let printed = match Zfs::room(&self.root).run() {
+            Err(Refused::Absent) => {
+                self.check()?;
+                Zfs::room(&self.name).run()
+            }
+            printed => printed,
+        }?;
+        let mut bytes = printed.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(0));
+        let (used, free) = (bytes.next().unwrap_or(0), bytes.next().unwrap_or(0));
+        Ok(Space { total_mb: used.saturating_add(free) >> 20, free_mb: free >> 20 })
+    }
+}
+
+impl From<Refused> for StorageError {
+    fn from(refused: Refused) -> Self {
+        let problem = match refused {
+            Refused::HasClones => return Self::HasClones,
+            Refused::Absent => "a data set is not there".into(),
+            Refused::Exists => "a data set of that name is there already".into(),
+            Refused::Full => "it is full".into(),
+            Refused::Busy(said) | Refused::Said(said) => said,
+        };
+        Self::Pool { problem }
+    }
+}
+
+/// The data set, below the Vm's, by which a snapshot's disk is read: it goes with the Vm, whatever happens.
+pub(super) fn shown(snapshot: &str) -> String {
+    format!("shown-{snapshot}")
+}

@@ -1,0 +1,104 @@
+//! Which data set disks could lie below, and whether it does what they need: tried out. It leaves nothing behind.
+
+use super::command::{Refused, Zfs};
+use super::mounts;
+use crate::StorageError;
+use std::io;
+use std::path::Path;
+
+/// Longest name of a pool: what ZFS allows is 255 bytes, and the names of TT's own data sets come behind it.
+const POOL_BYTES_MAX: usize = 80;
+/// Of the data sets of a probe; the id of the process follows.
+const PREFIX: &str = "tt-probe-";
+
+/// Whether a text can be the name of a pool, or of a data set in one: `tank`, `tank/vms`. `Err` says why not.
+///
+/// # Errors
+/// What is wrong with it, for people.
+pub fn check_pool(name: &str) -> Result<(), String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c);
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(is_plain)
+    };
+    if name.len() > POOL_BYTES_MAX {
+        return Err(format!("it has more than {POOL_BYTES_MAX} bytes"));
+    }
+    match name.split('/').all(is_part) {
+        true => Ok(()),
+        false => Err("it is no name of a pool, or of a data set in one".to_owned()),
+    }
+}
+
+/// The data set of ZFS in which a directory lies; `None` if it is on another file system.
+///
+/// # Errors
+/// If the kernel does not say what is mounted.
+pub(crate) fn pool_of(dir: &Path) -> io::Result<Option<String>> {
+    for dir in dir.canonicalize()?.ancestors() {
+        if let Some(mounted) = mounts::what(dir)? {
+            return Ok(mounted.set);
+        }
+    }
+    Ok(None)
+}
+
+/// Whether data sets can be made below one, snapshotted, cloned and removed. `Err` says why not.
+pub(crate) fn probe(pool: &str) -> Result<(), String> {
+    check_pool(pool)?;
+    let set = format!("{pool}/{PREFIX}{}", std::process::id());
+    let (first, second) = (format!("{set}/first"), format!("{set}/second"));
+    let attempt = || -> Result<(), Refused> {
+        Zfs::create(&set, None).run()?;
+        Zfs::create(&first, None).run()?;
+        Zfs::snapshot(&format!("{first}@probe")).run()?;
+        Zfs::clone(&format!("{first}@probe"), &second, None).run()?;
+        Zfs::promote(&second).run()?;
+        Ok(())
+    };
+    let made = clear(pool).and_then(|()| attempt());
+    let removed = match Zfs::destroy(&set).run() {
+        Err(Refused::Absent) => Ok(String::new()),
+        removed => removed,
+    };
+    match made.and(removed) {
+        Ok(_) => Ok(()),
+        Err(Refused::Absent) => Err(format!("{pool} is not there: import it (`zpool import`)")),
+        Err(refused) => Err(StorageError::from(refused).to_string()),
+    }
+}
+
+/// Removes what probes that were killed have left.
+fn clear(pool: &str) -> Result<(), Refused> {
+    for name in Zfs::children(pool).run()?.lines() {
+        let pid = name.rsplit_once('/').and_then(|(_, last)| last.strip_prefix(PREFIX));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            Zfs::destroy(name).run()?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_data_sets_are_pools() {
+        for name in ["tank", "tank/vms", "a.b_c-d:e/1"] {
+            assert_eq!(check_pool(name), Ok(()), "{name}");
+        }
+        let long = "p".repeat(POOL_BYTES_MAX + 1);
+        for name in ["", "/tank", "tank/", "a//b", "-rf", "tank@x", "a b", "tank/../x", "ä", &long]
+        {
+            assert!(check_pool(name).is_err(), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_lies_on_another_file_system_has_no_pool() {
+        assert_eq!(pool_of(Path::new("/proc/self")).unwrap(), None);
+        assert!(pool_of(Path::new("/proc/none")).is_err());
+        // No program, or no such pool: it says so, and nothing is left.
+        assert!(probe("no-such-pool").is_err());
+    }
+}

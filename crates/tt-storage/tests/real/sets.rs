@@ -1,0 +1,137 @@
+//! Disks in data sets of ZFS: where they are looked for, and what is in the pool beside them.
+
+use crate::common::{Files, has_qemu_img};
+use crate::machines::Open;
+use crate::pool::{Pool, Sets, zfs};
+use std::fs;
+use tt_model::StorageKind::Zfs;
+use tt_model::names::runtime_image;
+use tt_model::{Vm, VmId};
+use tt_storage::conformance::{Life, Rig, vm};
+use tt_storage::{StorageError, choose, open, open_in};
+
+/// All names in the pool.
+fn names() -> Vec<String> {
+    let listed = zfs(&["list", "-H", "-r", "-t", "all", "-o", "name"]).unwrap();
+    listed.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_data_directory_in_a_pool_gets_data_sets() {
+    let test = "a_data_directory_in_a_pool_gets_data_sets";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let data = pool.set("data").join("tt");
+    fs::create_dir(&data).unwrap();
+    let (before, found) = (names(), tt_storage::Pool::find(None, &data).unwrap().unwrap());
+    assert_eq!((found.name.as_str(), found.is_configured), ("tank/data", false));
+    // By a probe that was killed.
+    zfs(&["create", "-p", "-o", "mountpoint=none", "tank/data/tt-probe-4194305/first"]).unwrap();
+    let choice = choose(&data, crate::QEMU.as_ref(), Some(&found)).unwrap();
+    assert_eq!((choice.kind, choice.trouble), (Zfs, None), "{}", choice.reason);
+    assert_eq!(names(), before, "the probe left something");
+    let files = Files::new(&data, Zfs);
+    let storage = open_in(Some(&found), Zfs, &files.layout);
+    storage.create_image(&vm(1, Zfs)).unwrap();
+    assert!(names().contains(&"tank/data/tt/0007/v/1/0".to_owned()));
+    storage.destroy_image(&vm(1, Zfs)).unwrap();
+    storage.collect_templates(&|_| false).unwrap();
+    // Nobody told it of a pool.
+    let error = open(Zfs, &files.layout).create_image(&vm(1, Zfs)).unwrap_err();
+    assert!(matches!(error, StorageError::Pool { .. }) && error.is_retryable(), "{error:?}");
+    let trouble = tt_storage::Pool { name: "tank/none".into(), is_configured: true }.trouble();
+    assert_eq!(trouble.as_deref(), Some("tank/none is not there: import it (`zpool import`)"));
+}
+
+#[test]
+fn disks_are_found_unmounted_and_where_the_data_directory_was_once() {
+    let test = "disks_are_found_unmounted_and_where_the_data_directory_was_once";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let mut sets = Sets::new(&pool);
+    let mut life = Life::new(&sets, 1);
+    life.write();
+    assert!(life.take("a"));
+    let set = format!("{}/v/1/0", sets.root());
+    zfs(&["umount", &set]).unwrap();
+    sets.storage().create_image(&life.vm).unwrap();
+    life.check();
+    zfs(&["umount", &set]).unwrap();
+    let record = life.vm.clone();
+    let content = {
+        sets.storage().create_image(&record).unwrap();
+        sets.content(&record)
+    };
+    zfs(&["umount", &set]).unwrap();
+    let moved = sets.files.layout.data.with_file_name("moved");
+    fs::rename(&sets.files.layout.data, &moved).unwrap();
+    sets.files.layout.data = moved;
+    sets.storage().create_image(&record).unwrap();
+    assert_eq!(sets.content(&record), content);
+    sets.storage().destroy_image(&record).unwrap();
+}
+
+#[test]
+fn a_kept_image_is_snapshotted_once_and_outlives_who_was_made_from_it() {
+    let test = "a_kept_image_is_snapshotted_once_and_outlives_who_was_made_from_it";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let sets = Sets::new(&pool);
+    let kept = vm(1, Zfs);
+    sets.storage().create_image(&kept).unwrap();
+    assert!(sets.storage().keep_image(&kept).unwrap());
+    let root = sets.root();
+    let based = |id| Vm { base: Some(runtime_image(Zfs, VmId(1), 0)), ..vm(id, Zfs) };
+    for id in 2..5 {
+        sets.storage().create_image(&based(id)).unwrap();
+        sets.storage().destroy_image(&based(id)).unwrap();
+    }
+    let of_vms = |name: &String| name.starts_with(&format!("{root}/v/"));
+    let left: Vec<String> = names().into_iter().filter(of_vms).collect();
+    assert_eq!(left, [format!("{root}/v/1"), format!("{root}/v/1/0"), format!("{root}/v/1/0@1-0")]);
+    // It goes while others, which were made from it, live on.
+    for id in [5, 6] {
+        sets.storage().create_image(&based(id)).unwrap();
+    }
+    let content = sets.content(&based(5));
+    sets.storage().remove_stray(VmId(1)).unwrap();
+    for id in [5, 6] {
+        assert_eq!(sets.content(&based(id)), content);
+        sets.storage().destroy_snapshot(&based(id)).unwrap();
+        sets.storage().destroy_image(&based(id)).unwrap();
+    }
+    assert_eq!(names().into_iter().filter(of_vms).count(), 0);
+}
+
+#[test]
+fn a_disk_that_a_machine_has_open_is_left_to_a_later_call() {
+    let test = "a_disk_that_a_machine_has_open_is_left_to_a_later_call";
+    if !has_qemu_img() {
+        return println!("SKIPPED {test}: qemu-img is not installed");
+    }
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let sets = Sets::new(&pool);
+    // With a younger snapshot the old disk is hidden, without one it goes.
+    for younger in [false, true] {
+        let mut life = Life::new(&sets, 1);
+        assert!(life.take("a"));
+        life.write();
+        assert!(!younger || life.take("b"));
+        let old = Open::new("raw", &sets.files.layout.disk(&life.vm));
+        let dir = sets.files.layout.images_of(life.vm.id);
+        let count = || fs::read_dir(&dir).unwrap().count();
+        life.apply("a");
+        assert_eq!(count(), life.vm.disks.len() + 1);
+        drop(old);
+        sets.storage().destroy_snapshot(&life.vm).unwrap();
+        let is_there = names().contains(&format!("{}/v/1/0", sets.root()));
+        assert_eq!((count(), is_there), (life.vm.disks.len(), younger));
+        // An image is kept alone, or not yet.
+        let old = Open::new("raw", &sets.files.layout.disk(&life.vm));
+        life.apply("a");
+        let error = sets.storage().keep_image(&life.vm);
+        assert!(matches!(error, Err(StorageError::InUse { .. })), "{error:?}");
+        drop(old);
+        assert!(sets.storage().keep_image(&life.vm).unwrap());
+        assert_eq!(count(), 1);
+        life.check_runtime();
+        sets.storage().remove_stray(life.vm.id).unwrap();
+    }
+}
