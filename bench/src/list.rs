@@ -10,7 +10,7 @@ use tokio::net::UnixListener;
 use tt_api::Client;
 use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess};
 use tt_api::server::{Api, ApiConfig, router, serve};
-use tt_api::views::VerifyReport;
+use tt_api::views::{TrafficView, VerifyReport};
 use tt_guest::session::Open;
 use tt_model::plan::Policy;
 use tt_model::{
@@ -172,6 +172,10 @@ impl HostAccess for NoHost {
 
     fn console_log(&self, vm: VmId, _tail_bytes: u64) -> Result<Vec<u8>, Refusal> {
         Err(nothing(vm))
+    }
+
+    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
+        Err(nothing(vm.id))
     }
 
     fn frozen(&self, vm: &Vm, _snapshot: &Snapshot) -> Result<Vm, Refusal> {

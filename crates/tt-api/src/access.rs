@@ -3,7 +3,7 @@
 //! Nothing here changes a record: what should be is committed to the store, and the host makes it
 //! so.
 
-use crate::views::VerifyReport;
+use crate::views::{TrafficView, VerifyReport};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -26,7 +26,7 @@ pub const STREAM_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// What the API needs of the host beside the store: streams, looks and repairs. None of it changes a
 /// record.
 ///
-/// `console_log`, `frozen`, `disk` and `verify` may block: the API calls them on a thread of their own.
+/// `console_log`, `traffic`, `frozen`, `disk` and `verify` may block: the API calls them on a thread of their own.
 pub trait HostAccess: Send + Sync + 'static {
     /// The ports that something on this host listens on, whoever it is.
     fn listening_ports(&self) -> BTreeSet<(Protocol, u16)>;
@@ -61,6 +61,12 @@ pub trait HostAccess: Send + Sync + 'static {
     /// # Errors
     /// `ERR_TT_HOST` if the log can not be read. A log that does not exist yet is empty.
     fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal>;
+
+    /// What was seen of its traffic.
+    ///
+    /// # Errors
+    /// `ERR_TT_STATE` if it has no network now, `ERR_TT_HOST` if the host can not be asked.
+    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal>;
 
     /// The Vm as the meta of one of its snapshots has it, after checking that the meta is whole.
     ///

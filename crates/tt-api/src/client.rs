@@ -17,7 +17,7 @@ use crate::access::DiskForm;
 use crate::error::ClientError;
 use crate::views::{
     EnvList, EnvView, ExtendRequest, HostList, HostView, StopRequest, TemplateList, TemplateView,
-    VerifyReport, VersionView, VmList, VmView,
+    TrafficView, VerifyReport, VersionView, VmList, VmView,
 };
 use http::{Body, segment};
 use hyper::Method;
@@ -142,6 +142,11 @@ impl Client {
         let query = tail.map_or(String::new(), |tail| format!("?tail={tail}"));
         let path = format!("{}/log{query}", vm_path(env, vm));
         self.bytes(Method::GET, &path, Body::none()).await
+    }
+
+    /// What was seen of a Vm's traffic.
+    pub async fn traffic(&self, env: &str, vm: &str) -> Result<TrafficView, ClientError> {
+        self.call(Method::GET, &format!("{}/traffic", vm_path(env, vm)), Body::none()).await
     }
 
     /// Opens a stream in a guest: runs a program, or copies. Dropping it cancels what runs on it.

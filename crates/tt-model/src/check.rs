@@ -17,6 +17,12 @@ pub const PORTS_PER_VM_MAX: usize = 256;
 pub const PORTS_PER_ENV_MAX: u64 = 1000;
 /// Most addresses in a blacklist.
 pub const BLACKLIST_MAX: usize = 1024;
+/// Most destinations in an allow list.
+pub const ALLOWLIST_MAX: usize = 256;
+/// Least bound of a Vm's traffic in kbit a second: below it, a connection hardly comes about.
+pub const RATE_KBIT_MIN: u32 = 64;
+/// Most bound of a Vm's traffic in kbit a second: the kernel counts no faster ones (100 Gbit).
+pub const RATE_KBIT_MAX: u32 = 100_000_000;
 /// Least memory of a Vm in MB.
 pub const MEM_SIZE_MIN: u32 = 32;
 /// Most snapshots of a Vm.
@@ -137,6 +143,9 @@ pub fn check_vm(spec: &VmSpec) -> Result<(), Refusal> {
     check_blacklist(spec.net_blacklist.len())?;
     check_ssh_keys(&spec.ssh_keys)?;
     spec.user_data.as_deref().map_or(Ok(()), check_user_data)?;
+    check_allowlist(spec.net_allowlist.len())?;
+    check_rate("up_kbit", spec.up_kbit)?;
+    check_rate("down_kbit", spec.down_kbit)?;
     check_ports(&spec.ports)
 }
 
@@ -153,6 +162,9 @@ pub fn check_update(update: &VmUpdate) -> Result<(), Refusal> {
     }
     check_memory_size(update.mem_size)?;
     check_blacklist(update.net_blacklist.as_ref().map_or(0, Vec::len))?;
+    check_allowlist(update.net_allowlist.as_ref().map_or(0, Vec::len))?;
+    check_rate("up_kbit", update.up_kbit.filter(|rate| *rate != 0))?;
+    check_rate("down_kbit", update.down_kbit.filter(|rate| *rate != 0))?;
     check_ports(update.ports.as_deref().unwrap_or_default())
 }
 
@@ -193,6 +205,28 @@ fn check_blacklist(length: usize) -> Result<(), Refusal> {
         "it is too long",
         format!("give at most {BLACKLIST_MAX}"),
     ))
+}
+
+fn check_allowlist(length: usize) -> Result<(), Refusal> {
+    if length <= ALLOWLIST_MAX {
+        return Ok(());
+    }
+    Err(invalid(
+        format!("net_allowlist of {length} destinations"),
+        "it is too long",
+        format!("give at most {ALLOWLIST_MAX}"),
+    ))
+}
+
+fn check_rate(what: &str, rate: Option<u32>) -> Result<(), Refusal> {
+    match rate {
+        Some(kbit) if !(RATE_KBIT_MIN..=RATE_KBIT_MAX).contains(&kbit) => Err(invalid(
+            format!("{what} {kbit}"),
+            "no connection lives with it",
+            format!("give {RATE_KBIT_MIN} to {RATE_KBIT_MAX} (kbit a second)"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn invalid(
@@ -271,6 +305,13 @@ mod tests {
             VmSpec { disk_size: Some(0), ..good.clone() },
             VmSpec { count: Some(0), ..good.clone() },
             VmSpec { ports: vec![port, port], ..good.clone() },
+            VmSpec { up_kbit: Some(0), ..good.clone() },
+            VmSpec { down_kbit: Some(RATE_KBIT_MIN - 1), ..good.clone() },
+            VmSpec { down_kbit: Some(u32::MAX), ..good.clone() },
+            VmSpec {
+                net_allowlist: vec!["192.0.2.0/24".parse().unwrap(); ALLOWLIST_MAX + 1],
+                ..good.clone()
+            },
         ] {
             assert!(check_vm(&bad).is_err(), "{bad:?}");
         }

@@ -79,6 +79,8 @@ pub fn vm(id: u64, engine: &str, storage: StorageKind) -> Vm {
             ip_addr,
             mac_addr: MacAddr::of_ip(ip_addr),
             port_map: BTreeMap::new(),
+            up_kbit: None,
+            down_kbit: None,
         },
         addr: "192.0.2.7".into(),
         machine_id: None,

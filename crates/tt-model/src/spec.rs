@@ -1,6 +1,6 @@
 //! What a client asks for. Missing values get their defaults in [`plan`](crate::plan).
 
-use crate::{AtEnd, InnerPort, NetKind, VmId};
+use crate::{AtEnd, InnerPort, NetKind, NetRule, VmId};
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
 
@@ -88,6 +88,16 @@ pub struct VmSpec {
     /// runs. If missing, 22 where cloud-init is, else none.
     #[serde(default)]
     pub ready_port: Option<u16>,
+    /// Where alone it can connect to outside of its Env; everywhere if empty.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub net_allowlist: Vec<NetRule>,
+    /// Most that it sends, in kbit (1000 bits) a second.
+    #[serde(default)]
+    pub up_kbit: Option<u32>,
+    /// Most that it receives, in kbit (1000 bits) a second.
+    #[serde(default)]
+    pub down_kbit: Option<u32>,
 }
 
 fn yes() -> bool {
@@ -114,6 +124,9 @@ impl VmSpec {
             ssh_keys: Vec::new(),
             user_data: None,
             ready_port: None,
+            net_allowlist: Vec::new(),
+            up_kbit: None,
+            down_kbit: None,
         }
     }
 }
@@ -158,6 +171,16 @@ pub struct VmUpdate {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
     pub net_blacklist: Option<Vec<Ipv4Addr>>,
+    /// Where alone it can connect to outside of its Env, all of it; everywhere if empty.
+    #[serde(default)]
+    #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
+    pub net_allowlist: Option<Vec<NetRule>>,
+    /// Most that it sends, in kbit (1000 bits) a second; 0 for no bound.
+    #[serde(default)]
+    pub up_kbit: Option<u32>,
+    /// Most that it receives, in kbit (1000 bits) a second; 0 for no bound.
+    #[serde(default)]
+    pub down_kbit: Option<u32>,
     /// Whether it may not open connections to the outside.
     #[serde(default)]
     pub deny_outgoing: Option<bool>,

@@ -4,7 +4,7 @@ use crate::names::runtime_image;
 use crate::net::{MacAddr, PortMap};
 use crate::snapshot::SnapshotState;
 use crate::template::{FEATURE_AGENT, FEATURE_CLOUD_INIT};
-use crate::{EnvId, Goal, HostId, Snapshot, VmId, VmTemplate};
+use crate::{EnvId, Goal, HostId, NetRule, Snapshot, VmId, VmTemplate};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -126,6 +126,11 @@ pub struct VmState {
     /// Addresses that it can not connect to.
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub net_blacklist: Vec<Ipv4Addr>,
+    /// Where alone it can connect to outside of its Env; everywhere if empty. What is in the blacklist
+    /// stays out of reach.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
+    pub net_allowlist: Vec<NetRule>,
 }
 
 /// Sizes, addresses and ports of a Vm.
@@ -147,6 +152,12 @@ pub struct VmResource {
     /// Inner port to public port of the host. Empty for `Flatten`.
     #[cfg_attr(feature = "schema", schema(value_type = BTreeMap<String, u16>))]
     pub port_map: PortMap,
+    /// Most that it sends, in kbit (1000 bits) a second; as much as it can if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub up_kbit: Option<u32>,
+    /// Most that it receives, in kbit (1000 bits) a second; as much as comes if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_kbit: Option<u32>,
 }
 
 /// How a Vm is reached.

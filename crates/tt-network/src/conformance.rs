@@ -133,6 +133,23 @@ fn limits(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
         vm.state.net_blacklist = list.collect();
         ok("blacklist", net.set_blacklist(&vm));
     }
+    let rules = |list: &[&str]| list.iter().filter_map(|rule| rule.parse().ok()).collect();
+    for (list, rates) in [
+        (&["192.0.2.0/24", "192.0.2.7", "192.0.2.7:443", "0.0.0.0/0:53/udp"][..], [None, None]),
+        (&["192.0.2.0/24:443", "192.0.0.0/16:443", "192.0.2.0/24"], [Some(1000), None]),
+        (&["192.0.2.0/24:443"], [Some(2000), Some(100_000_000)]),
+        (&[], [None, Some(64)]),
+        (&[], [None, None]),
+    ] {
+        vm.state.net_allowlist = rules(list);
+        [vm.resource.up_kbit, vm.resource.down_kbit] = rates;
+        ok("set with an allow list and rates", net.set_net(&vm));
+    }
+    assert!(matches!(net.traffic(&missing), Err(NetworkError::NotSet { .. })), "no tap");
+    let traffic = net.traffic(&vm);
+    assert!(traffic.is_ok_and(|traffic| traffic.blocked_packets == 0), "nobody sent anything");
+    vm.state.net_allowlist = rules(&["192.0.2.0/24"]);
+    vm.resource.up_kbit = Some(1000);
     vm.deny_outgoing = true;
     vm.state.net_blacklist = vec![Ipv4Addr::new(192, 0, 2, 1); 2];
     ok("set with limits", net.set_net(&vm));

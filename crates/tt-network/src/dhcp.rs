@@ -68,6 +68,8 @@ pub(crate) struct Terms {
 pub(crate) struct Answer {
     pub(crate) message: Vec<u8>,
     pub(crate) to: Ipv4Addr,
+    /// Whose question it was.
+    pub(crate) member: Ipv4Addr,
 }
 
 /// What matters of a message.
@@ -142,7 +144,7 @@ impl Terms {
         }
         reply.push(END);
         reply.resize(reply.len().max(MESSAGE_BYTES_MIN), PAD);
-        Some(Answer { message: reply, to: asked.answered_at(kind, addr) })
+        Some(Answer { message: reply, to: asked.answered_at(kind, addr), member: addr })
     }
 
     /// The fixed part, the kind and who answers.

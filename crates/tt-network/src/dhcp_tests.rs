@@ -35,7 +35,8 @@ fn answer(message: &[u8], from: Ipv4Addr) -> Option<Answer> {
 type Told = (u8, Ipv4Addr, Vec<(u8, Vec<u8>)>, Ipv4Addr);
 
 fn told(message: &[u8], from: Ipv4Addr) -> Option<Told> {
-    let Answer { message, to } = answer(message, from)?;
+    let Answer { message, to, member } = answer(message, from)?;
+    assert_eq!(member, ADDR);
     assert_eq!(&message[4..8], b"xidx");
     assert_eq!(message[28..34], MacAddr::of_ip(ADDR).0);
     let options = read_options(&message[HEAD_BYTES..]).unwrap();

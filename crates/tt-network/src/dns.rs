@@ -20,6 +20,8 @@ const UPSTREAM_TRIES: usize = 3;
 const PENDING_MAX: usize = 512;
 /// Questions under way for one Env, so that none starves the others.
 const PENDING_PER_ENV_MAX: usize = 64;
+/// Questions under way for one member, so that it leaves room for its neighbours.
+const PENDING_PER_MEMBER_MAX: usize = 24;
 /// Largest answer that is read over UDP.
 const ANSWER_BYTES_MAX: usize = 4096;
 /// Largest answer over TCP: what its length can say.
@@ -38,6 +40,7 @@ pub(crate) enum Client {
 #[derive(Debug)]
 pub(crate) struct Pending {
     pub(crate) env: EnvId,
+    member: Ipv4Addr,
     client: Client,
     question: Vec<u8>,
     /// Ours, not the guest's, so that nobody can guess it.
@@ -76,13 +79,11 @@ impl Shared {
     ) -> bool {
         let now = Instant::now();
         let Some(door) = state.doors.get_mut(&env) else { return false };
-        if !door.names.take(now) {
+        let IpAddr::V4(member) = from else { return false };
+        if !door.names.take(member, now) {
             return false;
         }
-        let may_forward = match from {
-            IpAddr::V4(addr) => !door.denied.contains(&addr),
-            IpAddr::V6(_) => return false,
-        };
+        let may_forward = !door.denied.contains(&member);
         let nobody = Zone::default();
         let zone = state.zones.get(&env).unwrap_or(&nobody);
         match zone.decide(question, self.terms.range, may_forward) {
@@ -90,7 +91,7 @@ impl Shared {
             Verdict::Answer(answer) => self.deliver(state, env, client, question, &answer),
             Verdict::Forward => match door.cache.get(question, now) {
                 Some(answer) => self.deliver(state, env, client, question, &answer),
-                None => self.forward(state, env, client, question),
+                None => self.forward(state, (env, member), client, question),
             },
         }
         true
@@ -119,16 +120,26 @@ impl Shared {
     }
 
     /// Asks the first server, or says at once that nobody can be asked.
-    fn forward(&self, state: &mut State, env: EnvId, client: Client, question: &[u8]) {
+    fn forward(
+        &self,
+        state: &mut State,
+        (env, member): (EnvId, Ipv4Addr),
+        client: Client,
+        question: &[u8],
+    ) {
         let of_env = state.pending.values().filter(|pending| pending.env == env);
-        let has_room = state.pending.len() < PENDING_MAX && of_env.count() < PENDING_PER_ENV_MAX;
+        let of_member = of_env.clone().filter(|pending| pending.member == member).count();
+        let has_room = state.pending.len() < PENDING_MAX
+            && of_env.count() < PENDING_PER_ENV_MAX
+            && of_member < PENDING_PER_MEMBER_MAX;
         let key = state.next_key();
         let asked = has_room.then(|| self.ask(key, client, question, 0));
         match asked {
             Some(Ok((link, id))) => {
                 let deadline = Instant::now() + UPSTREAM_TIMEOUT;
                 let question = question.to_owned();
-                let pending = Pending { env, client, question, id, tries: 1, link, deadline };
+                let pending =
+                    Pending { env, member, client, question, id, tries: 1, link, deadline };
                 state.pending.insert(key, pending);
             }
             _ => self.give_up(state, env, client, question),

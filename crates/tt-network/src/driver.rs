@@ -2,11 +2,12 @@
 //! lies on the host, in an order in which a daemon may die anywhere.
 
 use crate::dhcp::Terms;
-use crate::env::{BRIDGE_MTU, Inside, Member, Plan};
+use crate::env::{BRIDGE_MTU, Inside, Plan};
 use crate::gate::Gate;
 use crate::locks::Locks;
+use crate::member::Member;
 use crate::nat::Host;
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, netns, peers};
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, netns, peers};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -198,7 +199,7 @@ impl Network for NetnsNetwork {
         let _locked = self.locks.lock(vm.env_id)?;
         self.set_inside(&made, vm.env_id, &Member::from(vm))?;
         made.host.set_route(vm.env_id, vm.resource.ip_addr)?;
-        made.host.flat().set(vm)?;
+        made.host.set_addresses(vm)?;
         made.host.change_ports(|ports| ports.set(vm))
     }
 
@@ -213,7 +214,7 @@ impl Network for NetnsNetwork {
         let env = vm.env_id;
         let _locked = self.locks.lock(env)?;
         made.host.change_ports(|ports| ports.remove(vm.id))?;
-        made.host.flat().remove(vm.id)?;
+        made.host.remove_addresses(vm.id)?;
         if !netns::exists(&self.netns(env)) {
             return self.remove_env(&made, env);
         }
@@ -241,6 +242,25 @@ impl Network for NetnsNetwork {
         self.set_limits(vm, |_| {})
     }
 
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, NetworkError> {
+        let made = self.made()?;
+        let _locked = self.locks.lock(vm.env_id)?;
+        let path = self.netns(vm.env_id);
+        if !netns::exists(&path) {
+            return Err(NetworkError::NotSet { vm: vm.id });
+        }
+        let member = Member::from(vm);
+        let mut traffic = netns::enter(&path, || {
+            let mut inside = Inside::open()?;
+            match inside.has_member(&member)? {
+                true => inside.traffic(&member),
+                false => Err(NetworkError::NotSet { vm: vm.id }),
+            }
+        })?;
+        traffic.blocked_packets += made.host.stopped(member.ip)?.packets;
+        Ok(traffic)
+    }
+
     fn found(&self) -> Result<Found, NetworkError> {
         let made = self.made()?;
         let mut found = Found::default();
@@ -254,12 +274,7 @@ impl Network for NetnsNetwork {
             }
         }
         let mut outside = made.host.edges()?;
-        let mut ports = made.host.ports();
-        ports.read()?;
-        outside.extend(ports.envs());
-        let mut flat = made.host.flat();
-        flat.read()?;
-        outside.extend(flat.envs());
+        outside.extend(made.host.envs()?);
         outside.retain(|env| !found.envs.contains_key(env));
         found.leftovers.append(&mut outside);
         Ok(found)
@@ -269,7 +284,7 @@ impl Network for NetnsNetwork {
         let made = self.made()?;
         let _locked = self.locks.lock(env)?;
         made.host.change_ports(|ports| ports.remove_env(env))?;
-        made.host.flat().remove_env(env)?;
+        made.host.remove_env_addresses(env)?;
         self.remove_env(&made, env)?;
         made.gate.forget(env);
         Ok(())

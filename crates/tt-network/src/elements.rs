@@ -1,12 +1,15 @@
 //! Elements of sets and maps of rules, read and changed by netlink in the namespace where the
 //! socket was opened. It never knows what they mean.
 
+pub(crate) use crate::element::Element;
+use crate::element::{Count, emit_element, read_count, read_element, text};
+use crate::limit::{self, Limit};
+
 use crate::nfnetlink::{Message, ask, parse};
 use crate::wire::{Wire, emit};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
-    DataAttribute, ListAttribute, NfTablesMessage, SetElementAttribute, SetElementList,
-    SetElementMessage, TableMessage,
+    NfTablesMessage, SetElementList, SetElementMessage, TableMessage,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
@@ -21,16 +24,9 @@ const ELEMENTS_PER_MESSAGE: usize = 256;
 /// Removed and added at once. A batch is one datagram, which must fit the socket's buffer: 208 KiB,
 /// if nobody chose less.
 const ELEMENTS_PER_BATCH: usize = 1024;
-/// Type of a comment in an element's user data (`NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl).
-const COMMENT: u8 = 0;
-
 // Attributes of linux/netfilter/nf_tables.h.
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
-const NFTA_SET_ELEM_KEY: u16 = 1;
-const NFTA_SET_ELEM_DATA: u16 = 2;
-const NFTA_SET_ELEM_USERDATA: u16 = 6;
-const NFTA_DATA_VALUE: u16 = 1;
 
 /// A set or map.
 #[derive(Clone, Copy, Debug)]
@@ -38,24 +34,6 @@ pub(crate) struct Set<'a> {
     pub(crate) family: NetfilterProtoFamily,
     pub(crate) table: &'a str,
     pub(crate) name: &'static str,
-}
-
-/// One element. Ordered by its key.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Element {
-    /// Fields in a row, each filled up to a multiple of four bytes.
-    pub(crate) key: Vec<u8>,
-    /// What a map leads to.
-    pub(crate) data: Option<Vec<u8>>,
-    /// As `nft` shows it.
-    pub(crate) comment: Option<String>,
-}
-
-impl Element {
-    /// An element of a set.
-    pub(crate) fn of_key(key: Vec<u8>) -> Self {
-        Self { key, data: None, comment: None }
-    }
 }
 
 /// What is to become of a set.
@@ -107,6 +85,46 @@ impl Elements {
         Ok(found.map(|answers| read_elements(&answers)).transpose()?.and_then(|mut e| e.pop()))
     }
 
+    /// What the element with that key has counted, in a set that counts; nothing if there is none.
+    pub(crate) fn count(&mut self, set: Set<'_>, key: &[u8]) -> io::Result<Count> {
+        let message = list_of(set, vec![Element::of_key(key.to_owned())]);
+        let message = ask(set.family, NfTablesMessage::GetSetElement(message));
+        let mut count = Count::default();
+        for answer in absent_as_none(self.wire.ask(message, 0))?.into_iter().flatten() {
+            for list in answer.attributes(NFTA_SET_ELEM_LIST_ELEMENTS)? {
+                for element in parse(&list)? {
+                    count += read_count(element.value())?;
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Lets `key` of a map lead to `wanted` in place of `now`, whose object goes with it, at once.
+    pub(crate) fn set_limit(
+        &mut self,
+        map: Set<'_>,
+        key: &[u8],
+        now: Option<&str>,
+        wanted: Option<&Limit>,
+    ) -> io::Result<()> {
+        let element = |object: Option<String>| {
+            list_of(map, vec![Element { object, ..Element::of_key(key.to_owned()) }])
+        };
+        let mut messages = Vec::new();
+        if let Some(now) = now {
+            let message = NfTablesMessage::DeleteSetElement(element(None));
+            messages.push((ask(map.family, message), 0));
+            messages.push((limit::remove(map.family, map.table, now), 0));
+        }
+        if let Some(wanted) = wanted {
+            messages.push((limit::make(map.family, map.table, wanted), NLM_F_CREATE));
+            let message = NfTablesMessage::NewSetElement(element(Some(wanted.name.clone())));
+            messages.push((ask(map.family, message), NLM_F_CREATE));
+        }
+        if messages.is_empty() { Ok(()) } else { self.batch(messages) }
+    }
+
     /// Makes all changes, removals first. What is removed must be there; what is added may be there
     /// already, leading to the same.
     ///
@@ -121,7 +139,10 @@ impl Elements {
         let mut messages = Vec::new();
         for Change { set, remove, add } in changes {
             for part in remove.chunks(ELEMENTS_PER_MESSAGE) {
-                let keys = part.iter().map(|element| Element::of_key(element.key.clone()));
+                let keys = part.iter().map(|element| Element {
+                    key_end: element.key_end.clone(),
+                    ..Element::of_key(element.key.clone())
+                });
                 let message = NfTablesMessage::DeleteSetElement(list_of(*set, keys.collect()));
                 messages.push((ask(set.family, message), 0));
             }
@@ -231,22 +252,6 @@ fn list_of(set: Set<'_>, elements: Vec<Element>) -> SetElementMessage {
     }
 }
 
-fn emit_element(element: Element) -> ListAttribute<SetElementAttribute> {
-    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key))];
-    if let Some(data) = element.data {
-        attributes.push(SetElementAttribute::Data(DataAttribute::Value(data)));
-    }
-    if let Some(comment) = element.comment {
-        let mut text = comment.into_bytes();
-        text.push(0);
-        // Comments are two ids: far below the 255 bytes that the length can say.
-        let mut bytes = vec![COMMENT, text.len() as u8];
-        bytes.append(&mut text);
-        attributes.push(SetElementAttribute::UserData(bytes));
-    }
-    ListAttribute::Element(attributes)
-}
-
 fn read_elements(answers: &[Message]) -> io::Result<Vec<Element>> {
     let mut elements = Vec::new();
     for answer in answers {
@@ -257,43 +262,6 @@ fn read_elements(answers: &[Message]) -> io::Result<Vec<Element>> {
         }
     }
     Ok(elements)
-}
-
-fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {
-    let mut found = Element::of_key(Vec::new());
-    for attribute in parse(bytes)? {
-        match attribute.kind() {
-            NFTA_SET_ELEM_KEY => found.key = read_value(attribute.value())?,
-            NFTA_SET_ELEM_DATA => found.data = Some(read_value(attribute.value())?),
-            NFTA_SET_ELEM_USERDATA => found.comment = read_comment(attribute.value()),
-            _ => {}
-        }
-    }
-    Ok(Some(found).filter(|found| !found.key.is_empty()))
-}
-
-fn read_value(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    let values = parse(bytes)?;
-    let value = values.iter().find(|value| value.kind() == NFTA_DATA_VALUE);
-    Ok(value.map(|value| value.value().to_vec()).unwrap_or_default())
-}
-
-/// A string of the kernel's, up to its zero.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0);
-    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
-}
-
-fn read_comment(mut bytes: &[u8]) -> Option<String> {
-    while let [kind, length, rest @ ..] = bytes {
-        let (text, rest) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == COMMENT {
-            let text = text.strip_suffix(b"\0").unwrap_or(text);
-            return String::from_utf8(text.to_vec()).ok();
-        }
-        bytes = rest;
-    }
-    None
 }
 
 #[cfg(test)]

@@ -3,21 +3,18 @@
 //! except that a new edge has its other end on the host.
 
 use crate::dhcp::SERVER_PORT;
-use crate::elements::{Change, Element, Elements, Set};
+use crate::elements::Elements;
 use crate::gate::Sockets;
 use crate::link::{Link, Links, Route};
-use crate::nft::{
-    self, ASKERS, BLACKLIST, BRIDGE, DENY_OUT, EDGE, ENV_TABLE, MEMBERS, RULES, TAPS,
-};
-use crate::{NetworkError, sysctl, tap};
+use crate::member::{Member, fail};
+use crate::nft::{self, BRIDGE, EDGE, ENV_TABLE};
+use crate::{NetworkError, rules, sysctl, tap};
 use ipnet::Ipv4Net;
-use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use std::collections::BTreeSet;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use tt_model::{MacAddr, Vm, VmId, names};
+use tt_model::{MacAddr, VmId, names};
 
 /// The host's end of every edge. Guests never see it; it is link-local, so it is routed nowhere.
 pub(crate) const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
@@ -59,33 +56,11 @@ pub(crate) struct Plan<'a> {
     pub(crate) host: BorrowedFd<'a>,
 }
 
-/// What the namespace knows of a member.
-#[derive(Clone, Debug)]
-pub(crate) struct Member {
-    pub(crate) tap: String,
-    pub(crate) ip: Ipv4Addr,
-    pub(crate) mac: MacAddr,
-    pub(crate) is_denied: bool,
-    pub(crate) blacklist: BTreeSet<Ipv4Addr>,
-}
-
-impl From<&Vm> for Member {
-    fn from(vm: &Vm) -> Self {
-        Self {
-            tap: names::tap(vm.id),
-            ip: vm.resource.ip_addr,
-            mac: vm.resource.mac_addr,
-            is_denied: vm.deny_outgoing,
-            blacklist: vm.state.net_blacklist.iter().copied().collect(),
-        }
-    }
-}
-
 /// The namespace that the calling thread is in.
 #[derive(Debug)]
 pub(crate) struct Inside {
     links: Links,
-    elements: Elements,
+    pub(crate) elements: Elements,
 }
 
 impl Inside {
@@ -108,7 +83,7 @@ impl Inside {
         // `nft` starts a process, which takes as long as all the rest: both at once.
         let loading = match self.has_rules()? {
             true => None,
-            false => Some(nft::load(ENV_TABLE, &nft::env_rules())?),
+            false => Some(nft::load(ENV_TABLE, &rules::env_rules())?),
         };
         let bridge = self.links.find(BRIDGE)?;
         if bridge.is_none() {
@@ -140,16 +115,6 @@ impl Inside {
         Ok(loading)
     }
 
-    /// Whether the rules are those of this version; somebody may have flushed them.
-    fn has_rules(&mut self) -> Result<bool, NetworkError> {
-        let version = nft::version().to_ne_bytes();
-        match self.elements.find(set(RULES), &version) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(fail("read", RULES, error)),
-            Ok(found) => Ok(found.is_some()),
-        }
-    }
-
     fn set_port(&mut self, member: &Member) -> Result<(), NetworkError> {
         let bridge = self.links.index(BRIDGE)?;
         let link = match self.links.find(&member.tap)? {
@@ -163,52 +128,9 @@ impl Inside {
         self.links.set_route(&Route::to(member.ip.into(), Some(bridge)), None)
     }
 
-    /// Applies what the record says to the sets. A mark on the member's element tells what was
-    /// applied last, so that a record that is applied already costs one question.
-    ///
-    /// All of it happens at once, but for a blacklist of more changes than fit one batch: its
-    /// addresses change in parts, those that stay are never let through, and a new member sends
-    /// nothing before it is complete.
-    pub(crate) fn set_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
-        let marked = Element { comment: Some(mark(member)), ..Element::of_key(member_key(member)) };
-        let now = self.elements.find(set(MEMBERS), &marked.key);
-        let now = now.map_err(|e| fail("read", MEMBERS, e))?;
-        if now.as_ref() == Some(&marked) {
-            return Ok(());
-        }
-        let blacklist = self.difference(BLACKLIST, &member.ip.octets(), listed(member))?;
-        if !blacklist.is_one_batch() {
-            // From here to the end the set answers neither the old record nor the new one.
-            let unmarked = now.iter().map(|now| Element::of_key(now.key.clone())).collect();
-            let unmark =
-                Change { set: set(MEMBERS), remove: now.into_iter().collect(), add: unmarked };
-            self.change(vec![unmark])?;
-            self.change(vec![blacklist])?;
-            return self.set_elements(member);
-        }
-        let taps = BTreeSet::from([Element::of_key(port_key(member))]);
-        let tap = name_bytes(&member.tap);
-        let changes = vec![
-            blacklist,
-            self.difference(TAPS, &tap, taps.clone())?,
-            self.difference(ASKERS, &tap, taps)?,
-            self.difference(DENY_OUT, &member.ip.octets(), denied(member))?,
-            self.difference(MEMBERS, &tap, BTreeSet::from([marked]))?,
-        ];
-        self.change(changes)
-    }
-
     /// Removes a member. The link goes last, so that what remains of an attempt is found.
     pub(crate) fn unset_member(&mut self, member: &Member) -> Result<(), NetworkError> {
-        let none = BTreeSet::new;
-        let changes = vec![
-            self.difference(TAPS, &name_bytes(&member.tap), none())?,
-            self.difference(ASKERS, &name_bytes(&member.tap), none())?,
-            self.difference(MEMBERS, &name_bytes(&member.tap), none())?,
-            self.difference(DENY_OUT, &member.ip.octets(), none())?,
-            self.difference(BLACKLIST, &member.ip.octets(), none())?,
-        ];
-        self.change(changes)?;
+        self.remove_elements(member)?;
         if let Some(bridge) = self.links.find(BRIDGE)? {
             self.links.remove_neighbour(bridge.index, member.ip)?;
             self.links.remove_route(&Route::to(member.ip.into(), Some(bridge.index)))?;
@@ -225,13 +147,6 @@ impl Inside {
     pub(crate) fn members(&mut self) -> Result<BTreeSet<VmId>, NetworkError> {
         let links = self.links.all()?;
         Ok(links.iter().filter_map(|link| vm_of_tap(&link.name)).collect())
-    }
-
-    /// Addresses of the members that may open no connection to the outside.
-    pub(crate) fn denied(&mut self) -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
-        let elements = self.read(DENY_OUT)?;
-        let keys = elements.into_iter().map(|element| element.key);
-        Ok(keys.filter_map(|key| Some(<[u8; 4]>::try_from(key).ok()?.into())).collect())
     }
 
     /// Sockets for the gate. The rules let only members reach them.
@@ -266,31 +181,6 @@ impl Inside {
             mtu: BRIDGE_MTU.into(),
         })
     }
-
-    fn read(&mut self, name: &'static str) -> Result<Vec<Element>, NetworkError> {
-        self.elements.read(set(name)).map_err(|e| fail("read", name, e))
-    }
-
-    /// From the elements whose key begins with `owner` to `wanted`.
-    fn difference(
-        &mut self,
-        name: &'static str,
-        owner: &[u8],
-        wanted: BTreeSet<Element>,
-    ) -> Result<Change<'static>, NetworkError> {
-        let now = self.read(name)?.into_iter();
-        let now: BTreeSet<_> = now.filter(|e| e.key.starts_with(owner)).collect();
-        Ok(Change {
-            set: set(name),
-            remove: now.difference(&wanted).cloned().collect(),
-            add: wanted.difference(&now).cloned().collect(),
-        })
-    }
-
-    fn change(&mut self, changes: Vec<Change<'_>>) -> Result<(), NetworkError> {
-        let result = self.elements.change(changes);
-        result.map_err(|e| fail("change", MEMBERS, e))
-    }
 }
 
 /// Lets a socket send to and hear from one link only (socket(7)).
@@ -313,53 +203,4 @@ fn bind_to_link(socket: &UdpSocket, link: &str) -> io::Result<()> {
 pub(crate) fn vm_of_tap(name: &str) -> Option<VmId> {
     let id = u64::from_str_radix(name.strip_prefix("tap")?, 16).ok()?;
     (names::tap(VmId(id)) == name).then_some(VmId(id))
-}
-
-fn set(name: &'static str) -> Set<'static> {
-    let family = if name == DENY_OUT { Family::Inet } else { Family::Bridge };
-    Set { family, table: ENV_TABLE, name }
-}
-
-/// An interface name as the kernel compares it: `IFNAMSIZ` bytes, filled with zeros.
-fn name_bytes(name: &str) -> Vec<u8> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.resize(libc::IFNAMSIZ, 0);
-    bytes
-}
-
-fn port_key(member: &Member) -> Vec<u8> {
-    let mut key = name_bytes(&member.tap);
-    key.extend(member.mac.0);
-    key.extend([0, 0]);
-    key
-}
-
-fn member_key(member: &Member) -> Vec<u8> {
-    let mut key = port_key(member);
-    key.extend(member.ip.octets());
-    key
-}
-
-/// Tells two records of a member apart, and two versions of the rules. Its owner alone chooses what
-/// is in it, and another version of the hash only makes the sets be read.
-fn mark(member: &Member) -> String {
-    let mut hasher = DefaultHasher::new();
-    nft::version().hash(&mut hasher);
-    (member.is_denied, &member.blacklist).hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
-}
-
-fn denied(member: &Member) -> BTreeSet<Element> {
-    let denied = member.is_denied.then(|| member.ip.octets().to_vec());
-    denied.into_iter().map(Element::of_key).collect()
-}
-
-fn listed(member: &Member) -> BTreeSet<Element> {
-    let key = |to: &Ipv4Addr| [member.ip.octets(), to.octets()].concat();
-    let listed = member.blacklist.iter();
-    listed.map(|to| Element::of_key(key(to))).collect()
-}
-
-fn fail(action: &'static str, set: &'static str, source: io::Error) -> NetworkError {
-    NetworkError::ChangeElements { action, set, source }
 }

@@ -2,50 +2,19 @@
 //! world behind an [`Arc`], so that the next daemon of a test finds what the last one left. It
 //! never touches the host.
 
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, facts};
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, facts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tt_model::fault::{Fault, FaultHook, Moment};
-use tt_model::{EnvId, NetKind, Protocol, Vm, VmId};
+use tt_model::{EnvId, NetKind, NetRule, Vm};
 
-/// Where a public port of a [`FakeWorld`] leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FakePort {
-    /// Env of the member.
-    pub env: EnvId,
-    /// The member.
-    pub vm: VmId,
-    /// Its address.
-    pub addr: Ipv4Addr,
-    /// Its inner port.
-    pub port: u16,
-}
+mod world;
 
-/// The host of a [`FakeNetwork`]: what outlives the daemon.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FakeWorld {
-    /// Whether the host's table, forwarding and the reservation are there.
-    pub host: bool,
-    /// Namespaces with their members' taps.
-    pub namespaces: BTreeMap<EnvId, BTreeSet<VmId>>,
-    /// Host ends of edges.
-    pub edges: BTreeSet<EnvId>,
-    /// Host routes to members.
-    pub routes: BTreeMap<Ipv4Addr, EnvId>,
-    /// Published ports.
-    pub ports: BTreeMap<(Protocol, u16), FakePort>,
-    /// Members that are reached at their own address, with their Envs.
-    pub flat: BTreeMap<VmId, EnvId>,
-    /// The other hosts that are reached.
-    pub peers: BTreeSet<Peer>,
-    /// Members that may open no connection to the outside.
-    pub denied: BTreeSet<VmId>,
-    /// Addresses that members can not reach; no entry for an empty list.
-    pub blacklists: BTreeMap<VmId, BTreeSet<Ipv4Addr>>,
-}
+pub use world::{FakePort, FakeWorld};
+use world::{ports_of, wanted_ports};
 
 /// See the module.
 pub struct FakeNetwork {
@@ -165,6 +134,27 @@ impl FakeNetwork {
         )
     }
 
+    fn set_allowed(&self, vm: &Vm) -> Result<(), NetworkError> {
+        let wanted: BTreeSet<NetRule> = vm.state.net_allowlist.iter().copied().collect();
+        self.act(
+            "net.allowlist",
+            |world| world.allowlists.get(&vm.id).cloned().unwrap_or_default() != wanted,
+            |world| match wanted.is_empty() {
+                true => drop(world.allowlists.remove(&vm.id)),
+                false => drop(world.allowlists.insert(vm.id, wanted.clone())),
+            },
+        )?;
+        let wanted = [vm.resource.up_kbit, vm.resource.down_kbit];
+        self.act(
+            "net.rates",
+            |world| world.rates.get(&vm.id).copied().unwrap_or_default() != wanted,
+            |world| match wanted {
+                [None, None] => drop(world.rates.remove(&vm.id)),
+                _ => drop(world.rates.insert(vm.id, wanted)),
+            },
+        )
+    }
+
     fn set_ports(&self, vm: &Vm) -> Result<(), NetworkError> {
         let wanted = wanted_ports(vm);
         for (&(protocol, port), target) in &lock(&self.world).ports {
@@ -216,8 +206,7 @@ impl FakeNetwork {
             |world| world.namespaces.contains_key(&env),
             |world| {
                 for vm in world.namespaces.remove(&env).into_iter().flatten() {
-                    world.denied.remove(&vm);
-                    world.blacklists.remove(&vm);
+                    world.forget_limits(vm);
                 }
             },
         )
@@ -265,6 +254,7 @@ impl Network for FakeNetwork {
         )?;
         self.set_denied(vm, vm.deny_outgoing)?;
         self.set_listed(vm, &vm.state.net_blacklist.iter().copied().collect())?;
+        self.set_allowed(vm)?;
         self.act(
             "net.route",
             |world| world.routes.get(&addr) != Some(&env),
@@ -316,8 +306,7 @@ impl Network for FakeNetwork {
                 if let Some(members) = world.namespaces.get_mut(&env) {
                     members.remove(&vm.id);
                 }
-                world.denied.remove(&vm.id);
-                world.blacklists.remove(&vm.id);
+                world.forget_limits(vm.id);
             },
         )?;
         let is_empty = {
@@ -339,7 +328,13 @@ impl Network for FakeNetwork {
 
     fn set_blacklist(&self, vm: &Vm) -> Result<(), NetworkError> {
         self.is_set(vm)?;
-        self.set_listed(vm, &vm.state.net_blacklist.iter().copied().collect())
+        self.set_listed(vm, &vm.state.net_blacklist.iter().copied().collect())?;
+        self.set_allowed(vm)
+    }
+
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, NetworkError> {
+        self.is_set(vm)?;
+        Ok(Traffic::default())
     }
 
     fn found(&self) -> Result<Found, NetworkError> {
@@ -380,18 +375,6 @@ impl Network for FakeNetwork {
         };
         self.act("net.host.remove", |world| world.host, remove)
     }
-}
-
-fn wanted_ports(vm: &Vm) -> BTreeMap<(Protocol, u16), FakePort> {
-    let target =
-        |inner: u16| FakePort { env: vm.env_id, vm: vm.id, addr: vm.resource.ip_addr, port: inner };
-    let ports = vm.resource.port_map.iter();
-    ports.map(|(inner, public)| ((inner.protocol, *public), target(inner.port))).collect()
-}
-
-fn ports_of(world: &FakeWorld, vm: VmId) -> BTreeMap<(Protocol, u16), FakePort> {
-    let ports = world.ports.iter();
-    ports.filter(|(_, target)| target.vm == vm).map(|(key, target)| (*key, *target)).collect()
 }
 
 /// A poisoned lock is of no concern: every change under it is a single assignment.

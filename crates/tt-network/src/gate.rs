@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::dhcp::{self, Terms};
 use crate::dns::Pending;
 use crate::streams::Stream;
-use crate::{EnvNames, NetworkError};
+use crate::{EnvNames, MEMBERS_MAX, NetworkError};
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,10 +20,10 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tt_model::EnvId;
 
-/// Questions for names that an Env may ask in a second, and at once.
+/// Questions for names that a member may ask in a second, and at once; those by UDP are held back before (`rules.rs`).
 const NAMES_RATE: Rate = Rate { per_second: 500.0, burst: 1000.0 };
-/// Questions for addresses: a member asks a few times when it boots and once an hour.
-const LEASES_RATE: Rate = Rate { per_second: 50.0, burst: 512.0 };
+/// Questions for its address: a member asks a few times when it boots and once an hour.
+const LEASES_RATE: Rate = Rate { per_second: 5.0, burst: 20.0 };
 /// Messages read from one socket before the others have their turn.
 pub(crate) const READS_PER_TURN: usize = 32;
 /// Events read at once.
@@ -117,8 +117,8 @@ pub(crate) struct Door {
     pub(crate) sockets: Sockets,
     pub(crate) denied: BTreeSet<Ipv4Addr>,
     pub(crate) cache: Cache,
-    pub(crate) names: Tokens,
-    leases: Tokens,
+    pub(crate) names: Buckets,
+    leases: Buckets,
 }
 
 impl Gate {
@@ -178,8 +178,8 @@ impl Gate {
             sockets,
             denied,
             cache: Cache::default(),
-            names: Tokens::new(NAMES_RATE),
-            leases: Tokens::new(LEASES_RATE),
+            names: Buckets::new(NAMES_RATE),
+            leases: Buckets::new(LEASES_RATE),
         };
         state.doors.insert(env, door);
         Ok(())
@@ -263,11 +263,10 @@ impl Shared {
         for _ in 0..READS_PER_TURN {
             let Ok((length, from)) = door.sockets.leases.recv_from(&mut buffer) else { return };
             let IpAddr::V4(from) = from.ip() else { continue };
-            if !door.leases.take(Instant::now()) {
-                continue;
-            }
             let name_of = |addr| zones.get(&env)?.name_of(addr);
-            if let Some(answer) = self.terms.answer(&buffer[..length], from, name_of) {
+            let answer = self.terms.answer(&buffer[..length], from, name_of);
+            let answer = answer.filter(|to| door.leases.take(to.member, Instant::now()));
+            if let Some(answer) = answer {
                 let to = SocketAddr::from((answer.to, dhcp::CLIENT_PORT));
                 send(&door.sockets.leases, &answer.message, to);
             }
@@ -297,27 +296,39 @@ struct Rate {
     burst: f64,
 }
 
-/// A bucket of tokens.
+/// A bucket of tokens for each member: who floods is not answered, and its neighbours are.
 #[derive(Debug)]
-pub(crate) struct Tokens {
+pub(crate) struct Buckets {
     rate: Rate,
+    of: BTreeMap<Ipv4Addr, Tokens>,
+}
+
+#[derive(Debug)]
+struct Tokens {
     left: f64,
     filled: Instant,
 }
 
-impl Tokens {
+impl Buckets {
     fn new(rate: Rate) -> Self {
-        Self { rate, left: rate.burst, filled: Instant::now() }
+        Self { rate, of: BTreeMap::new() }
     }
 
-    /// Takes one, if there is one.
-    pub(crate) fn take(&mut self, now: Instant) -> bool {
-        let passed = now.saturating_duration_since(self.filled).as_secs_f64();
-        self.filled = now;
-        self.left = (self.left + passed * self.rate.per_second).min(self.rate.burst);
-        let has_one = self.left >= 1.0;
+    /// Takes one of a member's, if it has one. The rules let nobody ask under another one's address,
+    /// so there are no more buckets than an Env ever had members.
+    pub(crate) fn take(&mut self, member: Ipv4Addr, now: Instant) -> bool {
+        let Rate { per_second, burst } = self.rate;
+        if self.of.len() >= MEMBERS_MAX && !self.of.contains_key(&member) {
+            // Full again by now, or nearly: they are as good as new ones.
+            self.of.clear();
+        }
+        let tokens = self.of.entry(member).or_insert(Tokens { left: burst, filled: now });
+        let passed = now.saturating_duration_since(tokens.filled).as_secs_f64();
+        tokens.filled = now;
+        tokens.left = (tokens.left + passed * per_second).min(burst);
+        let has_one = tokens.left >= 1.0;
         if has_one {
-            self.left -= 1.0;
+            tokens.left -= 1.0;
         }
         has_one
     }

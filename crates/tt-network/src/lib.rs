@@ -16,28 +16,32 @@ use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use tt_model::{EnvId, Vm, VmId};
 
+mod addresses;
 mod answer;
 mod cache;
 pub mod conformance;
 mod dhcp;
 mod dns;
 mod driver;
+mod element;
 mod elements;
 mod env;
 mod error;
 mod facts;
 pub mod fake;
-mod flat;
 mod foreign;
 mod gate;
+mod limit;
 mod link;
 mod locks;
+mod member;
 mod nat;
 mod netns;
 mod nfnetlink;
 mod nft;
 mod peers;
 mod ports;
+mod rules;
 mod socket;
 mod streams;
 mod sysctl;
@@ -72,6 +76,24 @@ pub struct Peer {
     pub underlay: Ipv4Addr,
 }
 
+/// What was seen of a member's traffic since it has its network, or its rules were put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets that it sent and that were let through, ARP included.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Packets that reached it.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+    /// Packets of its that were dropped because it may not send them: forged, or to where it must
+    /// not.
+    pub blocked_packets: u64,
+    /// Packets from and to it that were dropped because they were too many.
+    pub slowed_packets: u64,
+}
+
 /// What is there, seen by looking.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -104,7 +126,7 @@ pub trait Network: Send + Sync + Debug {
     fn set_names(&self, env: EnvId, names: &EnvNames) -> Result<(), NetworkError>;
 
     /// Makes everything that the record says: namespace, bridge, edge, tap, route, ports,
-    /// `deny_outgoing`, `net_blacklist`, whether it is reached at its own address, and that no other
+    /// `deny_outgoing`, `net_blacklist`, `net_allowlist`, bounds of its traffic, whether it is reached at its own address, and that no other
     /// address leaves the tap. Also the way to
     /// apply a changed record to a live guest; what stays the same is not touched.
     ///
@@ -144,12 +166,19 @@ pub trait Network: Send + Sync + Debug {
     fn allow_outgoing(&self, vm: &Vm) -> Result<(), NetworkError>;
 
     /// From now on the guest sends nothing to the addresses in `vm.state.net_blacklist` (members
-    /// of its own Env included), also on open connections, and reaches again what is no longer
-    /// listed.
+    /// of its own Env included), and opens no connections to the outside but to
+    /// `vm.state.net_allowlist` if there is one; also on open connections. It reaches again what is no
+    /// longer listed.
     ///
     /// # Errors
     /// [`NetworkError::NotSet`] if the Vm has no network.
     fn set_blacklist(&self, vm: &Vm) -> Result<(), NetworkError>;
+
+    /// What was seen of its traffic.
+    ///
+    /// # Errors
+    /// [`NetworkError::NotSet`] if the Vm has no network.
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, NetworkError>;
 
     /// What is there.
     fn found(&self) -> Result<Found, NetworkError>;

@@ -2,13 +2,14 @@
 //! of its edge with a route per member. Everything is named after the daemon's instance, and nothing
 //! of others is touched.
 
+use crate::addresses::Addresses;
+use crate::element::Count;
 use crate::env::HOST_END;
-use crate::flat::Flat;
 use crate::link::{Links, Route};
 use crate::ports::Ports;
 use crate::tracked::Connections;
 use crate::{
-    NetworkConfig, NetworkError, Peer, TUNNEL_ID, facts, foreign, netns, nft, peers, sysctl,
+    NetworkConfig, NetworkError, Peer, TUNNEL_ID, facts, foreign, netns, nft, peers, rules, sysctl,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
@@ -17,7 +18,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use tt_model::{EnvId, Layout};
+use tt_model::{EnvId, Layout, NetKind, Vm, VmId};
 
 /// How the tables of all daemons begin, see [`Layout::nft_table`].
 const TABLES: &str = "tt_";
@@ -29,7 +30,8 @@ pub(crate) struct Host {
     namespace: File,
     links: Mutex<Links>,
     ports: Mutex<Ports>,
-    flat: Mutex<Flat>,
+    flat: Mutex<Addresses>,
+    guests: Mutex<Addresses>,
     connections: Connections,
 }
 
@@ -43,7 +45,7 @@ impl Host {
         sysctl::forward(&record(&layout))?;
         reserve(&layout, Some(block), &mut links)?;
         let table = layout.nft_table();
-        let rules = nft::host_rules(&nft::HostSide {
+        let rules = rules::host_rules(&rules::HostSide {
             table: &table,
             edges: &layout.edge_prefix(),
             tunnel: &layout.tunnel(),
@@ -54,15 +56,16 @@ impl Host {
         nft::load(&table, &rules)?.finish()?;
         foreign::pass(&layout.link_prefix())?;
         let ports = Ports::open(table.clone(), block)?;
-        let flat = Flat::open(table)?;
+        let flat = Mutex::new(Addresses::open(table.clone(), nft::FLAT)?);
+        let guests = Mutex::new(Addresses::open(table, nft::GUESTS)?);
         let namespace = File::open(netns::OWN).map_err(|source| NetworkError::UseNamespace {
             action: "open",
             path: PathBuf::from(netns::OWN),
             source,
         })?;
-        let (links, ports, flat) = (Mutex::new(links), Mutex::new(ports), Mutex::new(flat));
+        let (links, ports) = (Mutex::new(links), Mutex::new(ports));
         let connections = Connections::open().map_err(fail_to_end)?;
-        let host = Self { layout, namespace, links, ports, flat, connections };
+        let host = Self { layout, namespace, links, ports, flat, guests, connections };
         host.change_ports(|_| Ok(()))?;
         Ok(host)
     }
@@ -90,11 +93,43 @@ impl Host {
     }
 
     pub(crate) fn ports(&self) -> MutexGuard<'_, Ports> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ports)
     }
 
-    pub(crate) fn flat(&self) -> MutexGuard<'_, Flat> {
-        self.flat.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Makes the address of a member a part of the sets that it belongs to.
+    pub(crate) fn set_addresses(&self, vm: &Vm) -> Result<(), NetworkError> {
+        lock(&self.guests).set(vm, true)?;
+        lock(&self.flat).set(vm, vm.net_kind == NetKind::Flatten)
+    }
+
+    /// Takes [`set_addresses`](Self::set_addresses) back.
+    pub(crate) fn remove_addresses(&self, vm: VmId) -> Result<(), NetworkError> {
+        lock(&self.flat).remove(vm)?;
+        lock(&self.guests).remove(vm)
+    }
+
+    /// As [`remove_addresses`](Self::remove_addresses), for all members of an Env.
+    pub(crate) fn remove_env_addresses(&self, env: EnvId) -> Result<(), NetworkError> {
+        lock(&self.flat).remove_env(env)?;
+        lock(&self.guests).remove_env(env)
+    }
+
+    /// The Envs that have an address or a port here, by looking.
+    pub(crate) fn envs(&self) -> Result<BTreeSet<EnvId>, NetworkError> {
+        let mut ports = self.ports();
+        ports.read()?;
+        let mut envs = ports.envs();
+        for set in [&self.flat, &self.guests] {
+            let mut set = lock(set);
+            set.read()?;
+            envs.extend(set.envs());
+        }
+        Ok(envs)
+    }
+
+    /// What of a member's the host has stopped.
+    pub(crate) fn stopped(&self, member: Ipv4Addr) -> Result<Count, NetworkError> {
+        lock(&self.guests).count(member)
     }
 
     /// Makes the tunnel lead to these hosts.
@@ -162,8 +197,13 @@ impl Host {
     }
 
     fn links(&self) -> MutexGuard<'_, Links> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.links)
     }
+}
+
+/// A poisoned lock is of no concern: what is known is compared with the kernel.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whose edge that is.

@@ -213,9 +213,9 @@ fn key_bytes((protocol, port): Public) -> Vec<u8> {
 fn emit_element(key: Public, target: &Target) -> Element {
     let [high, low] = target.port.to_be_bytes();
     Element {
-        key: key_bytes(key),
         data: Some([target.addr.octets(), [high, low, 0, 0]].concat()),
         comment: Some(format!("{}/{}", target.env, target.vm)),
+        ..Element::of_key(key_bytes(key))
     }
 }
 
@@ -270,7 +270,7 @@ mod tests {
                 // SAFETY: a network namespace parts nothing that Rust relies on.
                 unsafe { rustix::thread::unshare_unsafe(flags) }.unwrap();
                 let block = "10.0.0.0/16".parse().unwrap();
-                let rules = crate::nft::host_rules(&crate::nft::HostSide {
+                let rules = crate::rules::host_rules(&crate::rules::HostSide {
                     table: "tt_0001",
                     edges: "tt0001e",
                     tunnel: "tt0001v",

@@ -11,8 +11,9 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 use tt_model::EnvId;
 
-/// Connections of one Env, and of all: each holds a descriptor of the daemon.
-const STREAMS_PER_ENV_MAX: usize = 16;
+/// Connections of one member, of one Env, and of all: each holds a descriptor of the daemon.
+const STREAMS_PER_MEMBER_MAX: usize = 8;
+const STREAMS_PER_ENV_MAX: usize = 32;
 const STREAMS_MAX: usize = 512;
 /// How long a question and its answer may take, waiting for others included.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(8);
@@ -46,8 +47,12 @@ impl Shared {
         for _ in 0..READS_PER_TURN {
             let Some(door) = state.doors.get(&env) else { return };
             let Ok((stream, from)) = door.sockets.listener.accept() else { return };
-            let of_env = state.streams.values().filter(|stream| stream.env == env).count();
-            if state.streams.len() >= STREAMS_MAX || of_env >= STREAMS_PER_ENV_MAX {
+            let of_env = state.streams.values().filter(|stream| stream.env == env);
+            let of_member = of_env.clone().filter(|stream| stream.from == from.ip()).count();
+            let has_room = state.streams.len() < STREAMS_MAX
+                && of_env.count() < STREAMS_PER_ENV_MAX
+                && of_member < STREAMS_PER_MEMBER_MAX;
+            if !has_room {
                 continue;
             }
             if let Err(error) = self.keep(state, env, stream, from.ip()) {

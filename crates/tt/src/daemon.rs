@@ -167,7 +167,9 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         sweep_grace_ms: u64::try_from(config.sweep_grace.as_millis()).unwrap_or(u64::MAX),
         vms,
     })?);
-    let access = Arc::new(LocalHost { guests, service: service.clone(), metas, clock, catalogue });
+    let network = composed.drivers.network.clone();
+    let access =
+        Arc::new(LocalHost { guests, service: service.clone(), network, metas, clock, catalogue });
     let api = Api::new(ApiConfig { tables, access, policy: config.policy, host: host.id });
     let served = serve(api, &config.socket).await;
     end(&service, &composed.drivers, &config.socket).await;

@@ -67,6 +67,7 @@ fn an_env_lives_from_create_to_destroy() {
     let vms = daemon.tt(&["vm", "ls", "shop"]).out;
     assert!(vms.contains("shop/db   micro     qemu    10.0.0.3  ready 0.4s\n"), "{vms}");
     let vm = daemon.tt(&["vm", "show", "shop/web"]).out;
+    assert!(vm.contains("7 forbidden, 0 too many"), "{vm}");
     assert!(
         vm.contains("reached at  192.0.2.7:20000 -> 80\n") && vm.contains("memory      128M\n"),
         "{vm}"

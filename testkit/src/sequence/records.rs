@@ -66,6 +66,7 @@ fn record(expected: &model::Vm, vm: &Vm, chosen: &mut Chosen, slack: u64) -> Res
         keep_image: now.keeps,
         rand_uuid: true,
         net_blacklist: now.blacklist.iter().copied().collect(),
+        net_allowlist: Vec::new(),
     };
     same("state", &vm.state, &state)?;
     same("denied", vm.deny_outgoing, now.denies)?;

@@ -21,6 +21,7 @@ fn policies_hold_for_open_connections_and_through_every_rest() {
     goes_on(&lab);
     one_member_is_denied(&lab);
     an_address_is_blocked(&lab);
+    an_allow_list_and_rates_hold(&lab);
     a_whole_env_is_denied(&mut lab);
     drop(outside);
     lab.tt(&["env", "destroy", "shop"]).good();
@@ -89,6 +90,25 @@ fn an_address_is_blocked(lab: &Lab) {
     goes_on(lab);
     let list = lab.vm("shop", "a")["state"]["net_blacklist"].clone();
     assert_eq!(list.as_array().map(Vec::len), Some(0), "{list}");
+}
+
+fn an_allow_list_and_rates_hold(lab: &Lab) {
+    lab.tt(&["vm", "update", "shop/a", "--allow", "198.51.100.0/24"]).good();
+    assert!(!opens(lab, "shop/a") && opens(lab, "shop/b"));
+    is_served(lab);
+    let to = format!("{CLIENT}/32");
+    lab.tt(&["vm", "update", "shop/a", "--allow", &to, "--up", "1000", "--down", "2000"]).good();
+    goes_on(lab);
+    assert!(opens(lab, "shop/a"));
+    let shown = lab.tt(&["vm", "show", "shop/a"]).good();
+    for part in [&CLIENT.to_string(), "1000 kbit/s", "2000 kbit/s", "forbidden"] {
+        assert!(shown.contains(part), "no {part} in: {shown}");
+    }
+    let traffic = lab.json(&["vm", "show", "shop/a"])["traffic"].clone();
+    let count = |name: &str| traffic[name].as_u64().unwrap();
+    assert!(count("blocked_packets") > 0 && count("sent_bytes") > 0, "{traffic}");
+    lab.tt(&["vm", "update", "shop/a", "--no-allow", "--up", "0", "--down", "0"]).good();
+    goes_on(lab);
 }
 
 fn a_whole_env_is_denied(lab: &mut Lab) {

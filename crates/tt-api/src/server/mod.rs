@@ -145,6 +145,7 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(vms::stop))
         .routes(routes!(vms::start))
         .routes(routes!(vms::log))
+        .routes(routes!(vms::traffic))
         .routes(routes!(members::deny_one))
         .routes(routes!(members::allow_one))
         .routes(routes!(streams::open))

@@ -6,7 +6,7 @@ use super::extract::{JsonBody, VmName, shown};
 use super::problem::Refusals;
 use super::work::{Answer, member, vm_view, vm_views};
 use crate::error::ApiError;
-use crate::views::{EnvView, StopRequest, VmList, VmView};
+use crate::views::{EnvView, StopRequest, TrafficView, VmList, VmView};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
@@ -116,6 +116,23 @@ pub(super) async fn log(
         })
         .await?;
     Ok(([(CONTENT_TYPE, "text/plain; charset=utf-8")], log).into_response())
+}
+
+/// What was seen of a Vm's traffic.
+#[utoipa::path(
+    get, path = "/v1/envs/{env}/vms/{vm}/traffic", tag = "vms", operation_id = "show_traffic",
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("vm" = String, Path, description = "Name of the Vm")
+    ),
+    responses((status = 200, body = TrafficView), Refusals)
+)]
+pub(super) async fn traffic(State(api): State<Api>, name: VmName) -> Result<Answer, ApiError> {
+    api.call(move |config| {
+        let vm = member(&config.tables, &name.env, &name.vm)?;
+        Answer::ok(&config.access.traffic(&vm)?)
+    })
+    .await
 }
 
 fn tail(query: Result<Query<LogQuery>, QueryRejection>) -> Result<u64, Refusal> {

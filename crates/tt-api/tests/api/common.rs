@@ -12,7 +12,7 @@ use tt_api::access::{
     BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess, STREAM_QUEUE,
 };
 use tt_api::server::{Api, ApiConfig, router, serve};
-use tt_api::views::{Checked, EnvView, Finding, VerifyReport};
+use tt_api::views::{Checked, EnvView, Finding, TrafficView, VerifyReport};
 use tt_api::{Client, Problem};
 use tt_guest::session::{FromGuest, Open, ToGuest};
 use tt_model::plan::{Policy, plan_take, plan_taken};
@@ -107,6 +107,10 @@ impl HostAccess for Shared {
 
     fn console_log(&self, vm: VmId, tail_bytes: u64) -> Result<Vec<u8>, Refusal> {
         Ok(format!("log of {vm}, {tail_bytes}").into_bytes())
+    }
+
+    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
+        Ok(TrafficView { sent_packets: vm.id.0, ..TrafficView::default() })
     }
 
     fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal> {

@@ -143,6 +143,8 @@ async fn logs_hosts_and_verify_are_answered() {
     assert_eq!(String::from_utf8(log).unwrap(), format!("log of {id}, 5"));
     assert_eq!(code(client.log("shop", "micro", Some(u64::MAX)).await), ErrorCode::Invalid);
     assert_eq!(code(client.log("shop", "db", None).await), ErrorCode::NotFound);
+    assert_eq!(client.traffic("shop", "micro").await.unwrap().sent_packets, id.0);
+    assert_eq!(code(client.traffic("shop", "db").await), ErrorCode::NotFound);
 
     let hosts = client.hosts().await.unwrap().hosts;
     assert_eq!(hosts[0].host, host());

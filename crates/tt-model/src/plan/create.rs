@@ -237,6 +237,7 @@ impl<'a> Builder<'a> {
                 keep_image: spec.keep_image,
                 rand_uuid: spec.rand_uuid,
                 net_blacklist: self.blacklist(spec),
+                net_allowlist: super::member::unique(&spec.net_allowlist),
             },
             resource: VmResource {
                 cpu_num,
@@ -245,6 +246,8 @@ impl<'a> Builder<'a> {
                 ip_addr,
                 mac_addr: MacAddr::of_ip(ip_addr),
                 port_map,
+                up_kbit: spec.up_kbit,
+                down_kbit: spec.down_kbit,
             },
             addr: match spec.net_kind {
                 NetKind::Nat => self.world.host.public_addr.to_string(),

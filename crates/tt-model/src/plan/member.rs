@@ -5,7 +5,9 @@ use super::change::{check_living, check_manageable};
 use super::create::{Builder, Family, World, member_names};
 use super::room::{check_memory, check_sizes, exhausted};
 use crate::check::{VMS_PER_ENV_MAX, check_request_key, check_update, check_vm, quoted};
-use crate::{Env, ErrorCode, Goal, Host, NetKind, PortMap, Refusal, Usage, Vm, VmSpec, VmUpdate};
+use crate::{
+    Env, ErrorCode, Goal, Host, NetKind, NetRule, PortMap, Refusal, Usage, Vm, VmSpec, VmUpdate,
+};
 use std::collections::BTreeSet;
 
 /// New members, and what is taken with them.
@@ -196,6 +198,12 @@ fn updated(
         let unique: BTreeSet<_> = list.iter().copied().collect();
         new.state.net_blacklist = unique.into_iter().collect();
     }
+    if let Some(rules) = &update.net_allowlist {
+        new.state.net_allowlist = unique(rules);
+    }
+    let rate = |wanted: Option<u32>, now| wanted.map_or(now, |kbit| Some(kbit).filter(|k| *k > 0));
+    new.resource.up_kbit = rate(update.up_kbit, new.resource.up_kbit);
+    new.resource.down_kbit = rate(update.down_kbit, new.resource.down_kbit);
     new.state.keep_image = update.keep_image.unwrap_or(new.state.keep_image);
     new.deny_outgoing = update.deny_outgoing.unwrap_or(new.deny_outgoing);
     new.name = update.name.clone().unwrap_or(new.name);
@@ -237,6 +245,11 @@ fn port_map(
         map.insert(*inner, public);
     }
     Ok(map)
+}
+
+/// Each destination once, in one order.
+pub(super) fn unique(rules: &[NetRule]) -> Vec<NetRule> {
+    rules.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn refuse(

@@ -48,6 +48,26 @@ fn ports_that_stay_keep_their_public_one() {
 }
 
 #[test]
+fn destinations_and_rates_change_and_are_taken_back() {
+    let (_, mut vms) = planned(1);
+    let none = VmUpdate::default();
+    let rules = |list: &[&str]| list.iter().map(|rule| rule.parse().unwrap()).collect::<Vec<_>>();
+    let wanted = rules(&["192.0.2.7:443", "192.0.2.0/24", "192.0.2.7:443"]);
+    let bound = VmUpdate { net_allowlist: Some(wanted), up_kbit: Some(1000), ..none.clone() };
+    let mut usage = Usage::default();
+    update(&mut vms, &bound, &mut usage).unwrap();
+    assert_eq!(vms[0].state.net_allowlist, rules(&["192.0.2.0/24", "192.0.2.7:443"]));
+    assert_eq!((vms[0].resource.up_kbit, vms[0].resource.down_kbit), (Some(1000), None));
+    let generation = vms[0].generation;
+    update(&mut vms, &VmUpdate { down_kbit: Some(64), ..none.clone() }, &mut usage).unwrap();
+    assert_eq!((vms[0].resource.up_kbit, vms[0].resource.down_kbit), (Some(1000), Some(64)));
+    assert!(vms[0].generation > generation);
+    let open = VmUpdate { net_allowlist: Some(vec![]), up_kbit: Some(0), ..none };
+    update(&mut vms, &open, &mut usage).unwrap();
+    assert!(vms[0].state.net_allowlist.is_empty() && vms[0].resource.up_kbit.is_none());
+}
+
+#[test]
 fn wrong_updates_change_nothing() {
     let (_, mut vms) = planned(2);
     let before = vms.clone();
@@ -60,6 +80,8 @@ fn wrong_updates_change_nothing() {
         VmUpdate { disk_size: Some(u32::MAX), ..none.clone() },
         VmUpdate { cpu_num: Some(5), ..none.clone() },
         VmUpdate { cpu_num: Some(0), ..none.clone() },
+        VmUpdate { up_kbit: Some(63), ..none.clone() },
+        VmUpdate { down_kbit: Some(u32::MAX), ..none.clone() },
         VmUpdate { mem_size: Some(1), ..none.clone() },
         VmUpdate { mem_size: Some(8193), ..none.clone() },
         VmUpdate { name: Some(before[1].name.clone()), ..none.clone() },

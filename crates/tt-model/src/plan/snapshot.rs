@@ -282,7 +282,10 @@ fn apply(
     vm.resource.mem_size = wanted.mem_size;
     vm.resource.disk_size = wanted.disk_size;
     vm.resource.port_map = port_map;
+    vm.resource.up_kbit = wanted.up_kbit;
+    vm.resource.down_kbit = wanted.down_kbit;
     vm.state.net_blacklist = frozen.state.net_blacklist.clone();
+    vm.state.net_allowlist = frozen.state.net_allowlist.clone();
     vm.state.keep_image = frozen.state.keep_image;
     vm.state.rand_uuid = frozen.state.rand_uuid;
     vm.machine_id = frozen.machine_id.clone();

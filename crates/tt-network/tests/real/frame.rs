@@ -12,6 +12,7 @@ pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 const IPV4: u16 = 0x0800;
 const ARP: u16 = 0x0806;
 const ICMP: u8 = 1;
+const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// An Ethernet frame.
@@ -63,10 +64,53 @@ pub fn arp(from: MacAddr, sender: (MacAddr, Ipv4Addr), target: Ipv4Addr, data: &
 }
 
 fn ipv4(from: Ipv4Addr, to: Ipv4Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    fragment((from, to), protocol, [0, 0], body)
+}
+
+/// A packet with that protocol, in a frame.
+pub fn packet(
+    macs: (MacAddr, MacAddr),
+    addrs: (Ipv4Addr, Ipv4Addr),
+    protocol: u8,
+    body: &[u8],
+) -> Vec<u8> {
+    ether(macs.1, macs.0, IPV4, &ipv4(addrs.0, addrs.1, protocol, body))
+}
+
+/// A part of a UDP packet, in a frame: `at` is the flag and the offset of RFC 791.
+pub fn udp_fragment(
+    macs: (MacAddr, MacAddr),
+    addrs: (Ipv4Addr, Ipv4Addr),
+    at: [u8; 2],
+    body: &[u8],
+) -> Vec<u8> {
+    ether(macs.1, macs.0, IPV4, &fragment(addrs, UDP, at, body))
+}
+
+/// The beginning of a TCP connection, with data (as TCP Fast Open has it).
+pub fn syn(
+    macs: (MacAddr, MacAddr),
+    addrs: (Ipv4Addr, Ipv4Addr),
+    port: u16,
+    data: &[u8],
+) -> Vec<u8> {
+    let mut body = vec![0; 20];
+    body[..2].copy_from_slice(&9u16.to_be_bytes());
+    body[2..4].copy_from_slice(&port.to_be_bytes());
+    (body[12], body[13], body[14]) = (0x50, 2, 0xff);
+    body.extend(data);
+    let length = (body.len() as u16).to_be_bytes();
+    let head = [&addrs.0.octets()[..], &addrs.1.octets(), &[0, TCP], &length].concat();
+    let sum = checksum(&[head, body.clone()].concat());
+    body[16..18].copy_from_slice(&sum.to_be_bytes());
+    packet(macs, addrs, TCP, &body)
+}
+
+fn fragment((from, to): (Ipv4Addr, Ipv4Addr), protocol: u8, at: [u8; 2], body: &[u8]) -> Vec<u8> {
     let length = 20 + body.len() as u16;
     let mut packet = vec![0x45, 0];
     packet.extend(length.to_be_bytes());
-    packet.extend([0, 0, 0, 0, 64, protocol, 0, 0]);
+    packet.extend([0x77, 0x77, at[0], at[1], 64, protocol, 0, 0]);
     packet.extend(from.octets());
     packet.extend(to.octets());
     let sum = checksum(&packet);
@@ -122,6 +166,10 @@ impl Frames {
         rustix::io::write(&self.0, frame).unwrap();
     }
 
+    pub fn try_send(&self, frame: &[u8]) {
+        let _ = rustix::io::write(&self.0, frame);
+    }
+
     /// Whether a frame that contains `mark` comes in.
     pub fn sees(&self, mark: &[u8]) -> bool {
         self.waits(mark, ARRIVES)
@@ -129,6 +177,16 @@ impl Frames {
 
     pub fn sees_not(&self, mark: &[u8]) -> bool {
         !self.waits(mark, NEVER)
+    }
+
+    /// All that came in until now.
+    pub fn drain(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut frame = [0; 2048];
+        while let Ok(length) = rustix::io::read(&self.0, &mut frame) {
+            frames.push(frame[..length].to_vec());
+        }
+        frames
     }
 
     fn waits(&self, mark: &[u8], wait: Duration) -> bool {

@@ -108,6 +108,11 @@ impl Space {
         udp_echoes(&self.udp(([0, 0, 0, 0], 0)), to, ARRIVES)
     }
 
+    /// As [`reaches_udp`](Self::reaches_udp), where it may well not.
+    pub fn reaches_udp_soon(&self, to: (Ipv4Addr, u16)) -> bool {
+        udp_echoes(&self.udp(([0, 0, 0, 0], 0)), to, NEVER)
+    }
+
     pub fn misses_udp(&self, to: (Ipv4Addr, u16)) -> bool {
         !udp_echoes(&self.udp(([0, 0, 0, 0], 0)), to, NEVER)
     }

@@ -10,6 +10,8 @@ mod flat;
 #[cfg(test)]
 mod frame;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod isolation;
 #[cfg(test)]
 mod lab;
@@ -25,5 +27,7 @@ mod names;
 mod reach;
 #[cfg(test)]
 mod resolver;
+#[cfg(test)]
+mod rules;
 #[cfg(test)]
 mod sites;

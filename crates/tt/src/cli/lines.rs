@@ -2,7 +2,7 @@
 
 use super::text::{Table, format_left, one_line};
 use std::collections::BTreeMap;
-use tt_api::views::{EnvView, SnapshotList, VmView};
+use tt_api::views::{EnvView, SnapshotList, TrafficView, VmView};
 use tt_model::units::format_size_mb;
 use tt_model::{AtEnd, Goal, NetKind, Phase, Trouble, Vm};
 
@@ -139,8 +139,11 @@ fn policies(view: &EnvView) -> Vec<[String; 2]> {
 
 /// The addresses that a Vm can not connect to.
 fn addresses(vm: &Vm) -> String {
-    let list: Vec<String> = vm.state.net_blacklist.iter().map(ToString::to_string).collect();
-    list.join(", ")
+    joined(&vm.state.net_blacklist)
+}
+
+fn joined<T: ToString>(list: &[T]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// A line for each Vm, under its full name.
@@ -155,7 +158,7 @@ pub fn vm_list<'a>(vms: impl Iterator<Item = &'a VmView>) -> String {
 }
 
 /// All of a Vm that people ask for.
-pub fn vm(view: &VmView, now: u64) -> String {
+pub fn vm(view: &VmView, traffic: Option<TrafficView>, now: u64) -> String {
     let vm = &view.vm;
     let Vm { resource, .. } = vm;
     let mut facts = Table::default();
@@ -188,6 +191,22 @@ pub fn vm(view: &VmView, now: u64) -> String {
     }
     facts.row(["outgoing", if vm.deny_outgoing { "denied" } else { "allowed" }]);
     facts.row(["blocked", &addresses(vm)]);
+    if !vm.state.net_allowlist.is_empty() {
+        facts.row(["allowed only", &joined(&vm.state.net_allowlist)]);
+    }
+    for (name, rate) in [("sends at most", resource.up_kbit), ("gets at most", resource.down_kbit)]
+    {
+        if let Some(kbit) = rate {
+            facts.row([name, &format!("{kbit} kbit/s")]);
+        }
+    }
+    if let Some(seen) = traffic {
+        let amount = |packets: u64, bytes: u64| format!("{packets} packets, {bytes} bytes");
+        facts.row(["sent", &amount(seen.sent_packets, seen.sent_bytes)]);
+        facts.row(["received", &amount(seen.received_packets, seen.received_bytes)]);
+        let TrafficView { blocked_packets, slowed_packets, .. } = seen;
+        facts.row(["dropped", &format!("{blocked_packets} forbidden, {slowed_packets} too many")]);
+    }
     if let Some(found) = view.trouble() {
         facts.row(["trouble", &trouble(found)]);
     }

@@ -10,7 +10,8 @@ use super::vm_change::{AddArgs, UpdateArgs};
 use super::wait::{Seen, Until, wait};
 use super::{Context, lines, now_unix_secs, vm_change};
 use clap::Subcommand;
-use tt_api::views::{VmList, VmView};
+use serde::Serialize;
+use tt_api::views::{TrafficView, VmList, VmView};
 use tt_model::{StopMode, VmId};
 
 /// `tt vm ..`.
@@ -76,6 +77,14 @@ pub enum VmCommand {
     },
 }
 
+/// A Vm as `tt vm show` gives it as JSON.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    view: &'a VmView,
+    traffic: Option<TrafficView>,
+}
+
 /// Runs `tt vm ..`.
 ///
 /// # Errors
@@ -92,7 +101,10 @@ pub async fn run(context: &Context, command: VmCommand) -> Result<Exit, CliError
         }
         VmCommand::Show { vm } => {
             let view = client.vm(&vm.env, &vm.vm).await?;
-            output.result(&view, || lines::vm(&view, now_unix_secs()))?;
+            // A Vm that has no network, as long as it is stopped, has no traffic either.
+            let traffic = client.traffic(&vm.env, &vm.vm).await.ok();
+            let shown = Shown { view: &view, traffic };
+            output.result(&shown, || lines::vm(&view, traffic, now_unix_secs()))?;
         }
         VmCommand::Log { vm, tail } => {
             let log = client.log(&vm.env, &vm.vm, tail).await?;

@@ -13,7 +13,7 @@ use clap::Args;
 use std::net::Ipv4Addr;
 use tt_model::check::check_update;
 use tt_model::units::parse_size_mb;
-use tt_model::{InnerPort, VmSpec, VmUpdate};
+use tt_model::{InnerPort, NetRule, VmSpec, VmUpdate};
 
 /// Arguments of `tt vm add`.
 #[derive(Args, Debug)]
@@ -72,6 +72,18 @@ struct Wanted {
     /// Forbid no address
     #[arg(long)]
     no_block: bool,
+    /// Where alone it can connect to outside of its Env, all of it
+    #[arg(long = "allow", value_name = "NET[:PORT[/udp]]", conflicts_with = "no_allow")]
+    allowed: Vec<NetRule>,
+    /// Let it connect to everywhere that is not blocked
+    #[arg(long)]
+    no_allow: bool,
+    /// Most that it sends, in kbit a second; 0 for no bound
+    #[arg(long, value_name = "KBIT")]
+    up: Option<u32>,
+    /// Most that it receives, in kbit a second; 0 for no bound
+    #[arg(long, value_name = "KBIT")]
+    down: Option<u32>,
     /// Let it open no connections to the outside
     #[arg(long, conflicts_with = "allow_outgoing")]
     deny_outgoing: bool,
@@ -89,7 +101,7 @@ struct Wanted {
 impl From<Wanted> for VmUpdate {
     fn from(wanted: Wanted) -> Self {
         let all = |is_none: bool, is_some: bool| (is_none || is_some).then_some(is_some);
-        let (ports, blocked) = (wanted.ports, wanted.blocked);
+        let (ports, blocked, allowed) = (wanted.ports, wanted.blocked, wanted.allowed);
         Self {
             name: wanted.name,
             cpu_num: wanted.cpu,
@@ -97,6 +109,9 @@ impl From<Wanted> for VmUpdate {
             disk_size: wanted.disk,
             ports: (wanted.no_ports || !ports.is_empty()).then_some(ports),
             net_blacklist: (wanted.no_block || !blocked.is_empty()).then_some(blocked),
+            net_allowlist: (wanted.no_allow || !allowed.is_empty()).then_some(allowed),
+            up_kbit: wanted.up,
+            down_kbit: wanted.down,
             deny_outgoing: all(wanted.allow_outgoing, wanted.deny_outgoing),
             keep_image: all(wanted.no_keep_image, wanted.keep_image),
         }

@@ -2,6 +2,7 @@
 //! [,count=N][,image=ID][,ready=P|running][,keep-image][,no-rand-uuid]`. A pure function of the text; what a host can do with the result is not decided here.
 
 use std::str::FromStr;
+use tt_model::check::RATE_KBIT_MAX;
 use tt_model::check::{check_vm, quoted};
 use tt_model::units::parse_size_mb;
 use tt_model::{NetKind, Refusal, VmId, VmSpec};
@@ -11,7 +12,11 @@ const OPTIONS: &str = "engine=NAME, cpu=N, mem=SIZE, disk=SIZE, port=PORT, net=n
                        ready=PORT|running, keep-image and no-rand-uuid";
 
 /// Options that are followed by `=` and a value.
-const KEYS: [&str; 9] = ["engine", "cpu", "mem", "disk", "port", "net", "count", "image", "ready"];
+const KEYS: [&str; 12] = [
+    "engine", "cpu", "mem", "disk", "port", "net", "allow", "up", "down", "count", "image", "ready",
+];
+/// Those that may be said several times.
+const LISTS: [&str; 2] = ["port", "allow"];
 
 /// The option for a machine-id that is empty.
 const NO_RAND_UUID: &str = "no-rand-uuid";
@@ -86,7 +91,7 @@ pub fn parse_vm_spec(text: &str) -> Result<VmSpec, VmSpecError> {
     for part in parts {
         let key = option(&mut spec, part)?;
         // Ports add up; a port given twice is found by the check of the whole.
-        if key != "port" && seen.contains(&key) {
+        if !LISTS.contains(&key) && seen.contains(&key) {
             return Err(VmSpecError::AcceptOnce { key });
         }
         seen.push(key);
@@ -141,6 +146,9 @@ fn option(spec: &mut VmSpec, part: &str) -> Result<&'static str, VmSpecError> {
         "disk" => spec.disk_size = Some(size(value).map_err(refuse)?),
         "port" => spec.ports.push(value.parse().map_err(|error| refuse(format!("{error}")))?),
         "net" => spec.net_kind = net(value).map_err(refuse)?,
+        "allow" => spec.net_allowlist.push(value.parse().map_err(|e| refuse(format!("{e}")))?),
+        "up" => spec.up_kbit = Some(number(value, RATE_KBIT_MAX).map_err(refuse)?),
+        "down" => spec.down_kbit = Some(number(value, RATE_KBIT_MAX).map_err(refuse)?),
         "image" => spec.image = Some(VmId(number(value, u64::MAX).map_err(refuse)?)),
         "ready" => spec.ready_port = Some(ready(value).map_err(refuse)?),
         _ => spec.count = Some(number(value, u32::MAX).map_err(refuse)?),
@@ -156,6 +164,8 @@ fn example(key: &str) -> &'static str {
         "disk" => "10G",
         "port" => "80",
         "net" => "nat",
+        "allow" => "192.0.2.0/24:443",
+        "up" | "down" => "10000",
         "image" => "7",
         "ready" => "22",
         _ => "3",
@@ -224,8 +234,8 @@ mod tests {
     #[test]
     fn every_option_lands_in_its_field() {
         let spec = parse_vm_spec(
-            "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,count=3,image=7,ready=80,keep-image,\
-             no-rand-uuid",
+            "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,allow=192.0.2.0/24:443,\
+             allow=192.0.2.9,up=1000,down=2000,count=3,image=7,ready=80,keep-image,no-rand-uuid",
         );
         let port = |port, protocol| InnerPort { port, protocol };
         assert_eq!(
@@ -238,6 +248,9 @@ mod tests {
                 disk_size: Some(10240),
                 ports: vec![port(80, Protocol::Tcp), port(53, Protocol::Udp)],
                 net_kind: NetKind::Flatten,
+                net_allowlist: ["192.0.2.0/24:443", "192.0.2.9"].map(|r| r.parse().unwrap()).into(),
+                up_kbit: Some(1000),
+                down_kbit: Some(2000),
                 count: Some(3),
                 rand_uuid: false,
                 keep_image: true,

@@ -3,18 +3,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tt_api::access::{BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess};
-use tt_api::views::{Checked, Finding, VerifyReport};
+use tt_api::views::{Checked, Finding, TrafficView, VerifyReport};
 use tt_guest::session::Open;
 use tt_host::{Clock, Guests, HostService, Metas};
 use tt_image::{Catalogue, ExportForm};
 use tt_model::check::quoted;
 use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
+use tt_network::{Network, NetworkError, Traffic};
 
 /// This host, as the API sees it.
 #[derive(Debug)]
 pub(super) struct LocalHost {
     pub(super) guests: Arc<Guests>,
     pub(super) service: Arc<HostService>,
+    pub(super) network: Arc<dyn Network>,
     pub(super) metas: Metas,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) catalogue: Arc<Catalogue>,
@@ -77,6 +79,37 @@ impl HostAccess for LocalHost {
                 format!("it can not be read: {error}"),
                 "look at the daemon's log",
             )
+        })
+    }
+
+    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
+        let Traffic {
+            sent_packets,
+            sent_bytes,
+            received_packets,
+            received_bytes,
+            blocked_packets,
+            slowed_packets,
+        } = self.network.traffic(vm).map_err(|error| {
+            let what = format!("traffic of vm {}", vm.full_name());
+            match error {
+                NetworkError::NotSet { .. } => {
+                    let problem = "it has no network now";
+                    Refusal::new(ErrorCode::State, what, problem, "start it first")
+                }
+                error => {
+                    let problem = super::chain(&error);
+                    Refusal::new(ErrorCode::Host, what, problem, "look at the daemon's log")
+                }
+            }
+        })?;
+        Ok(TrafficView {
+            sent_packets,
+            sent_bytes,
+            received_packets,
+            received_bytes,
+            blocked_packets,
+            slowed_packets,
         })
     }
 

@@ -1,44 +1,45 @@
-//! The members that are reached at their own address: elements of one set of the host's table, each
-//! with its owner's ids as comment. What is not in it is reached through published ports only.
+//! Sets of members' addresses in the host's table, each element with its owner's ids as comment: all
+//! members, for counting, and those that are reached at their own address.
 
 use crate::NetworkError;
+use crate::element::Count;
 use crate::elements::{Change, Element, Elements, Set};
-use crate::nft::FLAT;
 use netlink_packet_netfilter::NetfilterProtoFamily;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
-use tt_model::{EnvId, NetKind, Vm, VmId};
+use tt_model::{EnvId, Vm, VmId};
 
-/// The set and what we know of it. Whatever the kernel says otherwise makes it read again.
+/// A set and what we know of it. Whatever the kernel says otherwise makes it read again.
 #[derive(Debug)]
-pub(crate) struct Flat {
+pub(crate) struct Addresses {
     elements: Elements,
     table: String,
+    name: &'static str,
     known: BTreeMap<Ipv4Addr, (EnvId, VmId)>,
 }
 
-impl Flat {
+impl Addresses {
     /// In the calling thread's namespace, where the table must be.
-    pub(crate) fn open(table: String) -> Result<Self, NetworkError> {
-        let elements = Elements::open().map_err(|source| fail("open netlink for", source))?;
-        let mut flat = Self { elements, table, known: BTreeMap::new() };
-        flat.read()?;
-        Ok(flat)
+    pub(crate) fn open(table: String, name: &'static str) -> Result<Self, NetworkError> {
+        let elements = Elements::open().map_err(|source| fail(name, "open netlink for", source))?;
+        let mut set = Self { elements, table, name, known: BTreeMap::new() };
+        set.read()?;
+        Ok(set)
     }
 
     /// Reads the set anew.
     pub(crate) fn read(&mut self) -> Result<(), NetworkError> {
-        let elements = self.elements.read(set(&self.table));
-        let elements = elements.map_err(|source| fail("read", source))?;
+        let elements = self.elements.read(set(&self.table, self.name));
+        let elements = elements.map_err(|source| fail(self.name, "read", source))?;
         self.known = elements.iter().filter_map(read_element).collect();
         Ok(())
     }
 
-    /// Lets the address of `vm` be reached, or not, as its record says.
-    pub(crate) fn set(&mut self, vm: &Vm) -> Result<(), NetworkError> {
+    /// Makes the address of `vm` a part of the set, or not.
+    pub(crate) fn set(&mut self, vm: &Vm, is_in: bool) -> Result<(), NetworkError> {
         let addr = vm.resource.ip_addr;
-        let wanted = (vm.net_kind == NetKind::Flatten).then_some((addr, (vm.env_id, vm.id)));
+        let wanted = is_in.then_some((addr, (vm.env_id, vm.id)));
         self.change_known(|known| {
             let stale = of(known, |_, vm_id| vm_id == vm.id);
             let stale = stale.into_iter().filter(|old| Some(*old) != wanted.map(|(addr, _)| addr));
@@ -55,6 +56,12 @@ impl Flat {
     /// Removes what an Env has here.
     pub(crate) fn remove_env(&mut self, env: EnvId) -> Result<(), NetworkError> {
         self.change_known(|known| (of(known, |id, _| id == env), None))
+    }
+
+    /// What the element of an address has counted.
+    pub(crate) fn count(&mut self, addr: Ipv4Addr) -> Result<Count, NetworkError> {
+        let count = self.elements.count(set(&self.table, self.name), &addr.octets());
+        count.map_err(|source| fail(self.name, "read", source))
     }
 
     /// The Envs that have a member here.
@@ -82,7 +89,7 @@ impl Flat {
         let taken = add.filter(|(addr, _)| self.known.contains_key(addr)).map(|(addr, _)| addr);
         let remove: Vec<Ipv4Addr> = remove.into_iter().chain(taken).collect();
         let change = Change {
-            set: set(&self.table),
+            set: set(&self.table, self.name),
             remove: remove.iter().map(|addr| Element::of_key(key(addr))).collect(),
             add: add
                 .iter()
@@ -92,7 +99,7 @@ impl Flat {
                 })
                 .collect(),
         };
-        self.elements.change(vec![change]).map_err(|source| fail("change", source))?;
+        self.elements.change(vec![change]).map_err(|source| fail(self.name, "change", source))?;
         self.known.retain(|addr, _| !remove.contains(addr));
         self.known.extend(add);
         Ok(())
@@ -109,8 +116,8 @@ fn of(known: &Known, is_wanted: impl Fn(EnvId, VmId) -> bool) -> Vec<Ipv4Addr> {
     found.map(|(addr, _)| *addr).collect()
 }
 
-fn set(table: &str) -> Set<'_> {
-    Set { family: NetfilterProtoFamily::Inet, table, name: FLAT }
+fn set<'a>(table: &'a str, name: &'static str) -> Set<'a> {
+    Set { family: NetfilterProtoFamily::Inet, table, name }
 }
 
 /// What has no comment of ours was not made by us and is left alone.
@@ -120,6 +127,6 @@ fn read_element(element: &Element) -> Option<(Ipv4Addr, (EnvId, VmId))> {
     Some((addr.into(), (env.parse().ok()?, vm.parse().ok()?)))
 }
 
-fn fail(action: &'static str, source: io::Error) -> NetworkError {
-    NetworkError::ChangeElements { action, set: FLAT, source }
+fn fail(set: &'static str, action: &'static str, source: io::Error) -> NetworkError {
+    NetworkError::ChangeElements { action, set, source }
 }

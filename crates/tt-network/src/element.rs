@@ -1,0 +1,141 @@
+//! One element of a set or map, as bytes and back. It never knows what it means.
+
+use crate::nfnetlink::parse;
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::nftables::{DataAttribute, ListAttribute, SetElementAttribute};
+use std::io;
+use std::ops::AddAssign;
+
+/// Type of a comment in an element's user data (`NFTNL_UDATA_SET_ELEM_COMMENT` of libnftnl).
+const COMMENT: u8 = 0;
+
+// Attributes of linux/netfilter/nf_tables.h.
+const NFTA_SET_ELEM_KEY: u16 = 1;
+const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_USERDATA: u16 = 6;
+const NFTA_SET_ELEM_EXPR: u16 = 7;
+const NFTA_SET_ELEM_OBJREF: u16 = 9;
+const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_COUNTER_BYTES: u16 = 1;
+const NFTA_COUNTER_PACKETS: u16 = 2;
+const NFTA_DATA_VALUE: u16 = 1;
+
+/// One element. Ordered by its key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Element {
+    /// Fields in a row, each filled up to a multiple of four bytes.
+    pub(crate) key: Vec<u8>,
+    /// What a map leads to.
+    pub(crate) data: Option<Vec<u8>>,
+    /// As `nft` shows it.
+    pub(crate) comment: Option<String>,
+    /// The last key that it stands for, in a set of ranges.
+    pub(crate) key_end: Option<Vec<u8>>,
+    /// The object that a map leads to.
+    pub(crate) object: Option<String>,
+}
+
+impl Element {
+    /// An element of a set.
+    pub(crate) fn of_key(key: Vec<u8>) -> Self {
+        Self { key, data: None, comment: None, key_end: None, object: None }
+    }
+
+    /// An element of a set of ranges.
+    pub(crate) fn of_range(key: Vec<u8>, key_end: Vec<u8>) -> Self {
+        Self { key_end: Some(key_end), ..Self::of_key(key) }
+    }
+}
+
+/// Packets that passed an element, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) packets: u64,
+    pub(crate) bytes: u64,
+}
+
+impl AddAssign for Count {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+pub(crate) fn emit_element(element: Element) -> ListAttribute<SetElementAttribute> {
+    let mut attributes = vec![SetElementAttribute::Key(DataAttribute::Value(element.key))];
+    if let Some(end) = element.key_end {
+        attributes.push(SetElementAttribute::KeyEnd(vec![DefaultNla::new(NFTA_DATA_VALUE, end)]));
+    }
+    if let Some(name) = element.object {
+        attributes.push(SetElementAttribute::ObjectRefrence(name));
+    }
+    if let Some(data) = element.data {
+        attributes.push(SetElementAttribute::Data(DataAttribute::Value(data)));
+    }
+    if let Some(comment) = element.comment {
+        let mut text = comment.into_bytes();
+        text.push(0);
+        // Comments are two ids: far below the 255 bytes that the length can say.
+        let mut bytes = vec![COMMENT, text.len() as u8];
+        bytes.append(&mut text);
+        attributes.push(SetElementAttribute::UserData(bytes));
+    }
+    ListAttribute::Element(attributes)
+}
+
+pub(crate) fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {
+    let mut found = Element::of_key(Vec::new());
+    for attribute in parse(bytes)? {
+        match attribute.kind() {
+            NFTA_SET_ELEM_KEY => found.key = read_value(attribute.value())?,
+            NFTA_SET_ELEM_KEY_END => found.key_end = Some(read_value(attribute.value())?),
+            NFTA_SET_ELEM_OBJREF => found.object = Some(text(attribute.value())),
+            NFTA_SET_ELEM_DATA => found.data = Some(read_value(attribute.value())?),
+            NFTA_SET_ELEM_USERDATA => found.comment = read_comment(attribute.value()),
+            _ => {}
+        }
+    }
+    Ok(Some(found).filter(|found| !found.key.is_empty()))
+}
+
+pub(crate) fn read_count(bytes: &[u8]) -> io::Result<Count> {
+    let mut count = Count::default();
+    for expression in parse(bytes)?.iter().filter(|a| a.kind() == NFTA_SET_ELEM_EXPR) {
+        for data in parse(expression.value())?.iter().filter(|a| a.kind() == NFTA_EXPR_DATA) {
+            for attribute in parse(data.value())? {
+                let value = attribute.value().try_into().map(u64::from_be_bytes);
+                match (attribute.kind(), value) {
+                    (NFTA_COUNTER_BYTES, Ok(bytes)) => count.bytes += bytes,
+                    (NFTA_COUNTER_PACKETS, Ok(packets)) => count.packets += packets,
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(count)
+}
+
+fn read_value(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    let values = parse(bytes)?;
+    let value = values.iter().find(|value| value.kind() == NFTA_DATA_VALUE);
+    Ok(value.map(|value| value.value().to_vec()).unwrap_or_default())
+}
+
+/// A string of the kernel's, up to its zero.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
+}
+
+fn read_comment(mut bytes: &[u8]) -> Option<String> {
+    while let [kind, length, rest @ ..] = bytes {
+        let (text, rest) = rest.split_at_checked(usize::from(*length))?;
+        if *kind == COMMENT {
+            let text = text.strip_suffix(b"\0").unwrap_or(text);
+            return String::from_utf8(text.to_vec()).ok();
+        }
+        bytes = rest;
+    }
+    None
+}

@@ -1,0 +1,271 @@
+//! What a member has in the sets and maps of its Env's rules: made, changed, counted and removed.
+
+use crate::element::Element;
+use crate::elements::{Change, Set};
+use crate::env::Inside;
+use crate::limit::Limit;
+use crate::nft::{
+    ALLOWED, ASKERS, BLACKLIST, BLOCKED, DELIVERED, DENY_OUT, ENV_TABLE, LIMITED, MEMBERS,
+    RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED, TAPS,
+};
+use crate::{NetworkError, Traffic, rules};
+use netlink_packet_netfilter::NetfilterProtoFamily as Family;
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::net::Ipv4Addr;
+use tt_model::{MacAddr, NetRule, Vm, names};
+
+/// What the namespace knows of a member.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub(crate) tap: String,
+    pub(crate) ip: Ipv4Addr,
+    pub(crate) mac: MacAddr,
+    pub(crate) is_denied: bool,
+    pub(crate) blacklist: BTreeSet<Ipv4Addr>,
+    pub(crate) allowlist: BTreeSet<NetRule>,
+    pub(crate) up_kbit: Option<u32>,
+    pub(crate) down_kbit: Option<u32>,
+}
+
+impl From<&Vm> for Member {
+    fn from(vm: &Vm) -> Self {
+        Self {
+            tap: names::tap(vm.id),
+            ip: vm.resource.ip_addr,
+            mac: vm.resource.mac_addr,
+            is_denied: vm.deny_outgoing,
+            blacklist: vm.state.net_blacklist.iter().copied().collect(),
+            allowlist: vm.state.net_allowlist.iter().copied().collect(),
+            up_kbit: vm.resource.up_kbit,
+            down_kbit: vm.resource.down_kbit,
+        }
+    }
+}
+
+impl Inside {
+    /// Applies what the record says to the sets. A mark on the member's element tells what was
+    /// applied last, so that a record that is applied already costs one question.
+    ///
+    /// All of it happens at once, but for a blacklist of more changes than fit one batch: its
+    /// addresses change in parts, those that stay are never let through, and a new member sends
+    /// nothing before it is complete.
+    pub(crate) fn set_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let marked = Element { comment: Some(mark(member)), ..Element::of_key(member_key(member)) };
+        let now = self.elements.find(set(MEMBERS), &marked.key);
+        let now = now.map_err(|e| fail("read", MEMBERS, e))?;
+        if now.as_ref() == Some(&marked) {
+            return Ok(());
+        }
+        self.set_limit(RATE_UP, member, "up", member.up_kbit)?;
+        self.set_limit(RATE_DOWN, member, "down", member.down_kbit)?;
+        let blacklist = self.difference(BLACKLIST, &member.ip.octets(), listed(member))?;
+        if !blacklist.is_one_batch() {
+            // From here to the end the set answers neither the old record nor the new one.
+            let unmarked = now.iter().map(|now| Element::of_key(now.key.clone())).collect();
+            let unmark =
+                Change { set: set(MEMBERS), remove: now.into_iter().collect(), add: unmarked };
+            self.change(vec![unmark])?;
+            self.change(vec![blacklist])?;
+            return self.set_elements(member);
+        }
+        let mut changes = vec![blacklist];
+        for (set, owner, wanted) in wanted(member) {
+            changes.push(self.difference(set, &owner, wanted)?);
+        }
+        // Last, so that a new member sends nothing before the rest is there.
+        changes.push(self.difference(MEMBERS, &tap_key(member), BTreeSet::from([marked]))?);
+        self.change(changes)
+    }
+
+    /// Removes what a member has in the sets.
+    pub(crate) fn remove_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
+        let mut changes = vec![
+            self.difference(MEMBERS, &tap_key(member), BTreeSet::new())?,
+            self.difference(BLACKLIST, &member.ip.octets(), BTreeSet::new())?,
+        ];
+        for (set, owner, _) in wanted(member) {
+            changes.push(self.difference(set, &owner, BTreeSet::new())?);
+        }
+        self.change(changes)?;
+        self.set_limit(RATE_UP, member, "up", None)?;
+        self.set_limit(RATE_DOWN, member, "down", None)
+    }
+
+    /// What a member's elements have counted.
+    pub(crate) fn traffic(&mut self, member: &Member) -> Result<Traffic, NetworkError> {
+        let (tap, ip) = (tap_key(member), member.ip.octets());
+        let mut count = |name, key: &[u8]| {
+            self.elements.count(set(name), key).map_err(|e| fail("read", name, e))
+        };
+        let sent = count(MEMBERS, &member_key(member))?;
+        let received = count(DELIVERED, &tap)?;
+        let (blocked, refused) = (count(BLOCKED, &tap)?, count(REFUSED, &ip)?);
+        Ok(Traffic {
+            sent_packets: sent.packets,
+            sent_bytes: sent.bytes,
+            received_packets: received.packets,
+            received_bytes: received.bytes,
+            blocked_packets: blocked.packets + refused.packets,
+            slowed_packets: count(SLOWED, &tap)?.packets,
+        })
+    }
+
+    /// Bounds what a member sends or receives.
+    fn set_limit(
+        &mut self,
+        map: &'static str,
+        member: &Member,
+        direction: &str,
+        kbit: Option<u32>,
+    ) -> Result<(), NetworkError> {
+        let key = tap_key(member);
+        let now = self.elements.find(set(map), &key).map_err(|e| fail("read", map, e))?;
+        let now = now.and_then(|element| element.object);
+        let wanted = kbit.map(|kbit| Limit::new(&member.tap, direction, kbit));
+        if now.as_ref() == wanted.as_ref().map(|limit| &limit.name) {
+            return Ok(());
+        }
+        let changed = self.elements.set_limit(set(map), &key, now.as_deref(), wanted.as_ref());
+        changed.map_err(|e| fail("change", map, e))
+    }
+
+    /// Addresses of the members that may open no connection to the outside.
+    pub(crate) fn denied(&mut self) -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
+        let elements = self.read(DENY_OUT)?;
+        let keys = elements.into_iter().map(|element| element.key);
+        Ok(keys.filter_map(|key| Some(<[u8; 4]>::try_from(key).ok()?.into())).collect())
+    }
+
+    /// Whether the rules are those of this version; somebody may have flushed them.
+    pub(crate) fn has_rules(&mut self) -> Result<bool, NetworkError> {
+        let version = rules::version().to_ne_bytes();
+        match self.elements.find(set(RULES), &version) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(fail("read", RULES, error)),
+            Ok(found) => Ok(found.is_some()),
+        }
+    }
+
+    fn read(&mut self, name: &'static str) -> Result<Vec<Element>, NetworkError> {
+        self.elements.read(set(name)).map_err(|e| fail("read", name, e))
+    }
+
+    /// From the elements whose key begins with `owner` to `wanted`.
+    fn difference(
+        &mut self,
+        name: &'static str,
+        owner: &[u8],
+        wanted: BTreeSet<Element>,
+    ) -> Result<Change<'static>, NetworkError> {
+        let now = self.read(name)?.into_iter();
+        let now: BTreeSet<_> = now.filter(|e| e.key.starts_with(owner)).collect();
+        Ok(Change {
+            set: set(name),
+            remove: now.difference(&wanted).cloned().collect(),
+            add: wanted.difference(&now).cloned().collect(),
+        })
+    }
+
+    fn change(&mut self, changes: Vec<Change<'_>>) -> Result<(), NetworkError> {
+        let result = self.elements.change(changes);
+        result.map_err(|e| fail("change", MEMBERS, e))
+    }
+}
+
+fn set(name: &'static str) -> Set<'static> {
+    let is_edge = [DENY_OUT, LIMITED, ALLOWED, REACHABLE, REFUSED].contains(&name);
+    let family = if is_edge { Family::Inet } else { Family::Bridge };
+    Set { family, table: ENV_TABLE, name }
+}
+
+/// An interface name as the kernel compares it: `IFNAMSIZ` bytes, filled with zeros.
+fn name_bytes(name: &str) -> Vec<u8> {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.resize(libc::IFNAMSIZ, 0);
+    bytes
+}
+
+/// How the keys of a port of the bridge begin.
+fn tap_key(member: &Member) -> Vec<u8> {
+    name_bytes(&member.tap)
+}
+
+fn port_key(member: &Member) -> Vec<u8> {
+    let mut key = name_bytes(&member.tap);
+    key.extend(member.mac.0);
+    key.extend([0, 0]);
+    key
+}
+
+fn member_key(member: &Member) -> Vec<u8> {
+    let mut key = port_key(member);
+    key.extend(member.ip.octets());
+    key
+}
+
+/// Tells two records of a member apart, and two versions of the rules. Its owner alone chooses what
+/// is in it, and another version of the hash only makes the sets be read.
+fn mark(member: &Member) -> String {
+    let mut hasher = DefaultHasher::new();
+    rules::version().hash(&mut hasher);
+    let Member { is_denied, blacklist, allowlist, up_kbit, down_kbit, .. } = member;
+    (is_denied, blacklist, allowlist, up_kbit, down_kbit).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// All that a member has in sets but its blacklist and [`MEMBERS`]: set, how its keys begin, elements.
+fn wanted(member: &Member) -> [(&'static str, Vec<u8>, BTreeSet<Element>); 10] {
+    let (tap, ip) = (tap_key(member), member.ip.octets().to_vec());
+    let one = |key: &[u8]| BTreeSet::from([Element::of_key(key.to_vec())]);
+    let none = BTreeSet::new;
+    let port = one(&port_key(member));
+    let is_limited = !member.allowlist.is_empty();
+    [
+        (TAPS, tap.clone(), port.clone()),
+        (ASKERS, tap.clone(), port),
+        (DELIVERED, tap.clone(), one(&tap)),
+        (BLOCKED, tap.clone(), one(&tap)),
+        (SLOWED, tap.clone(), one(&tap)),
+        (REFUSED, ip.clone(), one(&ip)),
+        (DENY_OUT, ip.clone(), if member.is_denied { one(&ip) } else { none() }),
+        (LIMITED, ip.clone(), if is_limited { one(&ip) } else { none() }),
+        (ALLOWED, ip.clone(), ranges(member, true)),
+        (REACHABLE, ip, ranges(member, false)),
+    ]
+}
+
+/// Ranges of member and destination, with protocol and port where a rule names one.
+fn ranges(member: &Member, with_port: bool) -> BTreeSet<Element> {
+    let key = |addr: Ipv4Addr, rule: &NetRule| {
+        let mut key = [member.ip.octets(), addr.octets()].concat();
+        if let Some(inner) = rule.port {
+            let [high, low] = inner.port.to_be_bytes();
+            key.extend([inner.protocol.number(), 0, 0, 0, high, low, 0, 0]);
+        }
+        key
+    };
+    // A set of ranges takes none that lies in another one.
+    let is_covered = |rule: &NetRule| {
+        let mut others = member.allowlist.iter().filter(|other| *other != rule);
+        others.any(|other| other.port == rule.port && other.net.contains(&rule.net))
+    };
+    let rules = member.allowlist.iter().filter(|rule| rule.port.is_some() == with_port);
+    rules
+        .filter(|rule| !is_covered(rule))
+        .map(|rule| {
+            Element::of_range(key(rule.net.network(), rule), key(rule.net.broadcast(), rule))
+        })
+        .collect()
+}
+
+fn listed(member: &Member) -> BTreeSet<Element> {
+    let key = |to: &Ipv4Addr| [member.ip.octets(), to.octets()].concat();
+    let listed = member.blacklist.iter();
+    listed.map(|to| Element::of_key(key(to))).collect()
+}
+
+pub(crate) fn fail(action: &'static str, set: &'static str, source: io::Error) -> NetworkError {
+    NetworkError::ChangeElements { action, set, source }
+}
