@@ -151,8 +151,8 @@ pub fn plan_update(
     usage: &mut Usage,
     world: &UpdateWorld<'_>,
 ) -> Result<(), Refusal> {
-    check_manageable(env, world.now, world.policy)?;
     check_update(update)?;
+    check_manageable(env, world.now, world.policy)?;
     let mut names = vms.iter().enumerate().filter(|(index, _)| *index != at);
     let wanted = update.name.as_ref();
     if let Some(name) = wanted.filter(|name| names.any(|(_, vm)| vm.name == **name)) {

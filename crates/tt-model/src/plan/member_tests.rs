@@ -32,6 +32,19 @@ fn what_a_machine_is_made_with_waits_for_its_next_start() {
 }
 
 #[test]
+fn what_is_wrong_in_itself_is_said_though_it_is_too_soon() {
+    let (mut env, mut vms) = planned(2);
+    env.state.last_mgmt_timestamp = NOW;
+    let (host, policy) = (host(), Policy::default());
+    let world = UpdateWorld { now: NOW, policy: &policy, host: &host, free_ports: &[] };
+    for (cpu_num, code) in [(0, ErrorCode::Invalid), (1, ErrorCode::TooSoon)] {
+        let update = VmUpdate { cpu_num: Some(cpu_num), ..VmUpdate::default() };
+        let planned = plan_update(&mut env, &mut vms, 0, &update, &mut Usage::default(), &world);
+        assert_eq!(planned.unwrap_err().code, code, "{cpu_num}");
+    }
+}
+
+#[test]
 fn ports_that_stay_keep_their_public_one() {
     let (_, mut vms) = planned(1);
     let ports = |list: &[&str]| VmUpdate {

@@ -25,7 +25,6 @@ pub fn plan_snapshot(
     now: u64,
     policy: &Policy,
 ) -> Result<(), Refusal> {
-    check_manageable(env, now, policy)?;
     check_name("snapshot", &spec.name)?;
     if spec.life_time == Some(0) {
         return Err(Refusal::new(
@@ -35,6 +34,7 @@ pub fn plan_snapshot(
             "give at least one second",
         ));
     }
+    check_manageable(env, now, policy)?;
     if !env.is_created {
         return Err(state(format!("env {}", quoted(&env.name)), "it is being created", "wait"));
     }

@@ -42,6 +42,22 @@ fn apply_all(env: &mut Env, vms: &mut [Vm], name: &str) -> Result<(), Refusal> {
 }
 
 #[test]
+fn what_is_wrong_in_itself_is_said_though_it_is_too_soon() {
+    let (mut env, mut vms) = shop(StorageKind::File);
+    env.state.last_mgmt_timestamp = NOW;
+    let endless = SnapshotSpec { life_time: Some(0), ..spec("a") };
+    for (spec, code) in [
+        (spec("a/b"), ErrorCode::Invalid),
+        (endless, ErrorCode::Invalid),
+        (spec("a"), ErrorCode::TooSoon),
+    ] {
+        let (host, policy) = (sample::host("qemu"), Policy::default());
+        let refused = plan_snapshot(&mut env, &mut vms, &spec, &host, NOW, &policy).unwrap_err();
+        assert_eq!(refused.code, code, "{spec:?}");
+    }
+}
+
+#[test]
 fn a_layered_disk_is_frozen_and_another_one_is_cloned() {
     let (mut env, mut vms) = shop(StorageKind::Qcow2);
     want(&mut env, &mut vms, "a").unwrap();
