@@ -9,6 +9,7 @@ mod whole {
     mod policies;
     mod publish;
     mod recovery;
+    mod registry;
     mod snapshots;
     mod suspend;
     mod times;

@@ -24,7 +24,7 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use tt_guest::session::Open;
-use tt_model::{EnvSpec, StopMode, TemplateSpec};
+use tt_model::{EnvSpec, PushSpec, StopMode, TemplateSpec};
 
 /// A client of one daemon. Cheap to clone; every call makes its own connection.
 #[derive(Clone, Debug)]
@@ -191,6 +191,17 @@ impl Client {
     /// Removes a template that no Vm was made from.
     pub async fn remove_template(&self, name: &str) -> Result<TemplateView, ClientError> {
         self.call(Method::DELETE, &template_path(name), Body::none()).await
+    }
+
+    /// Asks for a template to be pushed to a registry.
+    pub async fn push_template(&self, spec: &PushSpec) -> Result<TemplateView, ClientError> {
+        self.call(Method::POST, "/v1/pushes", Body::json(spec)?).await
+    }
+
+    /// Ends the push of a template, if it is under way.
+    pub async fn stop_push(&self, name: &str) -> Result<TemplateView, ClientError> {
+        let path = template_path(name).replacen("/templates/", "/pushes/", 1);
+        self.call(Method::DELETE, &path, Body::none()).await
     }
 
     /// All hosts.

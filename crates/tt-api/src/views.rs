@@ -4,6 +4,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::collections::BTreeMap;
 use tt_guest::message::FailureCode;
+use tt_model::Push;
 use tt_model::template::Progress;
 use tt_model::{
     Env, Goal, Host, KeptImage, Phase, StopMode, TemplateSource, Trouble, Usage, Vm, VmStatus,
@@ -145,7 +146,7 @@ pub struct TemplateView {
     pub source: Option<TemplateSource>,
     /// Where it stands.
     pub phase: TemplatePhase,
-    /// What is being done, while it is made.
+    /// What is being done, while it is made or pushed.
     pub step: Option<String>,
     /// How much of that step is done, where it can be counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -154,6 +155,9 @@ pub struct TemplateView {
     pub template: Option<VmTemplate>,
     /// What went wrong, if it could not be made or removed.
     pub trouble: Option<Trouble>,
+    /// Its last push to a registry, and what became of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<Push>,
 }
 
 /// Where a template stands.
@@ -342,6 +346,7 @@ impl From<TemplateRecord> for TemplateView {
             progress: record.progress,
             template: record.template,
             trouble: record.trouble,
+            push: record.push,
         }
     }
 }

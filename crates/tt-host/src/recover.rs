@@ -77,6 +77,7 @@ pub fn recover(
             step: None,
             progress: None,
             trouble: None,
+            push: None,
         };
         // Known already after an earlier recovery that was cut short.
         tables.commit(&Change::new().new_template(&record)?)?;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tt_image::{Catalogue, DEBIAN, Facts, ImageError, Import, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
 use tt_model::template::digest_digits;
-use tt_model::{HostId, TemplateSource, VmTemplate, template};
+use tt_model::{HostId, Push, TemplateSource, VmTemplate, template};
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
 /// How often the record of a template that is being made is looked at and brought up to date.
@@ -61,8 +61,15 @@ impl TemplateMaker {
         if !row.value.is_wanted {
             return self.remove(&row).map(|()| None);
         }
+        if let Some(template) = &row.value.template {
+            let push = row.value.push.as_ref().filter(|push| push.is_wanted());
+            return match push {
+                Some(push) => self.push(template, push).map(|()| None),
+                None => self.discard(name).map(|()| None),
+            };
+        }
         // One that failed waits until it is asked for again.
-        if row.value.template.is_some() || row.value.trouble.is_some() {
+        if row.value.trouble.is_some() {
             return Ok(None);
         }
         tracing::info!(template = name, "being made");
@@ -72,19 +79,41 @@ impl TemplateMaker {
             Err(Halt::NotYet) => return Ok(Some(LOOK)),
             Err(Halt::Records(error)) => return Err(error),
             Ok(template) => Ok(template),
-            Err(Halt::Image(error)) => Err(Trouble {
-                code: error.code(),
-                why: layers::chain(&error),
-                retry: error.is_retryable(),
-            }),
+            Err(Halt::Image(error)) => Err(trouble(&error)),
             Err(Halt::Trouble(trouble)) => Err(trouble),
         };
         self.settled(name, &made)?;
         Ok(None)
     }
 
+    /// Brings a template into a registry, and records what became of it unless nobody wants to know any more.
+    fn push(&self, template: &VmTemplate, push: &Push) -> Result<(), HostError> {
+        let name = &template.name;
+        tracing::info!(template = name, to = push.to.reference, "being pushed");
+        let is_wanted = |record: &TemplateRecord| record.push.as_ref() == Some(push);
+        let progress = Recorder::new(self, name, &is_wanted);
+        let pushed = self.catalogue.push(template, &push.to, push.before.as_deref(), &progress);
+        self.discard(name)?;
+        if matches!(pushed, Err(ImageError::Unwanted)) {
+            return Ok(());
+        }
+        self.record(name, |record| {
+            if let Some(now) = record.push.as_mut().filter(|now| *now == push) {
+                now.digest = pushed.as_ref().ok().cloned();
+                now.trouble = pushed.as_ref().err().map(trouble);
+                (record.step, record.progress) = (None, None);
+            }
+        })
+    }
+
+    /// Removes what is left of a template's making or pushing.
+    fn discard(&self, name: &str) -> Result<(), HostError> {
+        let discarded = self.catalogue.discard(name);
+        discarded.map_err(|e| HostError::Look { what: "templates", source: Box::new(e) })
+    }
+
     fn make(&self, record: &TemplateRecord) -> Result<VmTemplate, Halt> {
-        let progress = Recorder::new(self, &record.name);
+        let progress = Recorder::new(self, &record.name, &|_| true);
         let unknown = |problem: String| ImageError::Format { what: "its source".into(), problem };
         match &record.source {
             None => Err(unknown("it is not known what it was made from".into()).into()),
@@ -104,6 +133,13 @@ impl TemplateMaker {
                 facts.inside.clone_from(features);
                 let draft = self.catalogue.draft(&record.name)?;
                 let made = self.catalogue.import(&draft, &import, &facts, &progress);
+                Ok(self.keep_draft_for_retry(&record.name, made)?)
+            }
+            Some(TemplateSource::Pull(from)) => {
+                // What is pulled says itself what it is.
+                let facts = Facts { memo: record.memo.clone(), ..facts(record, String::new) };
+                let draft = self.catalogue.draft(&record.name)?;
+                let made = self.catalogue.pull(&draft, from, &facts, &progress);
                 Ok(self.keep_draft_for_retry(&record.name, made)?)
             }
             Some(
@@ -218,6 +254,10 @@ impl From<HostError> for Halt {
     }
 }
 
+fn trouble(error: &ImageError) -> Trouble {
+    Trouble { code: error.code(), why: layers::chain(error), retry: error.is_retryable() }
+}
+
 /// What a template is that brings no record of its own.
 fn facts(record: &TemplateRecord, memo: impl Fn() -> String) -> Facts {
     Facts {
@@ -232,6 +272,8 @@ fn facts(record: &TemplateRecord, memo: impl Fn() -> String) -> Facts {
 struct Recorder<'a> {
     maker: &'a TemplateMaker,
     name: &'a str,
+    /// Whether what is being done is what the record asks for.
+    is_meant: &'a (dyn Fn(&TemplateRecord) -> bool + Sync),
     state: Mutex<Recorded>,
 }
 
@@ -243,13 +285,22 @@ struct Recorded {
 }
 
 impl<'a> Recorder<'a> {
-    fn new(maker: &'a TemplateMaker, name: &'a str) -> Self {
+    fn new(
+        maker: &'a TemplateMaker,
+        name: &'a str,
+        is_meant: &'a (dyn Fn(&TemplateRecord) -> bool + Sync),
+    ) -> Self {
         let state =
             Recorded { looked: Instant::now(), is_wanted: true, progress: None, written: None };
-        Self { maker, name, state: Mutex::new(state) }
+        Self { maker, name, is_meant, state: Mutex::new(state) }
     }
 
     fn write(&self, change: impl Fn(&mut TemplateRecord)) {
+        let change = |record: &mut TemplateRecord| {
+            if (self.is_meant)(record) {
+                change(record);
+            }
+        };
         if let Err(error) = self.maker.record(self.name, change) {
             tracing::warn!(error = layers::chain(&error), "step of a template not recorded");
         }
@@ -262,7 +313,11 @@ impl<'a> Recorder<'a> {
         }
         state.looked = Instant::now();
         match self.maker.tables.template(self.name) {
-            Ok(row) => state.is_wanted = row.is_some_and(|row| row.value.is_wanted),
+            Ok(row) => {
+                let is_meant =
+                    |record: &TemplateRecord| record.is_wanted && (self.is_meant)(record);
+                state.is_wanted = row.is_some_and(|row| is_meant(&row.value));
+            }
             Err(error) => tracing::warn!(error = layers::chain(&error), "template not looked at"),
         }
         if state.is_wanted && state.progress != state.written {

@@ -1,27 +1,29 @@
-//! HTTP for what templates are made from: bounded in time, redirects and pace, and given up as soon as nobody wants it.
-//! Calls block; the asynchronous machinery does not leave this file. A server is a stranger: nothing that it says is
-//! believed but by the caller's own digest.
+//! HTTP for what templates are made from and pushed to: bounded in time, redirects and pace, and given up as soon as nobody
+//! wants it. Calls block; the asynchronous machinery does not leave this folder. A server is a stranger: nothing that it says
+//! is believed but by the caller's own digest, and it leads nobody to where only this host can reach.
+
+mod connect;
+mod place;
+mod upload;
+
+pub(crate) use upload::Upload;
 
 use crate::{ImageError, Progress};
-use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use connect::{connect, trusting};
+use http_body_util::{BodyExt, Empty, combinators::UnsyncBoxBody};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, LOCATION, USER_AGENT,
 };
 use hyper::{Method, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use std::io;
-use std::path::Path;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::runtime::Runtime;
-use tokio_rustls::TlsConnector;
 
 /// Longest URL; what servers and programs commonly take.
 pub(crate) const URL_BYTES_MAX: usize = 2048;
@@ -29,9 +31,6 @@ pub(crate) const URL_BYTES_MAX: usize = 2048;
 const LOOK: Duration = Duration::from_millis(100);
 /// Largest head of an answer; hyper's own bound on its buffer would be 400 KiB.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Where distributions keep the certificates of the authorities that the host trusts.
-const BUNDLES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// What is sent along.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -61,16 +60,39 @@ impl Default for Limits {
     }
 }
 
+/// What is sent along, made anew for each try.
+pub(crate) trait Sent {
+    /// It, from its beginning.
+    fn body(&self) -> Result<Body, ImageError>;
+
+    /// How much of it is on its way, and of how much, if that is to be told and waited for.
+    fn bytes(&self) -> Option<(u64, u64)> {
+        None
+    }
+}
+
+/// Nothing is sent along.
+pub(crate) struct Nothing;
+
+impl Sent for Nothing {
+    fn body(&self) -> Result<Body, ImageError> {
+        Ok(Empty::new().map_err(|never| match never {}).boxed_unsync())
+    }
+}
+
 /// A client. It keeps no connection: each request has its own.
 pub(crate) struct Http {
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
     limits: Limits,
     tls: Option<Arc<ClientConfig>>,
+    /// Where the first server that was asked is: the caller's choice, as no other is.
+    home: Option<IpAddr>,
 }
 
 /// An answer whose body is still to come.
-pub(crate) struct Response<'a> {
-    http: &'a Http,
+pub(crate) struct Response {
+    runtime: Arc<Runtime>,
+    limits: Limits,
     /// Who answered in the end.
     pub(crate) url: Uri,
     /// Its status: whatever it is but a redirect that was followed.
@@ -114,11 +136,12 @@ impl Http {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|source| ImageError::Run { program: "fetching".into(), source })?;
-        Ok(Self { runtime, limits, tls: None })
+        Ok(Self { runtime: Arc::new(runtime), limits, tls: None, home: None })
     }
 
     /// Sends a request and waits for the head of the answer. Redirects of `GET` and `HEAD` are followed, `Authorization`
-    /// stays with the first host, and nobody leads from `https` to `http`. `body` is made anew for each.
+    /// stays with the first host, nobody leads from `https` to `http`, and nobody but a server that is there itself leads to
+    /// an address that is not of the open network.
     ///
     /// # Errors
     /// [`ImageError::Fetch`], [`ImageError::Unwanted`]. A status that says no is no error.
@@ -127,16 +150,17 @@ impl Http {
         method: &Method,
         url: &str,
         headers: &HeaderMap,
-        body: &dyn Fn() -> Body,
+        sent: &dyn Sent,
         progress: &dyn Progress,
-    ) -> Result<Response<'_>, ImageError> {
+    ) -> Result<Response, ImageError> {
         let mut uri = parse_url(url)?;
         let mut headers = headers.clone();
         for _ in 0..=self.limits.redirects_max {
             if uri.scheme_str() == Some("https") && self.tls.is_none() {
-                self.tls = Some(trusting(&BUNDLES)?);
+                self.tls = Some(trusting()?);
             }
-            let answer = self.exchange(method, &uri, &headers, body(), progress)?;
+            let (peer, answer) = self.exchange(method, &uri, &headers, sent, progress)?;
+            self.home.get_or_insert(peer);
             let is_followed = matches!(*method, Method::GET | Method::HEAD);
             let location = answer.headers().get(LOCATION).filter(|_| is_followed);
             if let (true, Some(location)) = (answer.status().is_redirection(), location) {
@@ -149,7 +173,8 @@ impl Http {
             }
             let (parts, body) = answer.into_parts();
             return Ok(Response {
-                http: self,
+                runtime: self.runtime.clone(),
+                limits: self.limits,
                 url: uri,
                 status: parts.status,
                 headers: parts.headers,
@@ -167,12 +192,12 @@ impl Http {
         method: &Method,
         uri: &Uri,
         headers: &HeaderMap,
-        body: Body,
+        sent: &dyn Sent,
         progress: &dyn Progress,
-    ) -> Result<hyper::Response<Incoming>, ImageError> {
+    ) -> Result<(IpAddr, hyper::Response<Incoming>), ImageError> {
         let failed = |error: &dyn std::error::Error| fetch_error(uri, error);
-        let connect = connect(uri, self.tls.clone());
-        let stream = self.wait(uri, progress, connect)?.map_err(|error| failed(&error))?;
+        let connect = connect(uri, self.home, self.tls.clone());
+        let (peer, stream) = self.wait(uri, &Nothing, progress, connect)??;
         let mut builder = hyper::client::conn::http1::Builder::new();
         builder.max_buf_size(HEAD_BYTES_MAX);
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -182,27 +207,36 @@ impl Http {
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        let request = request.body(body).map_err(|error| failed(&error))?;
+        let request = request.body(sent.body()?).map_err(|error| failed(&error))?;
         let exchange = async move {
             let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
             // It ends with the body, or when that is dropped.
             tokio::spawn(connection);
             sender.send_request(request).await
         };
-        self.wait(uri, progress, exchange)?.map_err(|error| failed(&error))
+        let answer = self.wait(uri, sent, progress, exchange)?;
+        Ok((peer, answer.map_err(|error| failed(&error))?))
     }
 
-    /// Waits for at most the time that an answer may take, and as long as it is wanted.
+    /// Waits for at most the time that an answer may take, counted from when enough was sent along last, and as long as it is
+    /// wanted.
     fn wait<T>(
         &self,
         uri: &Uri,
+        sent: &dyn Sent,
         progress: &dyn Progress,
         future: impl Future<Output = T>,
     ) -> Result<T, ImageError> {
         let mut future = pin!(future);
-        let begin = Instant::now();
+        let (mut begin, mut mark) = (Instant::now(), 0);
         while begin.elapsed() < self.limits.answer {
             progress.check()?;
+            if let Some((done, total)) = sent.bytes() {
+                progress.bytes(done, Some(total));
+                if done >= mark + self.limits.pace_bytes {
+                    (begin, mark) = (Instant::now(), done);
+                }
+            }
             let look = async { tokio::time::timeout(LOOK, future.as_mut()).await };
             if let Ok(done) = self.runtime.block_on(look) {
                 return Ok(done);
@@ -213,13 +247,13 @@ impl Http {
     }
 }
 
-impl Response<'_> {
+impl Response {
     /// The next piece of the body; none at its end.
     ///
     /// # Errors
     /// [`ImageError::Fetch`]: cut off, or slower than it may be; [`ImageError::Unwanted`].
     pub(crate) fn piece(&mut self, progress: &dyn Progress) -> Result<Option<Bytes>, ImageError> {
-        let Limits { pace, pace_bytes, .. } = self.http.limits;
+        let Limits { pace, pace_bytes, .. } = self.limits;
         loop {
             progress.check()?;
             if self.span.elapsed() > pace {
@@ -235,7 +269,7 @@ impl Response<'_> {
             }
             let frame = self.body.frame();
             let look = async { tokio::time::timeout(LOOK, frame).await };
-            match self.http.runtime.block_on(look) {
+            match self.runtime.block_on(look) {
                 Err(_) => {}
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(error))) => return Err(fetch_error(&self.url, &error)),
@@ -255,47 +289,8 @@ impl Response<'_> {
     }
 }
 
-/// A connection, whether it is encrypted or not.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
-async fn connect(uri: &Uri, tls: Option<Arc<ClientConfig>>) -> io::Result<Box<dyn Stream>> {
-    let is_tls = uri.scheme_str() == Some("https");
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-    let stream = TcpStream::connect((host.as_str(), port)).await?;
-    match tls.filter(|_| is_tls) {
-        None => Ok(Box::new(stream)),
-        Some(config) => {
-            let name = ServerName::try_from(host).map_err(io::Error::other)?;
-            Ok(Box::new(TlsConnector::from(config).connect(name, stream).await?))
-        }
-    }
-}
-
-/// A client of TLS that trusts whom the host trusts: the first bundle that is there.
-fn trusting(bundles: &[&str]) -> Result<Arc<ClientConfig>, ImageError> {
-    let refused = |problem: String| ImageError::Format { what: "https".into(), problem };
-    let Some(bundle) = bundles.iter().find(|bundle| Path::new(bundle).exists()) else {
-        let problem = "the host trusts nobody: run `apt-get install ca-certificates`".to_owned();
-        return Err(refused(problem));
-    };
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(bundle)
-        .map_err(|error| refused(format!("{bundle} can not be read: {error}")))?;
-    // One that can not be read is one that is not trusted.
-    roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| refused(error.to_string()))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
 /// Where an answer leads (RFC 9110, 10.2.2).
-fn redirected(from: &Uri, location: &HeaderValue) -> Result<Uri, ImageError> {
+pub(crate) fn redirected(from: &Uri, location: &HeaderValue) -> Result<Uri, ImageError> {
     let refused = |problem: &str| fetch(&from.to_string(), problem, false);
     let to = location.to_str().map_err(|_| refused("it redirects to what is no URL"))?;
     let scheme = from.scheme_str().unwrap_or_default();
@@ -322,8 +317,9 @@ fn redirected(from: &Uri, location: &HeaderValue) -> Result<Uri, ImageError> {
     Ok(uri)
 }
 
+/// What stands behind a `?` may be a signature that opens a door, so it is not shown.
 fn fetch(url: &str, problem: &str, retry: bool) -> ImageError {
-    let url = url.chars().take(300).collect();
+    let url = url.split('?').next().unwrap_or_default().chars().take(300).collect();
     ImageError::Fetch { url, problem: problem.to_owned(), retry }
 }
 

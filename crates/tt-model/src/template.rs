@@ -1,6 +1,7 @@
 //! The template: what runtime images are cloned from, what it is made of, and how it is asked for.
 
 use crate::check::{check_name, check_template_name, quoted};
+use crate::remote::Remote;
 use crate::{ErrorCode, Refusal, VmId};
 use serde::{Deserialize, Serialize};
 
@@ -110,6 +111,8 @@ pub enum TemplateSource {
         #[cfg_attr(feature = "schema", schema(value_type = u64))]
         image: VmId,
     },
+    /// A container image in a registry, or a template that was pushed there.
+    Pull(Remote),
 }
 
 /// The moment that a template is published from, as it was planned.
@@ -182,6 +185,7 @@ impl TemplateSource {
             Self::Publish { vm, snapshot: None } => vm.clone(),
             Self::Publish { vm, snapshot: Some(snapshot) } => format!("{vm}@{snapshot}"),
             Self::PublishImage { image } => format!("image {image}"),
+            Self::Pull(from) => from.reference.clone(),
         }
     }
 }
@@ -234,6 +238,7 @@ pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
             check_name("vm", name)?;
             return snapshot.as_ref().map_or(Ok(()), |name| check_name("snapshot", name));
         }
+        TemplateSource::Pull(from) => return from.check().map(drop),
         TemplateSource::Build { .. } | TemplateSource::PublishImage { .. } => return Ok(()),
     };
     let is_place =

@@ -11,6 +11,7 @@ pub use key::{Key, Table};
 use crate::{Entry, Kv, PAGE_ENTRIES_MAX, Revision, StoreError, Watch};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+use tt_model::Push;
 use tt_model::status::Trouble;
 use tt_model::template::{Origin, Progress};
 use tt_model::{
@@ -97,6 +98,9 @@ pub struct TemplateRecord {
     pub progress: Option<Progress>,
     /// What went wrong, if it could not be made.
     pub trouble: Option<Trouble>,
+    /// Its last push to a registry, which its step and progress are of as long as it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub push: Option<Push>,
 }
 
 /// The typed tables of a store.

@@ -2,7 +2,9 @@
 //! them on loopback, which can be as wrong as a stranger's, too.
 
 mod image;
+mod registry;
 mod tar;
 
 pub use image::{Image, archive, digest, write};
+pub use registry::{Asked, Door, Part, Registry, Trick};
 pub use tar::{Node, tar};

@@ -12,6 +12,7 @@ mod hosts;
 mod images;
 mod members;
 mod problem;
+mod pushes;
 mod serve;
 mod snapshots;
 mod streams;
@@ -162,6 +163,8 @@ fn documented() -> OpenApiRouter<Api> {
         .routes(routes!(templates::list, templates::make))
         .routes(routes!(templates::show, templates::remove))
         .routes(routes!(disks::send))
+        .routes(routes!(pushes::begin))
+        .routes(routes!(pushes::stop))
 }
 
 async fn no_path(uri: Uri) -> ApiError {

@@ -146,6 +146,7 @@ fn want(config: &ApiConfig, spec: &TemplateSpec) -> Result<Option<TemplateRecord
         step: None,
         progress: None,
         trouble: None,
+        push: None,
     };
     let change = match &there {
         None => change.new_template(&record)?,
@@ -186,7 +187,9 @@ fn plan_origin(
             })?;
             Ok((Some(plan_publish_image(&row.value)?), Change::new().image(&row)?))
         }
-        TemplateSource::Build { .. } | TemplateSource::Import { .. } => Ok((None, Change::new())),
+        TemplateSource::Build { .. } | TemplateSource::Import { .. } | TemplateSource::Pull(_) => {
+            Ok((None, Change::new()))
+        }
     }
 }
 
@@ -224,7 +227,8 @@ fn unwant(
         let what = format!("template {}", quoted(name));
         return Err(in_use(what, &users, "destroy their Envs and remove the images first").into());
     }
-    row.value.is_wanted = false;
+    // Why it could not be made is no reason for it not to go.
+    (row.value.is_wanted, row.value.trouble) = (false, None);
     let change = Change::new().template(&row)?;
     readers.unless_read(&row.value.name.clone(), || committed(tables, &change, row.value))
 }

@@ -244,6 +244,7 @@ pub fn template(name: &str) -> TemplateRecord {
         step: None,
         progress: None,
         trouble: None,
+        push: None,
     }
 }
 

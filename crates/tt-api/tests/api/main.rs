@@ -19,6 +19,8 @@ mod openapi;
 #[cfg(test)]
 mod publish;
 #[cfg(test)]
+mod pushes;
+#[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod slow;

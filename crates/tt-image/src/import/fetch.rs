@@ -1,9 +1,8 @@
 //! A file fetched over HTTP into the draft of a template. What an interruption leaves is gone on with, if the server says
 //! that it still has the same; it never holds more than it may.
 
-use crate::http::{Http, Limits, Response};
+use crate::http::{Http, Limits, Nothing, Response};
 use crate::{ImageError, Progress, files, space};
-use http_body_util::{BodyExt, Empty};
 use hyper::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
     LAST_MODIFIED, RANGE,
@@ -91,8 +90,7 @@ impl Fetch<'_> {
             headers.insert(RANGE, range.map_err(|e| self.failed(&e.to_string(), false))?);
             headers.insert(IF_RANGE, validator);
         }
-        let empty = || Empty::new().map_err(|never| match never {}).boxed_unsync();
-        let response = http.send(&Method::GET, self.url, &headers, &empty, progress)?;
+        let response = http.send(&Method::GET, self.url, &headers, &Nothing, progress)?;
         match response.status {
             StatusCode::PARTIAL_CONTENT if begins_at(&response, have) => {
                 self.take(response, have, progress)
@@ -118,7 +116,7 @@ impl Fetch<'_> {
 
     fn take(
         &self,
-        mut response: Response<'_>,
+        mut response: Response,
         have: u64,
         progress: &dyn Progress,
     ) -> Result<Ended, ImageError> {
@@ -165,7 +163,7 @@ impl Fetch<'_> {
         (note.url == self.url).then_some(note)
     }
 
-    fn write_note(&self, response: &Response<'_>) -> Result<(), ImageError> {
+    fn write_note(&self, response: &Response) -> Result<(), ImageError> {
         // A weak tag does not say that every byte is the same.
         let tag = response.header(&ETAG).filter(|tag| !tag.starts_with("W/"));
         let validator = tag.or_else(|| response.header(&LAST_MODIFIED));
@@ -191,13 +189,14 @@ impl Fetch<'_> {
 }
 
 /// `bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4).
-fn begins_at(response: &Response<'_>, at: u64) -> bool {
+pub(crate) fn begins_at(response: &Response, at: u64) -> bool {
     let range = response.header(&CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes "));
     let first = range.and_then(|range| range.split_once('-')).map(|(first, _)| first.parse());
     first == Some(Ok(at))
 }
 
-fn wait(pause: Duration, progress: &dyn Progress) -> Result<(), ImageError> {
+/// Waits as long as it is wanted.
+pub(crate) fn wait(pause: Duration, progress: &dyn Progress) -> Result<(), ImageError> {
     let begin = Instant::now();
     while begin.elapsed() < pause {
         progress.check()?;
@@ -207,7 +206,7 @@ fn wait(pause: Duration, progress: &dyn Progress) -> Result<(), ImageError> {
 }
 
 /// The file that `from` names, opened so that it is what it was said to be: a regular file, no link.
-pub(super) fn open_local(from: &Path) -> Result<File, ImageError> {
+pub(crate) fn open_local(from: &Path) -> Result<File, ImageError> {
     use rustix::fs::{Mode, OFlags};
     let refused = |problem: &str| ImageError::Format {
         what: from.display().to_string(),

@@ -2,9 +2,16 @@
 //! boots with TT's kernel and agent; the agent runs the image's process. Images come from strangers: see `unpack.rs` and
 //! `tar.rs` for what is not let in. Nothing of an image is ever run on the host.
 
+mod artifact;
 mod blob;
+mod cache;
 mod container;
+mod fetch;
 mod image;
+mod pull;
+mod push;
+mod registry;
+mod runs;
 mod source;
 mod spec;
 mod tar;

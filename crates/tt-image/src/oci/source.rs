@@ -20,12 +20,13 @@ const LINKS_MAX: usize = 4;
 /// Named parts.
 #[derive(Debug)]
 pub(super) enum Source {
-    /// Files below a directory.
+    /// Files below a directory. With `is_flat` what a layout calls `blobs/sha256/DIGITS` is called `DIGITS`.
     Dir {
         /// Its path, for messages.
         path: PathBuf,
         /// It, open.
         root: OwnedFd,
+        is_flat: bool,
     },
     /// Entries of an archive.
     Archive {
@@ -64,7 +65,7 @@ impl Source {
         let file = File::from(fd);
         let meta = file.metadata().map_err(files::not_read(path))?;
         if meta.is_dir() {
-            return Ok(Self::Dir { path: path.into(), root: file.into() });
+            return Ok(Self::Dir { path: path.into(), root: file.into(), is_flat: false });
         }
         if !meta.is_file() {
             return Err(refuse(path, "it is neither a file nor a directory".into()));
@@ -74,6 +75,14 @@ impl Source {
             None => refuse(path, e.to_string()),
         })?;
         Ok(Self::Archive { path: path.into(), file, places })
+    }
+
+    /// A directory of our own with nothing but blobs, named by their digits.
+    pub(super) fn blobs(path: &Path) -> Result<Self, ImageError> {
+        match Self::open(path)? {
+            Self::Dir { path, root, .. } => Ok(Self::Dir { path, root, is_flat: true }),
+            archive => Ok(archive),
+        }
     }
 
     /// What it is called in messages.
@@ -91,7 +100,8 @@ impl Source {
     pub(super) fn part(&self, name: &str) -> Result<Part, ImageError> {
         let missing = || refuse(self.path(), format!("it has no {}", shown(name.as_bytes())));
         match self {
-            Self::Dir { root, .. } => {
+            Self::Dir { root, is_flat, .. } => {
+                let name = if *is_flat { name.trim_start_matches("blobs/sha256/") } else { name };
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let resolve =
                     ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

@@ -4,3 +4,6 @@ mod arbitrary;
 mod documents;
 mod hostile;
 mod layers;
+mod registry;
+mod wrong_documents;
+mod wrong_registry;

@@ -105,6 +105,14 @@ pub enum CliError {
         /// What went wrong.
         trouble: Trouble,
     },
+    /// A template could not be pushed to a registry. A retry helps if the trouble passes.
+    #[error("template {name} could not be pushed: {}", trouble.why)]
+    Push {
+        /// The template.
+        name: String,
+        /// What went wrong.
+        trouble: Trouble,
+    },
     /// A snapshot could not be taken, and none of it is left. A retry helps if the trouble passes.
     #[error("snapshot {name} could not be taken: {vm}: {}", trouble.why)]
     Snapshot {
@@ -167,6 +175,7 @@ impl CliError {
             Self::Create { trouble, .. }
             | Self::Settle { trouble, .. }
             | Self::Snapshot { trouble, .. }
+            | Self::Push { trouble, .. }
             | Self::Build { trouble, .. } => Some(trouble.code),
             _ => None,
         }
@@ -187,6 +196,9 @@ impl CliError {
             | Self::Snapshot { trouble, .. } => {
                 let again = if trouble.retry { "; try again" } else { "" };
                 Some(format!("nothing is left of it{again}"))
+            }
+            Self::Push { trouble, .. } => {
+                trouble.retry.then(|| "try again: what lies there already is not sent again".into())
             }
             Self::Settle { vm, .. } => Some(format!("look with: tt vm log {vm}")),
             Self::Interrupt { look } => Some(format!("look with: {look}")),

@@ -27,6 +27,7 @@ mod output;
 mod patience;
 mod progress;
 mod recover;
+mod registry;
 mod snapshot;
 mod ssh;
 mod target;

@@ -1,6 +1,7 @@
 //! `tt template`: what Vms are made from.
 
 use super::error::{CliError, Exit};
+use super::registry::{self, RegistryArgs};
 use super::target::VmTarget;
 use super::text::{Table, one_line};
 use super::{Context, lines, template_export};
@@ -87,6 +88,37 @@ pub enum TemplateCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Make a template of a container image in a registry, or of a template that was pushed there
+    Pull {
+        /// What: `[HOST[:PORT]/]NAME[:TAG][@DIGEST]`; without a host, Docker's hub
+        reference: String,
+        /// Its globally unique name; without one, host and repository, e.g. `docker.io/library/alpine`
+        name: Option<String>,
+        /// Description for people
+        #[arg(long)]
+        memo: Option<String>,
+        #[command(flatten)]
+        how: RegistryArgs,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Push a template to a registry, from where it can be pulled
+    Push {
+        /// Which template
+        template: String,
+        /// Where to: `HOST[:PORT]/NAME[:TAG]`
+        #[arg(required_unless_present = "stop")]
+        reference: Option<String>,
+        #[command(flatten)]
+        how: RegistryArgs,
+        /// End a push that is under way
+        #[arg(long, conflicts_with_all = ["reference", "plain_http", "credentials", "no_wait"])]
+        stop: bool,
+        /// Return at once
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Remove a template that no Vm was made from
     Rm {
         /// Which template
@@ -153,6 +185,17 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
                 json!({ "template": template, "file": shown, "format": format, "bytes": size });
             output.result(&done, || format!("{shown} has the disk of {template}\n"))?;
         }
+        TemplateCommand::Pull { reference, name, memo, how, no_wait } => {
+            let name = match name {
+                Some(name) => name,
+                None => registry::name_of(&reference)?,
+            };
+            let source = TemplateSource::Pull(how.remote(reference)?);
+            make(context, &TemplateSpec { name, source, memo }, no_wait).await?;
+        }
+        TemplateCommand::Push { template, reference, how, stop, no_wait } => {
+            registry::push(context, template, reference.filter(|_| !stop), how, no_wait).await?;
+        }
         TemplateCommand::Rm { template, no_wait } => {
             let view = client.remove_template(&template).await?;
             if !no_wait {
@@ -176,7 +219,7 @@ async fn make(context: &Context, spec: &TemplateSpec, no_wait: bool) -> Result<(
 }
 
 /// A path as seen from here, since the daemon is elsewhere. A URL stays as it is.
-fn absolute(from: String) -> Result<String, CliError> {
+pub(super) fn absolute(from: String) -> Result<String, CliError> {
     if from.contains("://") {
         return Ok(from);
     }
@@ -199,7 +242,7 @@ fn export_format(text: &str) -> Result<DiskFormat, String> {
 }
 
 /// Waits for `work` unless the user stops waiting.
-async fn interruptible<T>(
+pub(super) async fn interruptible<T>(
     name: &str,
     work: impl Future<Output = Result<T, CliError>>,
 ) -> Result<T, CliError> {
@@ -226,14 +269,23 @@ async fn built(context: &Context, first: TemplateView) -> Result<TemplateView, C
             }
             (TemplatePhase::Building | TemplatePhase::Failed, _) => {}
         }
-        let step = step(&view);
-        if Some(&step) != last_step.as_ref() {
-            context.output.note(&format!("{} {}", view.name, one_line(&step)));
-            last_step = Some(step);
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-        view = context.client.template(&view.name).await?;
+        view = later(context, view, &mut last_step).await?;
     }
+}
+
+/// Says what is being done, if that is new, and looks again after a moment.
+pub(super) async fn later(
+    context: &Context,
+    view: TemplateView,
+    last_step: &mut Option<String>,
+) -> Result<TemplateView, CliError> {
+    let step = step(&view);
+    if Some(&step) != last_step.as_ref() {
+        context.output.note(&format!("{} {}", view.name, one_line(&step)));
+        *last_step = Some(step);
+    }
+    tokio::time::sleep(LOOK_INTERVAL).await;
+    Ok(context.client.template(&view.name).await?)
 }
 
 /// What is being done, with every tenth part of it, where that is known.
@@ -297,7 +349,12 @@ fn facts(view: &TemplateView) -> String {
         facts.row(["features", &made.features.join(", ")]);
         facts.row(["digest", &made.digest]);
     }
-    if let Some(trouble) = &view.trouble {
+    if let Some(push) = &view.push {
+        facts.row(["pushed to", &push.to.reference]);
+        facts.row(["as", push.digest.as_deref().unwrap_or_default()]);
+    }
+    let failed = view.push.as_ref().and_then(|push| push.trouble.as_ref());
+    if let Some(trouble) = view.trouble.as_ref().or(failed) {
         facts.row(["trouble", &lines::trouble(trouble)]);
     }
     facts.render()

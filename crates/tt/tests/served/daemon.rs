@@ -318,5 +318,6 @@ fn micro() -> TemplateRecord {
         step: None,
         progress: None,
         trouble: None,
+        push: None,
     }
 }
