@@ -30,7 +30,7 @@ fn images_boot_and_templates_travel_through_a_registry() {
     }
     lab.tt(&["env", "destroy", "e"]).good();
     a_template_is_the_same_elsewhere(&lab, &registry);
-    a_push_is_stopped(&lab, &registry);
+    a_push_goes_on_and_is_stopped(&mut lab, &registry);
     wrong_references_are_refused(&lab, &registry);
     for name in ["app", "saved"] {
         lab.tt(&["template", "rm", name]).good();
@@ -139,13 +139,21 @@ fn a_template_is_the_same_elsewhere(lab: &Lab, registry: &Registry) {
     other.finish();
 }
 
-fn a_push_is_stopped(lab: &Lab, registry: &Registry) {
+fn a_push_goes_on_and_is_stopped(lab: &mut Lab, registry: &Registry) {
     registry.calm();
     registry.trick(Part::Uploads, Trick::Silent);
     let to = registry.reference("me/stopped:1");
     lab.tt(&["template", "push", "micro", &to, "--no-wait"]).good();
     let is_sending = || registry.asked().iter().any(|asked| asked.method == "POST");
-    eventually("it is being sent", SOON, || (!is_sending()).then(|| "it is not".to_owned()));
+    let wait =
+        || eventually("it is sent", SOON, || (!is_sending()).then(|| "it is not".to_owned()));
+    wait();
+    // The next daemon sends it, too.
+    lab.kill9();
+    registry.calm();
+    registry.trick(Part::Uploads, Trick::Silent);
+    lab.restart();
+    wait();
     let elsewhere = registry.reference("me/elsewhere:1");
     lab.tt(&["template", "push", "micro", &elsewhere]).fails(1, "[ERR_TT_BUSY]");
     lab.tt(&["template", "push", "micro", "--stop"]).good();

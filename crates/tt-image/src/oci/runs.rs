@@ -3,7 +3,7 @@
 
 use super::blob::{Digest, Verified};
 use super::spec::{Descriptor, refuse};
-use crate::space::SparseWriter;
+use crate::space::{self, SparseWriter};
 use crate::{ImageError, Progress, files};
 use rustix::fs::SeekFrom;
 use sha2::{Digest as _, Sha256};
@@ -22,6 +22,8 @@ const RUN_BYTES_MAX: usize = 16 * PIECE_BYTES;
 const FILE_BYTES_MAX: u64 = 16 << 40;
 /// Level of zstd: quick, and small enough.
 const LEVEL: i32 = 3;
+/// The free space is looked at after so much data.
+const ROOM_LOOK_BYTES: u64 = 32 << 20;
 /// Data that may come out of any file, and beyond that for each byte of a packed one: the same as for imports.
 const DATA_BYTES: u64 = 16 << 30;
 const DATA_RATIO: u64 = 200;
@@ -48,10 +50,14 @@ pub(super) fn pack(
         .map_err(&not_written)?;
     let mut run = Run { begin: 0, data: Vec::new() };
     let mut piece = vec![0; PIECE_BYTES];
-    let mut at = 0;
+    let (mut at, mut unlooked) = (0, ROOM_LOOK_BYTES);
     while at < bytes {
         progress.check()?;
         progress.bytes(at, Some(bytes));
+        if unlooked >= ROOM_LOOK_BYTES {
+            unlooked = 0;
+            space::check_room(to, 0)?;
+        }
         if let Some(data) = next_data(&file, at, bytes) {
             at = data - data % PIECE_BYTES as u64;
         }
@@ -68,6 +74,7 @@ pub(super) fn pack(
         }
         if !is_zero {
             run.data.extend_from_slice(&piece[..len]);
+            unlooked += len as u64;
         }
         at += len as u64;
     }

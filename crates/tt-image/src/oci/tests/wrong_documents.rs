@@ -1,7 +1,7 @@
 //! Documents and templates as an enemy puts them into a registry: each is refused, and leaves nothing.
 
 use super::registry::Lab;
-use super::wrong_registry::{image, refused};
+use super::wrong_registry::{image, patience, refused};
 use serde_json::{Value, json};
 use testkit::oci::digest;
 
@@ -92,7 +92,7 @@ fn documents_of_an_enemy_are_refused() {
     let right = lab.registry.manifest("evil", "1");
     for (what, change, why) in digests_and_sizes().into_iter().chain(forms()) {
         lab.registry.put_manifest("evil", "2", MANIFEST, &changed(&right, change));
-        let said = refused(&lab, what, &lab.remote("evil:2"));
+        let said = refused(&lab, what, &lab.remote("evil:2"), patience(None));
         assert!(said.contains(why), "{what}: {said}");
     }
     // An index of itself can not be: a digest would have to be its own. A deep one can.
@@ -104,7 +104,7 @@ fn documents_of_an_enemy_are_refused() {
         lab.registry.put_manifest("evil", &format!("deep{depth}"), INDEX, &index);
         inner = (INDEX, index);
     }
-    let said = refused(&lab, "deep index", &lab.remote("evil:deep5"));
+    let said = refused(&lab, "deep index", &lab.remote("evil:deep5"), patience(None));
     assert!(said.contains("indexes lead to each other"), "{said}");
 }
 
@@ -178,7 +178,7 @@ fn templates_of_an_enemy_are_refused() {
             lab.registry.put_blob("x", &packed);
         }
         lab.registry.put_manifest("x", "2", MANIFEST, manifest.to_string().as_bytes());
-        let said = refused(&lab, what, &lab.remote("x:2"));
+        let said = refused(&lab, what, &lab.remote("x:2"), patience(None));
         assert!(said.contains(why), "{what}: {said}");
     }
 }
