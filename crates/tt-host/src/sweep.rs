@@ -6,6 +6,7 @@ use crate::settle::phase_at;
 use crate::{Clock, Drivers, GuestControl, HostConfig, HostError, Metas, layers, volumes};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use tt_image::Catalogue;
 use tt_model::{EnvId, Goal, HostId, Vm, VmId};
 use tt_network::Found;
 use tt_store::tables::{Key, Table, Tables};
@@ -75,6 +76,7 @@ pub(crate) struct Sweeper {
     drivers: Drivers,
     guests: Arc<Guests>,
     metas: Metas,
+    catalogue: Arc<Catalogue>,
     clock: Arc<dyn Clock>,
     host: HostId,
     grace_ms: u64,
@@ -108,6 +110,7 @@ impl Sweeper {
             drivers: config.drivers.clone(),
             guests: config.guests.clone(),
             metas: config.metas.clone(),
+            catalogue: config.catalogue.clone(),
             clock: config.clock.clone(),
             host: config.host,
             grace_ms: config.sweep_grace_ms,
@@ -139,14 +142,14 @@ impl Sweeper {
     pub(crate) fn sweep(&self) -> Result<(), HostError> {
         let strays = self.verify()?.findings.into_iter().filter(|finding| finding.is_stray);
         self.clear_all(self.overdue(strays.collect()));
-        volumes::collect(&self.tables, &self.drivers)
+        volumes::tidy(&self.tables, &self.drivers, &self.catalogue)
     }
 
     /// Compares host and records, and clears every stray at once. Answers what was found.
     pub(crate) fn repair(&self) -> Result<Report, HostError> {
         let report = self.verify()?;
         self.clear_all(report.findings.iter().filter(|f| f.is_stray).cloned().collect());
-        volumes::collect(&self.tables, &self.drivers)?;
+        volumes::tidy(&self.tables, &self.drivers, &self.catalogue)?;
         Ok(report)
     }
 

@@ -121,6 +121,7 @@ impl Catalogue {
         let what = [boot.package(), &RECIPE.to_string(), &modules::WANTED.join(" ")].join("\n");
         let unpacked = kernels.join(digest::of_bytes(what.as_bytes()));
         if unpacked.join(KERNEL).is_file() {
+            files::touch(&unpacked);
             return Ok(unpacked);
         }
         progress.step(&format!("unpacking {}", boot.package()));
@@ -190,7 +191,7 @@ fn only(dir: &Path, begin: &str) -> Result<PathBuf, ImageError> {
     }
 }
 
-/// Removes all but the youngest directories.
+/// Removes all but the directories that were used last.
 pub(crate) fn prune(dir: &Path) -> Result<(), ImageError> {
     let mut ages = Vec::new();
     for name in files::names(dir)? {

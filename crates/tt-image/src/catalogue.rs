@@ -91,13 +91,13 @@ impl Catalogue {
         }
     }
 
-    /// Removes every template that has no name any more and whose digest is not in `in_use`; answers their digests. The
-    /// caller makes sure that no Vm is being made from one of them.
+    /// Removes every template that has no name any more and whose digest is not in `in_use`; answers their digests:
+    /// none while another one is installed. The caller makes sure that no Vm is being made from one of them.
     ///
     /// # Errors
-    /// [`ImageError::Read`], [`ImageError::Write`], [`ImageError::Busy`].
+    /// [`ImageError::Read`], [`ImageError::Write`].
     pub fn collect(&self, in_use: &BTreeSet<String>) -> Result<Vec<String>, ImageError> {
-        let _lock = Lock::take(&self.templates())?;
+        let Some(_lock) = Lock::try_take(&self.templates())? else { return Ok(Vec::new()) };
         let by_name = self.by_name();
         let mut named = BTreeSet::new();
         for file in files::names(&by_name)? {

@@ -15,6 +15,9 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(60);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(540);
 const UNPACK_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Where files of packages lie, in the cache.
+pub(crate) const DOWNLOADS: &str = "downloads";
+
 /// A package, by how its file name begins and ends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Package {
@@ -37,7 +40,7 @@ pub(crate) struct Downloads {
 impl Downloads {
     /// Below `cache`.
     pub(crate) fn open(cache: &Path) -> Result<Self, ImageError> {
-        let dir = cache.join("downloads");
+        let dir = cache.join(DOWNLOADS);
         files::make_dir(&dir)?;
         Ok(Self { cache: cache.into(), dir })
     }

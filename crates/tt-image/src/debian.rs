@@ -129,7 +129,10 @@ impl Catalogue {
         };
         let built = cache.join("builds").join(parts.key());
         let template = match record::read(&built) {
-            Ok(template) => template,
+            Ok(template) => {
+                files::touch(&built);
+                template
+            }
             Err(_) => {
                 check_tools()?;
                 files::remove(&built)?;
@@ -159,6 +162,7 @@ impl Catalogue {
         }
         let tar = kept.join(ROOT);
         if tar.is_file() {
+            files::touch(&kept);
             return Ok(tar);
         }
         files::remove(&kept)?;

@@ -112,7 +112,7 @@ impl Catalogue {
         Ok(names.iter().map(|file| Self::name_of(file)).collect())
     }
 
-    fn draft_dir(&self, name: &str) -> Result<PathBuf, ImageError> {
+    pub(crate) fn draft_dir(&self, name: &str) -> Result<PathBuf, ImageError> {
         Ok(self.data.join(DRAFTS).join(Self::file_of(name)?))
     }
 }

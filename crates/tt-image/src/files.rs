@@ -2,7 +2,10 @@
 //! never follows a symbolic link at the place that it was asked for.
 
 use crate::ImageError;
-use rustix::fs::{FlockOperation, Mode, OFlags, flock, ioctl_ficlone};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock,
+    ioctl_ficlone, utimensat,
+};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -62,30 +65,36 @@ pub(crate) struct Lock {
 impl Lock {
     /// Waits for it, and removes what a holder that was killed left unfinished.
     pub(crate) fn take(dir: &Path) -> Result<Self, ImageError> {
+        let start = Instant::now();
+        loop {
+            match Self::try_take(dir)? {
+                Some(lock) => return Ok(lock),
+                None if start.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_POLL),
+                None => {
+                    return Err(ImageError::Busy {
+                        path: dir.into(),
+                        waited_secs: LOCK_WAIT.as_secs(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// As [`Lock::take`], unless somebody has it.
+    pub(crate) fn try_take(dir: &Path) -> Result<Option<Self>, ImageError> {
         make_dir(dir)?;
         let path = dir.join(LOCK);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| not_written(&path)(e.into()))?;
         let file = File::from(file);
-        let start = Instant::now();
-        loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < LOCK_WAIT => {
-                    std::thread::sleep(LOCK_POLL);
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(ImageError::Busy {
-                        path: dir.into(),
-                        waited_secs: LOCK_WAIT.as_secs(),
-                    });
-                }
-                Err(e) => return Err(not_written(&path)(e.into())),
-            }
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(not_written(&path)(e.into())),
         }
         remove_temporaries(dir)?;
-        Ok(Self { _file: file })
+        Ok(Some(Self { _file: file }))
     }
 }
 
@@ -227,6 +236,13 @@ fn copy_data(mut from: &File, to: &File) -> io::Result<()> {
         }
         at += len as u64;
     }
+}
+
+/// Notes that something in the cache was used. If that fails, it is only forgotten earlier.
+pub(crate) fn touch(path: &Path) {
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    let _ = utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
 }
 
 /// Makes the entries of a directory durable.

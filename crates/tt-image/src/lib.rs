@@ -6,6 +6,7 @@
 //! another content is another digest, and a Vm keeps the one that it was made from.
 
 mod boot;
+mod cache;
 mod catalogue;
 mod cpio;
 mod deb;

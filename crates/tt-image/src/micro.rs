@@ -53,7 +53,10 @@ impl Catalogue {
         let parts = self.parts(packages, progress)?;
         let built = self.cache.join(MICRO).join(parts.key());
         let template = match record::read(&built) {
-            Ok(template) => template,
+            Ok(template) => {
+                files::touch(&built);
+                template
+            }
             Err(_) => {
                 files::remove(&built)?;
                 let template = self.build(&parts, &built, progress)?;

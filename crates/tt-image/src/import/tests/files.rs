@@ -28,40 +28,42 @@ fn sparse(lab: &Lab, bytes: u64) -> Import {
     import_of(path)
 }
 
+pub(super) const FILES: &[Case] = &[
+    (
+        "a symbolic link",
+        |lab| {
+            symlink("/etc/shadow", lab.path("link")).unwrap();
+            import_of(lab.path("link"))
+        },
+        "it is a symbolic link",
+    ),
+    (
+        "a link to nothing",
+        |lab| {
+            symlink("nowhere", lab.path("link")).unwrap();
+            import_of(lab.path("link"))
+        },
+        "it is a symbolic link",
+    ),
+    ("a device", |lab| node(lab, FileType::CharacterDevice), "no regular file"),
+    ("a FIFO", |lab| node(lab, FileType::Fifo), "no regular file"),
+    ("a socket", |lab| node(lab, FileType::Socket), "no regular file"),
+    ("nothing", |lab| import_of(lab.path("nothing")), "no such file"),
+    ("a relative path", |_| import_of("Cargo.toml"), "its whole path"),
+    ("an empty file", |lab| import_of(lab.write("empty", b"")), "no disk or archive"),
+    ("a text", |lab| import_of(lab.write("text", b"root:x:0:0\n")), "no disk or archive"),
+    ("a sparse terabyte", |lab| sparse(lab, 1 << 40), "the most that fits"),
+    ("more than there can be", |lab| sparse(lab, 15 << 40), "the most that fits"),
+    (
+        "a disk of another product",
+        |lab| import_of(lab.write("vhd", b"conectix".repeat(200))),
+        "no disk or archive",
+    ),
+];
+
 #[test]
 fn what_is_no_plain_file_is_refused() {
-    run(&[
-        (
-            "a symbolic link",
-            |lab| {
-                symlink("/etc/shadow", lab.path("link")).unwrap();
-                import_of(lab.path("link"))
-            },
-            "it is a symbolic link",
-        ),
-        (
-            "a link to nothing",
-            |lab| {
-                symlink("nowhere", lab.path("link")).unwrap();
-                import_of(lab.path("link"))
-            },
-            "it is a symbolic link",
-        ),
-        ("a device", |lab| node(lab, FileType::CharacterDevice), "no regular file"),
-        ("a FIFO", |lab| node(lab, FileType::Fifo), "no regular file"),
-        ("a socket", |lab| node(lab, FileType::Socket), "no regular file"),
-        ("nothing", |lab| import_of(lab.path("nothing")), "no such file"),
-        ("a relative path", |_| import_of("Cargo.toml"), "its whole path"),
-        ("an empty file", |lab| import_of(lab.write("empty", b"")), "no disk or archive"),
-        ("a text", |lab| import_of(lab.write("text", b"root:x:0:0\n")), "no disk or archive"),
-        ("a sparse terabyte", |lab| sparse(lab, 1 << 40), "the most that fits"),
-        ("more than there can be", |lab| sparse(lab, 15 << 40), "the most that fits"),
-        (
-            "a disk of another product",
-            |lab| import_of(lab.write("vhd", b"conectix".repeat(200))),
-            "no disk or archive",
-        ),
-    ]);
+    run(FILES);
 }
 
 /// A qcow2 disk with other bytes at a place of its header.
@@ -71,7 +73,7 @@ pub(super) fn qcow2(lab: &Lab, at: usize, bytes: &[u8]) -> Import {
     import_of(lab.write("q.qcow2", content))
 }
 
-const QCOW2_DISKS: &[Case] = &[
+pub(super) const QCOW2_DISKS: &[Case] = &[
     (
         "a backing file",
         |lab| {
@@ -160,7 +162,7 @@ fn vmdk_header(lab: &Lab, at: usize, bytes: &[u8]) -> Import {
     import_of(lab.write("v.vmdk", content))
 }
 
-const VMDK_DISKS: &[Case] = &[
+pub(super) const VMDK_DISKS: &[Case] = &[
     (
         "a descriptor that names another file",
         |lab| {
@@ -228,7 +230,7 @@ fn vdi(lab: &Lab, at: usize, bytes: &[u8]) -> Import {
     import_of(lab.write("v.vdi", content))
 }
 
-const VDI_DISKS: &[Case] = &[
+pub(super) const VDI_DISKS: &[Case] = &[
     ("a parent", |lab| vdi(lab, 0x1b8, &[1]), "another disk"),
     ("a link", |lab| vdi(lab, 0x1a8, &[1]), "another disk"),
     ("a difference", |lab| vdi(lab, 0x4c, &[4]), "another disk"),

@@ -105,7 +105,7 @@ fn a_fetch_that_nobody_wants_ends_soon_and_leaves_nothing() {
 /// What, how the server answers, and what the refusal must say.
 type Case = (&'static str, fn(&str, &mut TcpStream) -> std::io::Result<()>, &'static str);
 
-const SERVERS: &[Case] = &[
+pub(super) const SERVERS: &[Case] = &[
     (
         "a redirect to a file",
         |_, s| answer(s, "302 Found", "Location: file:///etc/shadow\r\n", b""),

@@ -16,7 +16,7 @@ fn gzip(mut from: impl std::io::Read) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-const PACKINGS: &[Case] = &[
+pub(super) const PACKINGS: &[Case] = &[
     ("a bomb of gzip", |lab| import_of(lab.write("b", gzip(zeros()))), "the most for so many"),
     (
         "a bomb of xz",
@@ -106,7 +106,7 @@ fn archive(lab: &Lab, nodes: &[Node]) -> Import {
     import_of(lab.write("root.tar", tar(nodes)))
 }
 
-const ARCHIVES: &[Case] = &[
+pub(super) const ARCHIVES: &[Case] = &[
     ("a way out by ..", |lab| archive(lab, &[Node::file("../../../../outside/evil", b"x")]), ".."),
     (
         "a way out in the middle",
