@@ -53,10 +53,22 @@ pub(super) async fn connect(
         };
         let Some(config) = tls.filter(|_| is_tls) else { return Ok((peer, Box::new(stream))) };
         let name = ServerName::try_from(host.clone()).map_err(|e| failed(io::Error::other(e)))?;
-        let stream = TlsConnector::from(config).connect(name, stream).await.map_err(failed)?;
+        let connected = TlsConnector::from(config).connect(name, stream).await;
+        let stream = connected.map_err(|error| match is_distrusted(&error) {
+            true => {
+                fetch(&uri.to_string(), &format!("this host does not trust it: {error}"), false)
+            }
+            false => failed(error),
+        })?;
         return Ok((peer, Box::new(stream)));
     }
     Err(error)
+}
+
+/// Whether it is the certificate, which no retry makes better.
+fn is_distrusted(error: &io::Error) -> bool {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// A client of TLS that trusts whom the host trusts: the first bundle that is there.
@@ -78,4 +90,18 @@ pub(super) fn trusting() -> Result<Arc<ClientConfig>, ImageError> {
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{CertificateError, Error};
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_does_not_become_better() {
+        let tls = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        assert!(is_distrusted(&tls(Error::InvalidCertificate(CertificateError::UnknownIssuer))));
+        assert!(!is_distrusted(&tls(Error::HandshakeNotComplete)));
+        assert!(!is_distrusted(&io::ErrorKind::ConnectionReset.into()));
+    }
 }
