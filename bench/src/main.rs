@@ -4,6 +4,7 @@
 mod begin;
 mod by_hand;
 mod create;
+mod disks;
 mod freeze;
 mod list;
 mod mount;
@@ -19,12 +20,13 @@ use table::Row;
 type Bench = (&'static str, fn() -> Vec<Row>);
 
 /// All benches, in the order in which they run: those that need a quiet machine first.
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     ("create", create::one_guest),
     ("begin", begin::from_memory),
     ("pause", pause::silence_by_memory),
     ("ten", create::ten_guests),
     ("freeze", freeze::ten_gib),
+    ("disks", disks::create_image),
     ("ports", ports::one_among_many),
     ("list", list::ten_thousand_vms),
 ];

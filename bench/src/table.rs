@@ -30,6 +30,19 @@ impl Row {
         Self { what: what.into(), found, ratio: Some(ratio), ratio_max }
     }
 
+    /// The same; it may take so often what the base does, and so much more.
+    pub fn within(
+        what: impl Into<String>,
+        time: Duration,
+        base: Duration,
+        ratio_max: f64,
+        more_max: Duration,
+    ) -> Self {
+        let max = ratio_max + more_max.as_secs_f64() / base.as_secs_f64();
+        // As many digits as are printed of the ratio.
+        Self::ratio(what, time, base, Some((max * 1000.0).round() / 1000.0))
+    }
+
     /// Whether the ratio keeps its bound.
     pub fn is_within(&self) -> bool {
         self.ratio.zip(self.ratio_max).is_none_or(|(ratio, max)| ratio <= max)

@@ -181,7 +181,7 @@ fn place(mountpoint: Option<&Path>) -> String {
 /// What it means, by the words of OpenZFS and zfs-fuse.
 fn refusal(said: &str, line: &str) -> Refused {
     let has = |words: &str| said.contains(words);
-    if has("has dependent clones") || has("has children") {
+    if has("has dependent clones") || has("has children") || has("snapshot is cloned") {
         Refused::HasClones
     } else if has("does not exist") || has("could not find any snapshots") || has("no such pool") {
         Refused::Absent
@@ -251,6 +251,10 @@ mod tests {
             ("cannot open 'p/x': dataset does not exist\n", Refused::Absent),
             ("cannot create 'p/x': dataset already exists", Refused::Exists),
             ("cannot destroy 'p/x': filesystem has dependent clones\nuse '-R'", Refused::HasClones),
+            (
+                "cannot destroy 'p/x@s': snapshot is cloned\nno snapshots destroyed",
+                Refused::HasClones,
+            ),
             ("cannot create 'p/x': out of space", Refused::Full),
             (
                 "cannot destroy 'p':\n\tdataset\x07 is busy",

@@ -1,5 +1,5 @@
-//! The `zfs` back end: each disk is a raw file in a data set of its own, `POOL/tt/INSTANCE/v/VM/EPOCH`, mounted where the
-//! disk's name says; a snapshot is a snapshot of it. It never touches a data set outside of `POOL/tt/INSTANCE`, and never
+//! The `zfs` back end: each disk is a raw file in a data set of its own, `POOL/tt/INSTANCE/v/VM.0` and later
+//! `v/VM/EPOCH`, mounted where the disk's name says; a snapshot is a snapshot of it. It never touches a data set outside of `POOL/tt/INSTANCE`, and never
 //! takes one for lost while its pool is not there.
 //!
 //! A directory of a disk's name is made before anything of the disk is in the pool, and goes after it: looking at

@@ -2,7 +2,7 @@
 //! nothing outside of `POOL/tt/INSTANCE`.
 
 use super::command::{Refused, Zfs};
-use super::state::{State, Step};
+use super::state::{FIRST, State, Step, disk_set};
 use crate::layers::parse_id;
 use crate::{Space, StorageError};
 use std::collections::BTreeSet;
@@ -25,14 +25,19 @@ impl Pool {
         Self { name: name.to_owned(), root: format!("{name}/tt/{instance}") }
     }
 
-    /// The data set of all disks of a Vm.
+    /// What the data sets of all Vms lie below.
+    fn vms_set(&self) -> String {
+        format!("{}/v", self.root)
+    }
+
+    /// The data set of all disks of a Vm but the first.
     pub(super) fn vm_set(&self, id: VmId) -> String {
         format!("{}/v/{id}", self.root)
     }
 
     /// The data set of a disk.
     pub(super) fn disk_set(&self, id: VmId, epoch: u32) -> String {
-        format!("{}/v/{id}/{epoch}", self.root)
+        disk_set(&self.vms_set(), id, epoch)
     }
 
     /// The data set of a template's disk.
@@ -55,8 +60,7 @@ impl Pool {
     /// directory may lie there.
     pub(super) fn prepare(&self) -> Result<(), Refused> {
         let root = &self.root;
-        for set in
-            [format!("{}/tt", self.name), root.clone(), format!("{root}/t"), format!("{root}/v")]
+        for set in [format!("{}/tt", self.name), root.clone(), format!("{root}/t"), self.vms_set()]
         {
             match Zfs::create(&set, None).run() {
                 Ok(_) | Err(Refused::Exists) => {}
@@ -68,12 +72,18 @@ impl Pool {
 
     /// What a Vm has.
     pub(super) fn state(&self, id: VmId) -> Result<State, StorageError> {
-        let set = self.vm_set(id);
-        match Zfs::list(&set).run() {
-            Ok(printed) => Ok(State::parse(&set, &printed)),
-            Err(Refused::Absent) => self.check().map(|()| State::default()),
-            Err(refused) => Err(refused.into()),
+        let mut printed = String::new();
+        for set in [self.disk_set(id, 0), self.vm_set(id)] {
+            match Zfs::list(&set).run() {
+                Ok(more) => printed.push_str(&more),
+                Err(Refused::Absent) => {}
+                Err(refused) => return Err(refused.into()),
+            }
         }
+        if printed.is_empty() {
+            self.check()?;
+        }
+        Ok(State::parse(&self.vms_set(), id, &printed))
     }
 
     /// Removes a data set with all below it, or a snapshot. One that is not there is fine.
@@ -87,15 +97,15 @@ impl Pool {
 
     /// Removes all disks of a Vm but those in `stay`, and what these can not be without.
     pub(super) fn drop_others(&self, id: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
-        let set = self.vm_set(id);
+        let (set, vms) = (self.vm_set(id), self.vms_set());
         let mut pinned = BTreeSet::new();
         for _ in 0..STEPS_MAX {
-            let Some(step) = self.state(id)?.next_step(&set, id, stay, &pinned) else {
+            let Some(step) = self.state(id)?.next_step(&vms, id, stay, &pinned) else {
                 return Ok(());
             };
             match step {
                 Step::DropSnapshot(epoch, name) => {
-                    let snapshot = format!("{set}/{epoch}@{name}");
+                    let snapshot = format!("{}@{name}", self.disk_set(id, epoch));
                     match self.destroy(&snapshot) {
                         Err(StorageError::HasClones) => {
                             // Perhaps only what an export that was killed has left.
@@ -108,8 +118,8 @@ impl Pool {
                         dropped => dropped?,
                     }
                 }
-                Step::DropSet(epoch) => self.destroy(&format!("{set}/{epoch}"))?,
-                Step::Promote(epoch) => drop(Zfs::promote(&format!("{set}/{epoch}")).run()?),
+                Step::DropSet(epoch) => self.destroy(&self.disk_set(id, epoch))?,
+                Step::Promote(epoch) => drop(Zfs::promote(&self.disk_set(id, epoch)).run()?),
             }
         }
         Err(StorageError::Pool { problem: format!("{set} does not come to rest") })
@@ -117,37 +127,59 @@ impl Pool {
 
     /// Removes all that a Vm has. What was made from it for other Vms goes on.
     pub(super) fn drop_all(&self, id: VmId) -> Result<(), StorageError> {
-        let set = self.vm_set(id);
-        match self.destroy(&set) {
-            Err(StorageError::HasClones) => {
-                self.part(&set)?;
-                self.destroy(&set)
-            }
-            destroyed => destroyed,
+        if self.drop_sets(id)? {
+            return Ok(());
         }
+        // They hold each other, or are held by other Vms' disks.
+        self.drop_others(id, &BTreeSet::new())?;
+        self.part(id)?;
+        self.drop_others(id, &BTreeSet::new())?;
+        if self.drop_sets(id)? { Ok(()) } else { Err(StorageError::HasClones) }
+    }
+
+    /// Removes a Vm's data sets as they are. Answers whether nothing holds them.
+    fn drop_sets(&self, id: VmId) -> Result<bool, StorageError> {
+        let (mut is_free, mut is_absent) = (true, true);
+        for set in [self.vm_set(id), self.disk_set(id, 0)] {
+            match Zfs::destroy(&set).run() {
+                Ok(_) => is_absent = false,
+                Err(Refused::Absent) => {}
+                Err(Refused::HasClones) => (is_free, is_absent) = (false, false),
+                Err(refused) => return Err(refused.into()),
+            }
+        }
+        if is_absent {
+            self.check()?;
+        }
+        Ok(is_free)
     }
 
     /// Lets the disks of other Vms, which were made from that one's, own what they were made from.
-    fn part(&self, set: &str) -> Result<(), StorageError> {
-        let (all, below) = (format!("{}/v", self.root), format!("{set}/"));
+    fn part(&self, id: VmId) -> Result<(), StorageError> {
+        let first = self.disk_set(id, 0);
+        let others = format!("{}/", self.vm_set(id));
+        let is_own = |name: &str| {
+            name.starts_with(&others) || name.split('@').next() == Some(first.as_str())
+        };
         for _ in 0..STEPS_MAX {
-            let printed = Zfs::list(&all).run()?;
+            let printed = Zfs::list(&self.vms_set()).run()?;
             let mut pairs = printed.lines().filter_map(|line| line.split_once('\t'));
-            let is_clone = |(name, origin): &(&str, &str)| {
-                origin.starts_with(&below) && !name.starts_with(&below)
-            };
+            let is_clone = |(name, origin): &(&str, &str)| is_own(origin) && !is_own(name);
             let Some((clone, _)) = pairs.rfind(is_clone) else { return Ok(()) };
             Zfs::promote(clone).run()?;
         }
-        Err(StorageError::Pool { problem: format!("{set} does not come to rest") })
+        Err(StorageError::Pool { problem: format!("{first} does not come to rest") })
     }
 
     /// The Vms that have something.
     pub(super) fn vms(&self) -> Vec<VmId> {
-        let all = format!("{}/v", self.root);
+        let all = self.vms_set();
         match Zfs::children(&all).run() {
             Ok(printed) => {
-                let id = |name: &str| parse_id(name.strip_prefix(&all)?.strip_prefix('/')?);
+                let id = |name: &str| {
+                    let name = name.strip_prefix(&all)?.strip_prefix('/')?;
+                    parse_id(name.strip_suffix(FIRST).unwrap_or(name))
+                };
                 printed.lines().filter_map(id).collect()
             }
             // Nothing was made yet, or the pool is away: directories tell what there may be.

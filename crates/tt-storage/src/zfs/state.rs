@@ -3,6 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use tt_model::VmId;
 
+/// Behind a Vm's id in the name of its first disk's data set.
+pub(super) const FIRST: &str = ".0";
+
 /// What a Vm has in the pool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct State {
@@ -24,22 +27,20 @@ pub(super) enum Step {
 }
 
 impl State {
-    /// Reads what `zfs list` printed of the data set `root`, the Vm's.
-    pub(super) fn parse(root: &str, printed: &str) -> Self {
+    /// Reads what `zfs list` printed of data sets below `vms`: those of one Vm.
+    pub(super) fn parse(vms: &str, id: VmId, printed: &str) -> Self {
         let mut state = Self::default();
         for line in printed.lines() {
             let Some((name, origin)) = line.split_once('\t') else { continue };
-            let below = name.strip_prefix(root).and_then(|rest| rest.strip_prefix('/'));
-            let Some(below) = below else { continue };
-            let (epoch, snapshot) = match below.split_once('@') {
-                Some((epoch, snapshot)) => (epoch, Some(snapshot)),
-                None => (below, None),
+            let (set, snapshot) = match name.split_once('@') {
+                Some((set, snapshot)) => (set, Some(snapshot)),
+                None => (name, None),
             };
-            match (epoch.parse(), snapshot) {
-                (Ok(epoch), Some(snapshot)) => state.snapshots.push((epoch, snapshot.to_owned())),
-                (Ok(epoch), None) => drop(state.sets.insert(epoch, origin.to_owned())),
-                // Somebody else's; it goes with the Vm.
-                (Err(_), _) => {}
+            // Others are somebody else's; they go with the Vm.
+            let Some(epoch) = epoch_of(vms, id, set) else { continue };
+            match snapshot {
+                Some(snapshot) => state.snapshots.push((epoch, snapshot.to_owned())),
+                None => drop(state.sets.insert(epoch, origin.to_owned())),
             }
         }
         state
@@ -50,18 +51,18 @@ impl State {
         self.snapshots.iter().find(|(_, name)| name == snapshot).map(|(epoch, _)| *epoch)
     }
 
-    /// What is to be done next so that of the Vm, whose data set is `root`, only the disks in `stay` are left, and what they
+    /// What is to be done next so that of the Vm, whose data sets lie below `vms`, only the disks in `stay` are left, and what they
     /// can not be without. `pinned`: snapshots that something elsewhere was made from.
     pub(super) fn next_step(
         &self,
-        root: &str,
+        vms: &str,
         id: VmId,
         stay: &BTreeSet<u32>,
         pinned: &BTreeSet<String>,
     ) -> Option<Step> {
         let wanted: BTreeSet<String> = stay.iter().map(|epoch| snapshot_name(id, *epoch)).collect();
         let clone_of = |epoch: u32, snapshot: &str| {
-            let full = format!("{root}/{epoch}@{snapshot}");
+            let full = format!("{}@{snapshot}", disk_set(vms, id, epoch));
             self.sets.iter().find(|(_, origin)| **origin == full).map(|(epoch, _)| *epoch)
         };
         for (epoch, name) in &self.snapshots {
@@ -81,6 +82,20 @@ impl State {
     }
 }
 
+/// The data set of a disk, below the one of all Vms. The first disk, which most Vms never leave, needs none above it: to make
+/// one more takes as long again.
+pub(super) fn disk_set(vms: &str, id: VmId, epoch: u32) -> String {
+    match epoch {
+        0 => format!("{vms}/{id}{FIRST}"),
+        epoch => format!("{vms}/{id}/{epoch}"),
+    }
+}
+
+fn epoch_of(vms: &str, id: VmId, set: &str) -> Option<u32> {
+    let epoch = set.rsplit_once('/').and_then(|(_, last)| last.parse().ok()).unwrap_or(0);
+    (disk_set(vms, id, epoch) == set).then_some(epoch)
+}
+
 /// What the snapshot is called that is the disk `epoch` of a Vm, or that this disk was made from: no other Vm's has the same
 /// name, for snapshots go from one data set to another.
 pub(super) fn snapshot_name(id: VmId, epoch: u32) -> String {
@@ -91,10 +106,11 @@ pub(super) fn snapshot_name(id: VmId, epoch: u32) -> String {
 mod tests {
     use super::*;
 
-    const ROOT: &str = "p/tt/0007/v/7";
+    const VMS: &str = "p/tt/0007/v";
 
     fn state(lines: &[&str]) -> State {
-        State::parse(ROOT, &lines.join("\n").replace("ROOT", ROOT))
+        let printed = lines.join("\n").replace("ROOT/0", "VMS/7.0").replace("ROOT", "VMS/7");
+        State::parse(VMS, VmId(7), &printed.replace("VMS", VMS))
     }
 
     /// The steps, done on paper.
@@ -102,7 +118,7 @@ mod tests {
         let (stay, pinned) =
             (stay.iter().copied().collect(), pinned.iter().map(|p| (*p).to_owned()).collect());
         let mut steps = Vec::new();
-        while let Some(step) = state.next_step(ROOT, VmId(7), &stay, &pinned) {
+        while let Some(step) = state.next_step(VMS, VmId(7), &stay, &pinned) {
             assert!(steps.len() < 20, "{steps:?}");
             match &step {
                 Step::DropSnapshot(epoch, name) => {
@@ -118,22 +134,21 @@ mod tests {
 
     fn promote(state: &mut State, clone: u32) {
         let (from, name) = state.sets[&clone].rsplit_once('@').unwrap();
-        let (from, name): (u32, String) =
-            (from.rsplit_once('/').unwrap().1.parse().unwrap(), name.into());
+        let (from, name) = (epoch_of(VMS, VmId(7), from).unwrap(), name.to_owned());
         let until = state.snapshots.iter().position(|s| *s == (from, name.clone())).unwrap();
         for (number, (epoch, moved)) in state.snapshots.iter_mut().enumerate() {
             if number <= until && *epoch == from {
                 *epoch = clone;
                 for origin in state.sets.values_mut() {
-                    if *origin == format!("{ROOT}/{from}@{moved}") {
-                        *origin = format!("{ROOT}/{clone}@{moved}");
+                    if *origin == format!("{}@{moved}", disk_set(VMS, VmId(7), from)) {
+                        *origin = format!("{}@{moved}", disk_set(VMS, VmId(7), clone));
                     }
                 }
             }
         }
         let old = state.sets.insert(clone, state.sets[&from].clone());
         assert!(old.is_some());
-        state.sets.insert(from, format!("{ROOT}/{clone}@{name}"));
+        state.sets.insert(from, format!("{}@{name}", disk_set(VMS, VmId(7), clone)));
     }
 
     #[test]
@@ -144,6 +159,9 @@ mod tests {
             "ROOT/0@7-1\t-",
             "ROOT/2\tROOT/0@7-1",
             "ROOT/foreign\t-",
+            "ROOT/02\t-",
+            "ROOT/2/3\t-",
+            "VMS/70.0\t-",
             "p/other/0\t-",
         ]);
         assert_eq!(state.sets.len(), 2);

@@ -135,7 +135,8 @@ impl<'a> Sets<'a> {
     }
 
     fn set(&self, vm: &Vm) -> String {
-        format!("{}/v/{}/{}", self.root(), vm.id, vm.epoch)
+        assert_eq!(vm.epoch, 0);
+        format!("{}/v/{}.0", self.root(), vm.id)
     }
 
     /// Shows a snapshot's disk, which no machine could open.

@@ -32,7 +32,7 @@ fn a_data_directory_in_a_pool_gets_data_sets() {
     let files = Files::new(&data, Zfs);
     let storage = open_in(Some(&found), Zfs, &files.layout);
     storage.create_image(&vm(1, Zfs)).unwrap();
-    assert!(names().contains(&"tank/data/tt/0007/v/1/0".to_owned()));
+    assert!(names().contains(&"tank/data/tt/0007/v/1.0".to_owned()));
     storage.destroy_image(&vm(1, Zfs)).unwrap();
     storage.collect_templates(&|_| false).unwrap();
     // Nobody told it of a pool.
@@ -50,7 +50,7 @@ fn disks_are_found_unmounted_and_where_the_data_directory_was_once() {
     let mut life = Life::new(&sets, 1);
     life.write();
     assert!(life.take("a"));
-    let set = format!("{}/v/1/0", sets.root());
+    let set = format!("{}/v/1.0", sets.root());
     zfs(&["umount", &set]).unwrap();
     sets.storage().create_image(&life.vm).unwrap();
     life.check();
@@ -85,7 +85,7 @@ fn a_kept_image_is_snapshotted_once_and_outlives_who_was_made_from_it() {
     }
     let of_vms = |name: &String| name.starts_with(&format!("{root}/v/"));
     let left: Vec<String> = names().into_iter().filter(of_vms).collect();
-    assert_eq!(left, [format!("{root}/v/1"), format!("{root}/v/1/0"), format!("{root}/v/1/0@1-0")]);
+    assert_eq!(left, [format!("{root}/v/1.0"), format!("{root}/v/1.0@1-0")]);
     // It goes while others, which were made from it, live on.
     for id in [5, 6] {
         sets.storage().create_image(&based(id)).unwrap();
@@ -121,7 +121,7 @@ fn a_disk_that_a_machine_has_open_is_left_to_a_later_call() {
         assert_eq!(count(), life.vm.disks.len() + 1);
         drop(old);
         sets.storage().destroy_snapshot(&life.vm).unwrap();
-        let is_there = names().contains(&format!("{}/v/1/0", sets.root()));
+        let is_there = names().contains(&format!("{}/v/1.0", sets.root()));
         assert_eq!((count(), is_there), (life.vm.disks.len(), younger));
         // An image is kept alone, or not yet.
         let old = Open::new("raw", &sets.files.layout.disk(&life.vm));
