@@ -85,6 +85,7 @@ fn start(tables: &Tables) -> Client {
         source: Some(TemplateSource::Build { recipe: "micro".into() }),
         memo: None,
         origin: None,
+        push: None,
         host: HostId(1),
         is_wanted: true,
         template: Some(template),
