@@ -1,8 +1,9 @@
 //! What builds keep in the cache directory, within bounds: packages, kernels, roots of packages, builds. All of it can be
-//! made again, so losing it loses time only. Images' blobs have bounds of their own; templates are not here.
+//! made again, so losing it loses time only. Images' blobs have bounds of their own (`oci/cache.rs`); templates are not here.
 
 use crate::deb::{self, Downloads};
 use crate::files::{self, Lock};
+use crate::oci::collect_blobs;
 use crate::{Catalogue, DEBIAN, ImageError, MICRO};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
@@ -48,6 +49,7 @@ impl Catalogue {
         if !self.cache.is_dir() {
             return Ok(Vec::new());
         }
+        collect_blobs(&self.cache)?;
         // In the order in which a build takes them.
         let locks = if debian.is_dir() { vec![&debian, &self.cache] } else { vec![&self.cache] };
         let mut held = Vec::new();

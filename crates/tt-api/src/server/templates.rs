@@ -223,9 +223,11 @@ fn unwant(
     );
     let name = &row.value.name;
     users.extend(publications(tables, |origin| origin.template() == name)?);
+    let push = row.value.push.as_ref().filter(|push| push.is_wanted());
+    users.extend(push.map(|push| format!("its push to {}", push.to.reference)));
     if !users.is_empty() {
         let what = format!("template {}", quoted(name));
-        return Err(in_use(what, &users, "destroy their Envs and remove the images first").into());
+        return Err(in_use(what, &users, "destroy their Envs and remove the images first, or wait until it is pushed or published").into());
     }
     // Why it could not be made is no reason for it not to go.
     (row.value.is_wanted, row.value.trouble) = (false, None);

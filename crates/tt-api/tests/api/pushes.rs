@@ -29,6 +29,7 @@ async fn one_push_at_a_time_is_asked_for_and_can_be_ended() {
     let view = client.push_template(&first).await.unwrap();
     let asked = Push { to: to("r.org/a:1"), digest: None, trouble: None, before: None };
     assert_eq!((view.phase, view.push), (TemplatePhase::Ready, Some(asked.clone())));
+    assert_eq!(code(client.remove_template("micro").await), ErrorCode::InUse);
     // The same again is one, another one waits.
     assert_eq!(client.push_template(&first).await.unwrap().push, Some(asked));
     let second = push("micro", "r.org/b:1");

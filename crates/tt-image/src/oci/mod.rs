@@ -35,6 +35,11 @@ const UNPACKED: &str = "unpacked";
 /// What an image may hold in all of its layers; the largest in use have about half a million files.
 const LIMITS: Limits = Limits { bytes: spec::BLOB_BYTES_MAX, entries: 3_000_000 };
 
+/// Removes from the cache directory `cache` the blobs that nothing used for long, and the oldest of what is too much.
+pub(crate) fn collect_blobs(cache: &Path) -> Result<(), ImageError> {
+    cache::Cache::new(cache).collect()
+}
+
 impl Catalogue {
     /// Whether `source` holds an image: an OCI layout, or what `docker save` writes, as a directory or a tar archive
     /// that is not compressed.

@@ -2,6 +2,7 @@
 
 mod files;
 mod good;
+mod list;
 mod server;
 mod urls;
 mod wrapped;
@@ -10,7 +11,9 @@ use super::*;
 use crate::Quiet;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
+use std::panic::AssertUnwindSafe;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 use tempfile::TempDir;
 
@@ -59,15 +62,19 @@ impl Lab {
         self.catalogue.import_within(&draft, import, &facts, &self.bounds, &Quiet)
     }
 
-    /// The import of that is refused within some seconds: nothing is there afterwards that was not there before, and a
-    /// draft that stays for a retry is small and can be given up. Answers why.
+    /// The import of that is refused within some seconds and some room: nothing is there afterwards that was not there
+    /// before, and a draft that stays for a retry is small and can be given up. Answers why.
     fn refused(&self, what: &str, import: &Import) -> String {
         const SECONDS_MAX: u64 = 30;
         const DRAFT_BYTES_MAX: u64 = 80 << 20;
+        const PEAK_BYTES_MAX: u64 = 120 << 20;
         let before = self.files();
         let begin = Instant::now();
-        let error = self.import("evil", import).expect_err(what);
+        let (imported, peak) = self.watched(|| self.import("evil", import));
+        let error = imported.expect_err(what);
         let took = begin.elapsed();
+        assert_eq!(error.code(), list::CODE, "{what}: {error}");
+        assert!(peak < PEAK_BYTES_MAX, "{what} took {peak} bytes");
         assert!(took < Duration::from_secs(SECONDS_MAX), "{what}: {took:?}");
         let left = tree(&self.dir.path().join("data/making"));
         let bytes: u64 = left.values().sum();
@@ -75,13 +82,44 @@ impl Lab {
         self.catalogue.discard("evil").unwrap();
         assert_eq!(self.catalogue.list().unwrap(), [], "{what}");
         assert_eq!(self.files(), before, "{what} changed what it was imported from");
-        assert_eq!(tree(&self.dir.path().join("data")), BTreeMap::new(), "{what} left files");
+        assert_eq!(tree(self.dir.path()), before, "{what} left files");
         chain(&error)
+    }
+
+    /// What came of it, and the most that lay below the data directory meanwhile, in bytes.
+    fn watched<T>(&self, act: impl FnOnce() -> T) -> (T, u64) {
+        let (is_over, peak) = (AtomicBool::new(false), AtomicU64::new(0));
+        let data = self.dir.path().join("data");
+        let look = || {
+            while !is_over.load(Ordering::Relaxed) {
+                peak.fetch_max(used_bytes(&data), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        };
+        let done = std::thread::scope(|scope| {
+            scope.spawn(look);
+            let done = std::panic::catch_unwind(AssertUnwindSafe(act));
+            is_over.store(true, Ordering::Relaxed);
+            done
+        });
+        let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (done, peak.into_inner())
     }
 
     fn files(&self) -> BTreeMap<PathBuf, u64> {
         tree(&self.dir.path().join("files"))
     }
+}
+
+/// What a directory takes, while others change it.
+fn used_bytes(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.path().symlink_metadata() {
+        Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 /// With its causes.

@@ -3,7 +3,7 @@
 use super::server::{Server, answer, header};
 use super::*;
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -214,21 +214,27 @@ fn hostile_servers_are_refused() {
     });
 }
 
+/// What, the URL, made of a server that speaks plain HTTP and a place where nobody listens, and what the refusal must say.
+type Url = (&'static str, fn(SocketAddr, SocketAddr) -> String, &'static str);
+
+pub(super) const URLS: &[Url] = &[
+    ("a file", |_, _| "file:///etc/shadow".into(), "can not be fetched"),
+    ("FTP", |_, _| "ftp://127.0.0.1/x".into(), "write http:// or https://"),
+    ("a password", |_, _| "http://root:secret@127.0.0.1/x".into(), "password"),
+    ("no server", |_, _| "http:///x".into(), "no URL"),
+    ("a path without end", |_, _| format!("http://127.0.0.1/{}", "x".repeat(3000)), "longer than"),
+    ("nobody there", |_, closed| format!("http://{closed}/x"), "can not be fetched"),
+    ("no TLS", |plain, _| format!("https://{plain}/x"), "can not be fetched"),
+];
+
 #[test]
 fn hostile_urls_are_refused() {
     let plain_server = Server::new(|_, stream| answer(stream, "200 OK", "", b"x"));
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    for (url, says) in [
-        ("file:///etc/shadow".to_owned(), "can not be fetched"),
-        ("ftp://127.0.0.1/x".to_owned(), "write http:// or https://"),
-        ("http://root:secret@127.0.0.1/x".to_owned(), "password"),
-        ("http:///x".to_owned(), "no URL"),
-        (format!("http://127.0.0.1/{}", "x".repeat(3000)), "longer than"),
-        (format!("http://{closed}/x"), "can not be fetched"),
-        (format!("https://{}/x", plain_server.address), "can not be fetched"),
-    ] {
+    for (what, url, says) in URLS {
         let lab = Lab::new();
-        let why = lab.refused(&url, &import_from(url.clone()));
-        assert!(why.contains(says), "{url}: {why:?} does not say {says:?}");
+        let url = url(plain_server.address, closed);
+        let why = lab.refused(what, &import_from(url));
+        assert!(why.contains(says), "{what}: {why:?} does not say {says:?}");
     }
 }
