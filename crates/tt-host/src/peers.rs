@@ -1,37 +1,58 @@
-//! Which other hosts the members with flat addresses reach: those that the store has records of. The
-//! network is told whenever one of these records changes, and now and then, in case that somebody
-//! else touched the tunnel.
+//! What all Envs of a host share of its network: that it stays as it was made, whatever somebody else
+//! does to the host's rules, and which other hosts the members with flat addresses reach, those that
+//! the store has records of. It is looked at whenever one of these changes, and now and then.
 
 use crate::{HostError, Queue, layers};
 use std::sync::Arc;
 use std::time::Duration;
-use tt_model::{Host, HostId};
+use tt_model::{Host, HostId, VmId};
 use tt_network::{Network, Peer};
-use tt_store::tables::Tables;
+use tt_store::tables::{Key, Table, Tables};
 
-/// How often the tunnel is looked at without any event.
+/// How often rules and tunnel are looked at without any event.
 const SAFETY_LOOK: Duration = Duration::from_secs(30);
 
-/// Tells the network of other hosts.
+/// Mends the network, and tells it of other hosts.
 #[derive(Debug)]
 pub(crate) struct Neighbours {
     pub(crate) tables: Tables,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) host: HostId,
+    pub(crate) vms: Arc<Queue<VmId>>,
 }
 
 impl Neighbours {
     /// Works until the queue is closed. Its only key is this host.
     pub(crate) fn run(&self, hosts: &Queue<HostId>) {
         while let Some(id) = hosts.take() {
-            match self.tell() {
+            match self.mend().and_then(|()| self.tell()) {
                 Ok(()) => hosts.done(&id, Some(SAFETY_LOOK)),
                 Err(error) => {
-                    tracing::warn!(error = layers::chain(&error), "other hosts are not reached");
+                    tracing::warn!(
+                        error = layers::chain(&error),
+                        "the host's network is not whole"
+                    );
                     hosts.failed(&id);
                 }
             }
         }
+    }
+
+    /// Each Vm brings what it has in the rules, if they had to be made again.
+    fn mend(&self) -> Result<(), HostError> {
+        let is_mended = self.network.mend().map_err(|source| HostError::Look {
+            what: "rules of the network",
+            source: Box::new(source),
+        })?;
+        if is_mended {
+            tracing::warn!("somebody removed the host's rules for Envs; they are put back");
+            for key in self.tables.keys(Table::Vms)? {
+                if let Key::Vm(id) = key {
+                    self.vms.push(id);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn tell(&self) -> Result<(), HostError> {
@@ -68,7 +89,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
     use tt_model::fault::no_fault;
-    use tt_model::sample;
+    use tt_model::plan::EnvPlan;
+    use tt_model::{AtEnd, Env, EnvState, StorageKind, Usage, sample};
     use tt_network::FakeNetwork;
     use tt_store::memory::MemoryKv;
     use tt_store::tables::Change;
@@ -86,13 +108,54 @@ mod tests {
         Peer { block: format!("10.{id}.0.0/16").parse().unwrap(), underlay: [192, 0, 2, id].into() }
     }
 
+    fn neighbours(tables: &Tables, network: &Arc<FakeNetwork>) -> Neighbours {
+        let vms = Arc::new(Queue::new());
+        Neighbours { tables: tables.clone(), network: network.clone(), host: HostId(1), vms }
+    }
+
+    #[test]
+    fn every_vm_is_visited_once_the_rules_are_back() {
+        let tables = Tables::new(Arc::new(MemoryKv::default()));
+        let network = Arc::new(FakeNetwork::new(Arc::default(), no_fault()));
+        network.init().unwrap();
+        let mut vm = sample::vm(7, "fake", StorageKind::File);
+        vm.resource.port_map.insert("80".parse().unwrap(), 20_000);
+        let env = Env {
+            id: vm.env_id,
+            name: "shop".into(),
+            start_timestamp: 1,
+            end_timestamp: 1000,
+            vm_set: [vm.id].into(),
+            state: EnvState::default(),
+            at_end: AtEnd::Stop,
+            request_key: "k".into(),
+            is_created: true,
+            is_ending: false,
+            failure: None,
+        };
+        let plan = EnvPlan { env, vms: vec![vm.clone()], usage: Usage::default(), next_id: 8 };
+        tables.commit(&Change::new().create_env(&plan, None, None).unwrap()).unwrap();
+        network.set_net(&vm).unwrap();
+        let (neighbours, hosts) = (neighbours(&tables, &network), Arc::new(Queue::new()));
+        let told = hosts.clone();
+        network.on_change(Arc::new(move || told.push(HostId(1)))).unwrap();
+        neighbours.mend().unwrap();
+        let before = network.world();
+        network.flush();
+        assert!(network.world() != before, "ports are gone");
+        assert_eq!(hosts.take(), Some(HostId(1)), "it is noticed");
+        neighbours.mend().unwrap();
+        assert_eq!(neighbours.vms.take(), Some(vm.id));
+        network.set_net(&vm).unwrap();
+        assert_eq!(network.world(), before);
+    }
+
     #[test]
     fn hosts_come_change_and_go_with_their_records() {
         let tables = Tables::new(Arc::new(MemoryKv::default()));
         let network = Arc::new(FakeNetwork::new(Arc::default(), no_fault()));
         network.init().unwrap();
-        let neighbours =
-            Neighbours { tables: tables.clone(), network: network.clone(), host: HostId(1) };
+        let neighbours = neighbours(&tables, &network);
         let put = |host: &Host| {
             tables.commit(&Change::new().host(host).unwrap()).unwrap();
             neighbours.tell().unwrap();

@@ -141,7 +141,13 @@ impl HostService {
         let taker = SnapshotTaker::new(tables.clone(), visitor, clock.clone(), vms);
         self.start_takers(Arc::new(taker))?;
         let network = drivers.network.clone();
-        let neighbours = Neighbours { tables: tables.clone(), network, host };
+        let hosts = self.hosts.clone();
+        if let Err(error) = network.on_change(Arc::new(move || hosts.push(host))) {
+            // They are looked at now and then.
+            tracing::warn!(error = layers::chain(&error), "changes of rules are seen late");
+        }
+        let vms = self.vms.clone();
+        let neighbours = Neighbours { tables: tables.clone(), network, host, vms };
         let hosts = self.hosts.clone();
         self.spawn("hosts", move || neighbours.run(&hosts))?;
         let remover = ImageRemover { tables: tables.clone(), drivers: drivers.clone(), metas };

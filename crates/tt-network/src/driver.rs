@@ -7,6 +7,7 @@ use crate::gate::Gate;
 use crate::locks::Locks;
 use crate::member::Member;
 use crate::nat::Host;
+use crate::watch::RuleWatch;
 use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, netns, peers};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
@@ -45,6 +46,7 @@ pub struct NetnsNetwork {
     config: NetworkConfig,
     locks: Locks,
     host: Mutex<Option<Arc<Made>>>,
+    watch: Mutex<Option<RuleWatch>>,
 }
 
 /// What `init` makes.
@@ -57,7 +59,7 @@ struct Made {
 impl NetnsNetwork {
     /// Touches nothing before [`Network::init`].
     pub fn new(config: NetworkConfig) -> Self {
-        Self { config, locks: Locks::default(), host: Mutex::new(None) }
+        Self { config, locks: Locks::default(), host: Mutex::new(None), watch: Mutex::new(None) }
     }
 
     fn made(&self) -> Result<Arc<Made>, NetworkError> {
@@ -183,6 +185,17 @@ impl Network for NetnsNetwork {
         let made = Made { host, gate };
         self.attach_all(&made)?;
         *slot = Some(Arc::new(made));
+        Ok(())
+    }
+
+    fn mend(&self) -> Result<bool, NetworkError> {
+        self.made()?.host.mend(&self.config)
+    }
+
+    fn on_change(&self, wake: Arc<dyn Fn() + Send + Sync>) -> Result<(), NetworkError> {
+        let watch = RuleWatch::start(wake)?;
+        let before = self.watch.lock().unwrap_or_else(PoisonError::into_inner).replace(watch);
+        drop(before);
         Ok(())
     }
 

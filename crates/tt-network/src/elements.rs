@@ -5,7 +5,7 @@ pub(crate) use crate::element::Element;
 use crate::element::{Count, emit_element, read_count, read_element, text};
 use crate::limit::{self, Limit};
 
-use crate::nfnetlink::{Message, ask, parse};
+use crate::nfnetlink::{Message, ask, attribute, parse, raw};
 use crate::wire::{Wire, emit};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NetlinkPayload};
 use netlink_packet_netfilter::nftables::{
@@ -18,14 +18,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 /// Which subsystem a batch is for (`NFNL_SUBSYS_NFTABLES` of linux/netfilter/nfnetlink.h).
-const NFTABLES: u16 = 10;
+const NFTABLES: u8 = 10;
 /// A list of elements is one attribute of at most 64 KiB; the largest element takes 100 bytes.
 const ELEMENTS_PER_MESSAGE: usize = 256;
 /// Removed and added at once. A batch is one datagram, which must fit the socket's buffer: 208 KiB,
 /// if nobody chose less.
 const ELEMENTS_PER_BATCH: usize = 1024;
-// Attributes of linux/netfilter/nf_tables.h.
+// Messages and attributes of linux/netfilter/nf_tables.h.
+const GET_RULE: u8 = 7;
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 
 /// A set or map.
@@ -166,6 +168,14 @@ impl Elements {
         Ok(names)
     }
 
+    /// How many rules a table of the `inet` family has; none if it is not there.
+    pub(crate) fn rule_num(&mut self, table: &str) -> io::Result<usize> {
+        let of_table = attribute(NFTA_RULE_TABLE, &[table.as_bytes(), &[0]].concat());
+        let message = raw([NFTABLES, GET_RULE], NetfilterProtoFamily::Inet, &[of_table]);
+        let rules = absent_as_none(self.wire.dump(message))?;
+        Ok(rules.map_or(0, |rules| rules.len()))
+    }
+
     fn batch(&mut self, messages: Vec<(Message, u16)>) -> io::Result<()> {
         let begin = self.wire.next();
         let mut bytes = emit(control(ControlMessage::BatchBegin), 0, begin);
@@ -237,7 +247,7 @@ fn absent_as_none<T>(result: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 fn control(message: ControlMessage) -> Message {
-    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES);
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFTABLES.into());
     Message::Ask(NetfilterMessage::new(header, message))
 }
 

@@ -149,6 +149,12 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// Changes of rules can not be listened to. A retry may help.
+    #[error("could not listen for changes of the host's rules")]
+    WatchRules {
+        /// Why.
+        source: io::Error,
+    },
     /// Too many Envs change at once, or are known by name. A retry helps once others are done.
     #[error("more than {max} envs at once are too many; try again")]
     KeepEnv {

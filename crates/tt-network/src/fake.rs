@@ -5,16 +5,16 @@
 use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, facts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tt_model::fault::{Fault, FaultHook, Moment};
-use tt_model::{EnvId, NetKind, NetRule, Vm};
+use tt_model::{EnvId, Vm};
 
+mod parts;
 mod world;
 
+use world::ports_of;
 pub use world::{FakePort, FakeWorld};
-use world::{ports_of, wanted_ports};
 
 /// See the module.
 pub struct FakeNetwork {
@@ -22,6 +22,7 @@ pub struct FakeNetwork {
     hook: FaultHook,
     died: AtomicBool,
     names: Mutex<BTreeMap<EnvId, EnvNames>>,
+    wake: Mutex<Option<Arc<dyn Fn() + Send + Sync>>>,
 }
 
 impl fmt::Debug for FakeNetwork {
@@ -37,7 +38,13 @@ impl FakeNetwork {
     /// A daemon's network on `world`. `hook` is asked before and after every side effect, without
     /// any lock being held, so it may block.
     pub fn new(world: Arc<Mutex<FakeWorld>>, hook: FaultHook) -> Self {
-        Self { world, hook, died: AtomicBool::new(false), names: Mutex::default() }
+        Self {
+            world,
+            hook,
+            died: AtomicBool::new(false),
+            names: Mutex::default(),
+            wake: Mutex::default(),
+        }
     }
 
     /// The world as it is now.
@@ -48,6 +55,22 @@ impl FakeNetwork {
     /// The names that were set for an Env since the daemon started.
     pub fn names(&self, env: EnvId) -> Option<EnvNames> {
         lock(&self.names).get(&env).cloned()
+    }
+
+    /// Somebody else flushes the host's rules: public ports, flat addresses and other hosts are gone until
+    /// they are set again.
+    pub fn flush(&self) {
+        {
+            let mut world = lock(&self.world);
+            world.is_flushed = true;
+            world.ports.clear();
+            world.flat.clear();
+            world.peers.clear();
+        }
+        let wake = lock(&self.wake).clone();
+        if let Some(wake) = wake {
+            wake();
+        }
     }
 
     /// Starts the daemon again after [`Fault::Die`]: the world is as it was, what was in memory is
@@ -102,120 +125,24 @@ impl FakeNetwork {
             _ => Err(NetworkError::NotSet { vm: vm.id }),
         }
     }
-
-    fn set_denied(&self, vm: &Vm, denied: bool) -> Result<(), NetworkError> {
-        self.act(
-            if denied { "net.deny" } else { "net.allow" },
-            |world| world.denied.contains(&vm.id) != denied,
-            |world| {
-                if denied {
-                    world.denied.insert(vm.id);
-                } else {
-                    world.denied.remove(&vm.id);
-                }
-            },
-        )
-    }
-
-    fn set_listed(&self, vm: &Vm, listed: &BTreeSet<Ipv4Addr>) -> Result<(), NetworkError> {
-        self.act(
-            "net.blacklist",
-            |world| {
-                let now = world.blacklists.get(&vm.id);
-                now.map_or(!listed.is_empty(), |now| now != listed)
-            },
-            |world| {
-                if listed.is_empty() {
-                    world.blacklists.remove(&vm.id);
-                } else {
-                    world.blacklists.insert(vm.id, listed.clone());
-                }
-            },
-        )
-    }
-
-    fn set_allowed(&self, vm: &Vm) -> Result<(), NetworkError> {
-        let wanted: BTreeSet<NetRule> = vm.state.net_allowlist.iter().copied().collect();
-        self.act(
-            "net.allowlist",
-            |world| world.allowlists.get(&vm.id).cloned().unwrap_or_default() != wanted,
-            |world| match wanted.is_empty() {
-                true => drop(world.allowlists.remove(&vm.id)),
-                false => drop(world.allowlists.insert(vm.id, wanted.clone())),
-            },
-        )?;
-        let wanted = [vm.resource.up_kbit, vm.resource.down_kbit];
-        self.act(
-            "net.rates",
-            |world| world.rates.get(&vm.id).copied().unwrap_or_default() != wanted,
-            |world| match wanted {
-                [None, None] => drop(world.rates.remove(&vm.id)),
-                _ => drop(world.rates.insert(vm.id, wanted)),
-            },
-        )
-    }
-
-    fn set_ports(&self, vm: &Vm) -> Result<(), NetworkError> {
-        let wanted = wanted_ports(vm);
-        for (&(protocol, port), target) in &lock(&self.world).ports {
-            if target.vm != vm.id && wanted.contains_key(&(protocol, port)) {
-                return Err(NetworkError::PortTaken {
-                    port,
-                    protocol,
-                    env: target.env,
-                    vm: target.vm,
-                });
-            }
-        }
-        self.act(
-            "net.ports",
-            |world| ports_of(world, vm.id) != wanted,
-            |world| {
-                world.ports.retain(|_, target| target.vm != vm.id);
-                world.ports.extend(wanted.clone());
-            },
-        )
-    }
-
-    fn set_flat(&self, vm: &Vm) -> Result<(), NetworkError> {
-        let is_flat = vm.net_kind == NetKind::Flatten;
-        self.act(
-            "net.flat",
-            |world| world.flat.contains_key(&vm.id) != is_flat,
-            |world| {
-                if is_flat {
-                    world.flat.insert(vm.id, vm.env_id);
-                } else {
-                    world.flat.remove(&vm.id);
-                }
-            },
-        )
-    }
-
-    fn remove_namespace(&self, env: EnvId) -> Result<(), NetworkError> {
-        self.act(
-            "net.edge.remove",
-            |world| world.edges.contains(&env),
-            |world| {
-                world.edges.remove(&env);
-                world.routes.retain(|_, of| *of != env);
-            },
-        )?;
-        self.act(
-            "net.namespace.remove",
-            |world| world.namespaces.contains_key(&env),
-            |world| {
-                for vm in world.namespaces.remove(&env).into_iter().flatten() {
-                    world.forget_limits(vm);
-                }
-            },
-        )
-    }
 }
 
 impl Network for FakeNetwork {
     fn init(&self) -> Result<(), NetworkError> {
         self.act("net.host", |world| !world.host, |world| world.host = true)
+    }
+
+    fn mend(&self) -> Result<bool, NetworkError> {
+        self.ready()?;
+        let is_flushed = lock(&self.world).is_flushed;
+        self.act("net.mend", |world| world.is_flushed, |world| world.is_flushed = false)?;
+        Ok(is_flushed)
+    }
+
+    fn on_change(&self, wake: Arc<dyn Fn() + Send + Sync>) -> Result<(), NetworkError> {
+        self.alive()?;
+        *lock(&self.wake) = Some(wake);
+        Ok(())
     }
 
     fn set_names(&self, env: EnvId, names: &EnvNames) -> Result<(), NetworkError> {

@@ -14,6 +14,7 @@ use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use tt_model::{EnvId, Vm, VmId};
 
 mod addresses;
@@ -47,6 +48,7 @@ mod streams;
 mod sysctl;
 mod tap;
 mod tracked;
+mod watch;
 mod wire;
 
 pub use driver::{NetnsNetwork, NetworkConfig, TUNNEL_ID, TUNNEL_PORT};
@@ -119,6 +121,21 @@ pub trait Network: Send + Sync + Debug {
     /// # Errors
     /// [`NetworkError::Collide`] if another network of the host lies in the block; nothing is changed.
     fn init(&self) -> Result<(), NetworkError>;
+
+    /// Looks whether what [`init`](Self::init) made is still whole, and puts back what somebody else has
+    /// removed: rules, forwarding, the reservation. Where another firewall has begun to drop what is
+    /// forwarded, edges are let through. Rules of others are left alone. Cheap if all is whole.
+    ///
+    /// True if rules were put back: their elements are gone, and [`set_net`](Self::set_net) brings each
+    /// Vm's, [`set_peers`](Self::set_peers) those of other hosts. Connections that were open go on.
+    fn mend(&self) -> Result<bool, NetworkError>;
+
+    /// From now on `wake` is called, from another thread, when somebody may have changed what
+    /// [`mend`](Self::mend) looks at. It must return at once. Whoever is called second takes the place of the first.
+    ///
+    /// # Errors
+    /// [`NetworkError::WatchRules`]; nothing is told then.
+    fn on_change(&self, wake: Arc<dyn Fn() + Send + Sync>) -> Result<(), NetworkError>;
 
     /// Says who is who inside an Env. Replaces what was said before; no members forget the Env.
     /// May be called before the first [`set_net`](Self::set_net). Kept in the daemon's memory

@@ -4,6 +4,7 @@
 
 use crate::addresses::Addresses;
 use crate::element::Count;
+use crate::elements::Elements;
 use crate::env::HOST_END;
 use crate::link::{Links, Route};
 use crate::ports::Ports;
@@ -17,6 +18,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tt_model::{EnvId, Layout, NetKind, Vm, VmId};
 
@@ -33,6 +35,8 @@ pub(crate) struct Host {
     flat: Mutex<Addresses>,
     guests: Mutex<Addresses>,
     connections: Connections,
+    /// Of the host's table, as they were loaded.
+    rule_num: AtomicUsize,
 }
 
 impl Host {
@@ -45,15 +49,7 @@ impl Host {
         sysctl::forward(&record(&layout))?;
         reserve(&layout, Some(block), &mut links)?;
         let table = layout.nft_table();
-        let rules = rules::host_rules(&rules::HostSide {
-            table: &table,
-            edges: &layout.edge_prefix(),
-            tunnel: &layout.tunnel(),
-            tunnel_id: TUNNEL_ID,
-            tunnel_port: config.tunnel_port,
-            block,
-        });
-        nft::load(&table, &rules)?.finish()?;
+        let rule_num = AtomicUsize::new(load_rules(config)?);
         foreign::pass(&layout.link_prefix())?;
         let ports = Ports::open(table.clone(), block)?;
         let flat = Mutex::new(Addresses::open(table.clone(), nft::FLAT)?);
@@ -65,9 +61,28 @@ impl Host {
         })?;
         let (links, ports) = (Mutex::new(links), Mutex::new(ports));
         let connections = Connections::open().map_err(fail_to_end)?;
-        let host = Self { layout, namespace, links, ports, flat, guests, connections };
+        let host = Self { layout, namespace, links, ports, flat, guests, connections, rule_num };
         host.change_ports(|_| Ok(()))?;
         Ok(host)
+    }
+
+    /// Puts back what is gone of what [`prepare`](Self::prepare) made; true if rules were.
+    pub(crate) fn mend(&self, config: &NetworkConfig) -> Result<bool, NetworkError> {
+        sysctl::forward(&record(&self.layout))?;
+        reserve(&self.layout, Some(config.block.trunc()), &mut self.links())?;
+        let rule_num = count_rules(&self.layout.nft_table())?;
+        let is_whole = rule_num == self.rule_num.load(Ordering::Relaxed);
+        if !is_whole {
+            self.rule_num.store(load_rules(config)?, Ordering::Relaxed);
+        }
+        foreign::pass(&self.layout.link_prefix())?;
+        if !is_whole {
+            // What was known of elements went with them.
+            self.ports().read()?;
+            lock(&self.flat).read()?;
+            lock(&self.guests).read()?;
+        }
+        Ok(!is_whole)
     }
 
     /// Takes [`prepare`](Self::prepare) back.
@@ -236,6 +251,26 @@ fn check_block(
         }
     }
     Ok(())
+}
+
+/// Loads the host's table, or its rules again; returns how many there are.
+fn load_rules(config: &NetworkConfig) -> Result<usize, NetworkError> {
+    let table = config.layout.nft_table();
+    let rules = rules::host_rules(&rules::HostSide {
+        table: &table,
+        edges: &config.layout.edge_prefix(),
+        tunnel: &config.layout.tunnel(),
+        tunnel_id: TUNNEL_ID,
+        tunnel_port: config.tunnel_port,
+        block: config.block.trunc(),
+    });
+    nft::load(&table, &rules)?.finish()?;
+    count_rules(&table)
+}
+
+fn count_rules(table: &str) -> Result<usize, NetworkError> {
+    let count = Elements::open().and_then(|mut elements| elements.rule_num(table));
+    count.map_err(|source| NetworkError::WatchRules { source })
 }
 
 /// Makes `block` the one that this daemon has reserved: what goes to an address there that no

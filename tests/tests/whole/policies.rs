@@ -22,6 +22,7 @@ fn policies_hold_for_open_connections_and_through_every_rest() {
     one_member_is_denied(&lab);
     an_address_is_blocked(&lab);
     an_allow_list_and_rates_hold(&lab);
+    flushed_rules_come_back(&lab);
     a_whole_env_is_denied(&mut lab);
     drop(outside);
     lab.tt(&["env", "destroy", "shop"]).good();
@@ -109,6 +110,19 @@ fn an_allow_list_and_rates_hold(lab: &Lab) {
     assert!(count("blocked_packets") > 0 && count("sent_bytes") > 0, "{traffic}");
     lab.tt(&["vm", "update", "shop/a", "--no-allow", "--up", "0", "--down", "0"]).good();
     goes_on(lab);
+}
+
+/// An administrator flushes all rules of the host.
+fn flushed_rules_come_back(lab: &Lab) {
+    lab.tt(&["vm", "update", "shop/a", "--block", "198.51.100.7"]).good();
+    let flush = || std::process::Command::new("nft").args(["flush", "ruleset"]).status();
+    assert!(lab.host.run(flush).unwrap().success());
+    let port = (HOST, lab.port("shop", "a", "7"));
+    assert!(within(GOES_ON, || lab.client.reaches_tcp(port)), "rules stay away");
+    goes_on(lab);
+    assert!(opens(lab, "shop/a") && opens(lab, "shop/b"));
+    lab.tt(&["vm", "update", "shop/a", "--no-block"]).good();
+    lab.tt(&["verify"]).good();
 }
 
 fn a_whole_env_is_denied(lab: &mut Lab) {

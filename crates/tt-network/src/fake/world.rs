@@ -23,6 +23,8 @@ pub struct FakePort {
 pub struct FakeWorld {
     /// Whether the host's table, forwarding and the reservation are there.
     pub host: bool,
+    /// Whether somebody has flushed that table since.
+    pub is_flushed: bool,
     /// Namespaces with their members' taps.
     pub namespaces: BTreeMap<EnvId, BTreeSet<VmId>>,
     /// Host ends of edges.
