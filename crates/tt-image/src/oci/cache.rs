@@ -4,7 +4,6 @@
 use super::blob::Digest;
 use super::fetch::is_whole;
 use crate::{ImageError, files, space};
-use rustix::fs::{AtFlags, Timespec, Timestamps};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -44,7 +43,7 @@ impl Cache {
             }
             shared => shared?,
         }
-        touch(&path);
+        files::touch(&path);
         Ok(true)
     }
 
@@ -53,7 +52,7 @@ impl Cache {
         files::make_dir(&self.dir)?;
         let path = self.dir.join(digest.hex());
         if fs::hard_link(from, &path).is_ok() || path.exists() {
-            touch(&path);
+            files::touch(&path);
             return Ok(());
         }
         // On another file system a copy would cost as much room again; the next pull fetches it again.
@@ -83,13 +82,6 @@ impl Cache {
         }
         Ok(())
     }
-}
-
-/// Notes that it was used. If that fails, it is only collected earlier.
-fn touch(path: &Path) {
-    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-    let times = Timestamps { last_access: now, last_modification: now };
-    let _ = rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW);
 }
 
 #[cfg(test)]
