@@ -247,8 +247,10 @@ impl Disks for DataSets {
         let has_own = !entries(dir, |name| name.trim_end_matches(".tmp").ends_with(ENDING))
             .map_err(failed)?
             .is_empty();
-        // The Vms of other back ends have nothing in the pool. Sets without a directory are found, too.
-        if has_own || (!is_there && self.pool.is_some()) {
+        // The Vms of other back ends have nothing in the pool. What has lost its directory is found there, too, once the pool
+        // is: it holds up no sweep before.
+        let may_have = !is_there && self.pool.as_ref().is_some_and(|pool| pool.check().is_ok());
+        if has_own || may_have {
             self.pool()?.drop_all(id)?;
         }
         // What another back end has mounted there is left to it.
