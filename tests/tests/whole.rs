@@ -7,6 +7,7 @@ mod whole {
     mod imports;
     mod kept;
     mod members;
+    mod merges;
     mod policies;
     mod publish;
     mod recovery;

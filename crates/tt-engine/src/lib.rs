@@ -101,8 +101,10 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
     /// nothing: the machine goes on as before.
     fn stop_vm(&self, vm: &Vm, mode: StopMode) -> Result<(), EngineError>;
 
-    /// Applies to a machine with a process what can be applied while it lives: the size of its disk, which only grows.
-    /// Cheap, and without a machine nothing is done.
+    /// Applies to a machine with a process what can be applied while it lives: that it writes to `vm.runtime_image`, and
+    /// lies on what `vm.disks` says and on nothing else (see [`Hold::switch_disk`] for what may be different, and
+    /// [`plan_merge`](tt_model::plan::plan_merge): what the runtime image lies on itself stays); the size
+    /// of its disk, which only grows and is told to the guest. Cheap, and without a machine nothing is done.
     ///
     /// # Errors
     /// The machine does not do it.

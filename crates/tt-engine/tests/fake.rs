@@ -6,8 +6,11 @@ use tt_engine::conformance::{self, Fixture};
 use tt_engine::fake::{FakeEngine, FakeWorld, effect};
 use tt_engine::{EngineError, Machine, VmEngine};
 use tt_model::fault::{Fault, FaultHook, Moment, no_fault};
-use tt_model::{StopMode, Vm, VmResource, names};
+use tt_model::{StopMode, StorageKind, Vm, VmResource, names};
 
+#[cfg(test)]
+#[path = "common/layers.rs"]
+mod layers;
 #[cfg(test)]
 #[path = "common/sample.rs"]
 mod sample;
@@ -49,13 +52,17 @@ impl Fixture for World {
     }
 
     fn layered_vm(&self) -> Vm {
-        self.vm()
+        let vm = self.vm();
+        let runtime_image = names::runtime_image(StorageKind::Qcow2, vm.id, 0);
+        Vm { storage: StorageKind::Qcow2, runtime_image, ..vm }
     }
 
     fn with_layer(&self, vm: &Vm) -> Vm {
-        let epoch = vm.epoch + 1;
-        let runtime_image = names::runtime_image(vm.storage, vm.id, epoch);
-        Vm { epoch, runtime_image, ..vm.clone() }
+        layers::with_layer(vm)
+    }
+
+    fn with_merge(&self, vm: &Vm) -> Vm {
+        layers::with_merge(vm).0
     }
 
     fn tick(&self, vm: &Vm) -> u64 {
@@ -67,7 +74,7 @@ impl Fixture for World {
     }
 
     fn has_open(&self, vm: &Vm) -> bool {
-        self.world.image(vm.id).as_ref() == Some(&vm.runtime_image)
+        self.world.layers(vm.id).is_some_and(|layers| layers.contains(&vm.runtime_image))
     }
 
     fn disk_mb(&self, vm: &Vm) -> u32 {
@@ -89,6 +96,10 @@ fn conforms() {
 #[test]
 fn dies_at_every_effect_and_the_next_daemon_carries_on() {
     let vm = sample::vm(1);
+    let runtime_image = names::runtime_image(StorageKind::Qcow2, vm.id, 0);
+    let vm = Vm { storage: StorageKind::Qcow2, runtime_image, ..vm };
+    let layered = layers::with_layer(&vm);
+    let merged = layers::with_merge(&layers::with_layer(&layered)).0;
     for effect in effect::ALL {
         for moment in [Moment::Before, Moment::After] {
             let world = FakeWorld::new();
@@ -105,9 +116,10 @@ fn dies_at_every_effect_and_the_next_daemon_carries_on() {
                 engine.update_vm(&Vm { resource: larger, ..vm.clone() })?;
                 let mut hold = engine.prepare_hold(&vm, Some(&names::memory(vm.id, 1)))?;
                 hold.pause()?;
-                hold.switch_disk(&vm)?;
+                hold.switch_disk(&layered)?;
                 hold.release()?;
                 hold.finish()?;
+                engine.update_vm(&merged)?;
                 engine.remove_memory(&vm)?;
                 engine.stop_vm(&vm, StopMode::Suspend)?;
                 engine.start_vm(&vm)?;

@@ -4,7 +4,8 @@
 //!
 //! Names are `LAYER.VERB.MOMENT`: layer `image`, `net`, `machine` or `ready`; verb `ensure` or
 //! `remove`; moment `before` or `after`. `erase.before` and `erase.after` stand around the commit
-//! that drops a record, `snapshot.take.*` around all that a snapshot does to a host, `snapshot.hold.*`
+//! that drops a record, `merge.copy.*` around the copying of layers that are merged, `merge.finish.after`
+//! behind the name that it then gets, `snapshot.take.*` around all that a snapshot does to a host, `snapshot.hold.*`
 //! at the beginning and the end of the time in which guests stand still for it. A number behind a `#`
 //! counts: `net.ensure.after#2` dies at the second one. Behind an `@` stands a file without which
 //! nobody dies: `net.ensure.after@/tmp/armed`.

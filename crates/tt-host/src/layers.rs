@@ -72,14 +72,17 @@ impl Layer for Image<'_> {
     }
 
     fn ensure(&self, vm: &Vm) -> Result<(), Pause> {
+        let update = || self.engine.update_vm(vm).map_err(|e| engine_pause(ErrorCode::UpdateVm, e));
         match self.storage.create_image(vm) {
             Err(StorageError::InUse { .. }) => {
-                self.engine.update_vm(vm).map_err(|e| engine_pause(ErrorCode::UpdateVm, e))?;
+                update()?;
                 self.storage.create_image(vm)
             }
             made => made,
         }
         .map_err(|e| storage_pause(ErrorCode::CreateImage, e))?;
+        // Before anything goes: a machine that has just been started may not have opened all of it yet.
+        update()?;
         let dropped = self.storage.destroy_snapshot(vm);
         dropped.map_err(|e| storage_pause(ErrorCode::SnapshotDestroy, e))?;
         let dropped = self.engine.remove_memory(vm);
@@ -133,9 +136,7 @@ impl Layer for Machine<'_> {
                 self.guests.resumed(vm.id);
                 Ok(())
             }
-            Seen::Running | Seen::Paused => {
-                self.engine.update_vm(vm).map_err(|e| engine_pause(ErrorCode::UpdateVm, e))
-            }
+            Seen::Running | Seen::Paused => Ok(()),
             // The record comes first: what is left of the machine is all that tells that its guest
             // wanted to end, and a daemon that died here would start it again.
             Seen::Exited { clean: true, .. } if self.clock.now() > vm.kill_timestamp => {

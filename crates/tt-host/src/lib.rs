@@ -13,6 +13,7 @@ mod failpoint;
 mod guest;
 mod kept;
 mod layers;
+mod merges;
 mod meta;
 mod peers;
 mod publish;
@@ -31,6 +32,7 @@ mod watch;
 pub use clock::{Clock, SystemClock};
 pub use guest::{ConsoleStream, GuestControl, GuestState, GuestStream, Guests};
 pub use layers::{Drivers, Image, Machine, Net, Ready};
+pub use merges::LayerMerger;
 pub use meta::{MetaError, Metas};
 pub use queue::Queue;
 pub use recover::{Recovered, recover};
@@ -38,7 +40,7 @@ pub use service::{HostConfig, HostService};
 pub use settle::{Layer, Pause, settle};
 pub use snapshots::SnapshotTaker;
 pub use sweep::{Finding, FindingKind, Report};
-pub use visit::{Next, Visitor};
+pub use visit::{Errands, Next, Visitor};
 
 /// Why the host's work could not begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,14 @@ pub enum HostError {
     /// A disk could not be kept.
     #[error("could not keep the image of vm {id}")]
     KeepImage {
+        /// The Vm.
+        id: tt_model::VmId,
+        /// Why.
+        source: tt_storage::StorageError,
+    },
+    /// Layers of a disk could not be merged.
+    #[error("could not merge layers of vm {id}")]
+    Merge {
         /// The Vm.
         id: tt_model::VmId,
         /// Why.

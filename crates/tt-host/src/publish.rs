@@ -39,14 +39,20 @@ impl Publisher<'_> {
         facts: Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, Halt> {
-        let still = self.still(record.origin.as_ref())?;
+        let mut still = self.still(record.origin.as_ref())?;
         let storage = self.storages.iter().find(|storage| storage.kind() == still.storage);
         let storage = storage.ok_or_else(|| {
             trouble(ErrorCode::Host, format!("this host has no {} images", still.storage.name()))
         })?;
         progress.step("copying the disk");
         let draft = self.catalogue.draft(&record.name)?;
-        copy(&**storage, &still, &draft, progress)?;
+        while let Err(halt) = copy(&**storage, &still, &draft, progress) {
+            // Layers may have been merged, and be gone, before they were opened; the others hold the same.
+            let named = std::mem::replace(&mut still, self.still(record.origin.as_ref())?);
+            if named.layers == still.layers {
+                return Err(halt);
+            }
+        }
         let inside = self.catalogue.carry_over(&draft, &still.template)?;
         let facts = Facts { inside, arch: still.template.arch, ..facts };
         Ok(self.catalogue.finish(&draft, &facts, progress)?)

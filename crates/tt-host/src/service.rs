@@ -7,14 +7,17 @@ use crate::peers::Neighbours;
 use crate::sweep::{Report, Sweeper};
 use crate::templates::TemplateMaker;
 use crate::watch::Follower;
-use crate::{Clock, Drivers, HostError, Metas, Next, Queue, SnapshotTaker, Visitor, layers};
+use crate::{
+    Clock, Drivers, Errands, HostError, LayerMerger, Metas, Next, Queue, SnapshotTaker, Visitor,
+    layers,
+};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tt_image::Catalogue;
 use tt_model::plan::Policy;
-use tt_model::{EnvId, HostId, VmId};
+use tt_model::{HostId, VmId};
 use tt_store::tables::Tables;
 
 /// Vms that are visited at once. A visit waits for disks and tools more than it computes.
@@ -61,7 +64,7 @@ pub struct HostConfig {
 pub struct HostService {
     vms: Arc<Queue<VmId>>,
     templates: Arc<Queue<String>>,
-    snapshots: Arc<Queue<EnvId>>,
+    errands: Errands,
     images: Arc<Queue<VmId>>,
     hosts: Arc<Queue<HostId>>,
     sweeper: Arc<Sweeper>,
@@ -76,7 +79,7 @@ impl HostService {
         let service = Self {
             vms: config.vms.clone(),
             templates: Arc::new(Queue::new()),
-            snapshots: Arc::new(Queue::new()),
+            errands: Errands::default(),
             images: Arc::new(Queue::new()),
             hosts: Arc::new(Queue::new()),
             sweeper,
@@ -112,7 +115,8 @@ impl HostService {
         self.is_stopping.store(true, Ordering::Relaxed);
         self.vms.close();
         self.templates.close();
-        self.snapshots.close();
+        self.errands.snapshots.close();
+        self.errands.merges.close();
         self.images.close();
         self.hosts.close();
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -134,9 +138,13 @@ impl HostService {
             clock.clone(),
             host,
             metas.clone(),
-            self.snapshots.clone(),
+            self.errands.clone(),
         ));
         self.start_workers(visitor.clone())?;
+        let (vms, is_stopping) = (self.vms.clone(), self.is_stopping.clone());
+        let merger = LayerMerger::new(tables.clone(), visitor.clone(), host, vms, is_stopping);
+        let merges = self.errands.merges.clone();
+        self.spawn("merge", move || merger.run(&merges))?;
         let vms = self.vms.clone();
         let taker = SnapshotTaker::new(tables.clone(), visitor, clock.clone(), vms);
         self.start_takers(Arc::new(taker))?;
@@ -181,7 +189,7 @@ impl HostService {
 
     fn start_takers(&self, taker: Arc<SnapshotTaker>) -> Result<(), HostError> {
         for number in 0..TAKERS {
-            let (envs, taker) = (self.snapshots.clone(), taker.clone());
+            let (envs, taker) = (self.errands.snapshots.clone(), taker.clone());
             self.spawn(&format!("snapshot-{number}"), move || taker.run(&envs))?;
         }
         Ok(())

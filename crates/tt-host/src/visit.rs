@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tt_engine::VmEngine;
 use tt_model::env::Failure;
-use tt_model::plan::{plan_detach, plan_undo};
+use tt_model::plan::{needs_merge, plan_detach, plan_frozen, plan_undo};
 use tt_model::{Env, EnvId, ErrorCode, Goal, HostId, KeptImage, Phase, Trouble, Vm, VmId};
 use tt_network::EnvNames;
 use tt_storage::Storage;
@@ -40,6 +40,15 @@ pub enum Next {
     BackOff,
 }
 
+/// Who is told what visits find to be done that they do not wait for.
+#[derive(Clone, Debug, Default)]
+pub struct Errands {
+    /// Envs with members that want a snapshot.
+    pub snapshots: Arc<Queue<EnvId>>,
+    /// Vms with layers that are to be merged.
+    pub merges: Arc<Queue<VmId>>,
+}
+
 /// Visits the Vms of one host. Visits to different Vms may run at once.
 #[derive(Debug)]
 pub struct Visitor {
@@ -50,8 +59,7 @@ pub struct Visitor {
     host: HostId,
     reporter: Reporter,
     metas: MetaCache,
-    /// Told which Envs have members that want a snapshot.
-    snapshots: Arc<Queue<EnvId>>,
+    errands: Errands,
     /// At which revision of its Env the network was told who is who.
     named: Mutex<HashMap<EnvId, Revision>>,
 }
@@ -65,12 +73,12 @@ impl Visitor {
         clock: Arc<dyn Clock>,
         host: HostId,
         metas: Metas,
-        snapshots: Arc<Queue<EnvId>>,
+        errands: Errands,
     ) -> Self {
         let reporter = Reporter::new(tables.clone(), clock.clone());
         let metas = MetaCache::new(metas);
         let named = Mutex::default();
-        Self { tables, drivers, guests, clock, host, reporter, metas, snapshots, named }
+        Self { tables, drivers, guests, clock, host, reporter, metas, errands, named }
     }
 
     /// Visits a Vm. `failures`: how often in a row visits to it failed before.
@@ -142,12 +150,15 @@ impl Visitor {
             self.mark_created(env.id)?;
         }
         if vm.value.wanted_snapshots().next().is_some() {
-            self.snapshots.push(env.id);
+            self.errands.snapshots.push(env.id);
         }
-        let mut detached = vm;
-        if plan_detach(&mut detached.value) {
+        let mut vm = vm;
+        if plan_detach(&mut vm.value) | plan_frozen(&mut vm.value) {
             // Others who change the record meanwhile cause another visit.
-            self.tables.commit(&Change::new().vm(&detached)?)?;
+            self.tables.commit(&Change::new().vm(&vm)?)?;
+        }
+        if needs_merge(&vm.value) {
+            self.errands.merges.push(vm.value.id);
         }
         Ok(Next::Settled(SAFETY_LOOK))
     }

@@ -8,6 +8,7 @@ mod sweep;
 #[cfg(test)]
 mod world;
 
+use tt_model::plan::HIDDEN_MAX;
 use tt_model::{Goal, SnapshotState, StorageKind, Vm, VmUpdate};
 use world::{Death, World};
 
@@ -191,6 +192,77 @@ fn no_power_loss_leaves_a_ready_snapshot_without_its_content() {
         }
     }
     assert!(losses > 100 && whole > 20, "{losses} losses, {whole} snapshots before them");
+}
+
+/// An Env at `rest` whose snapshots came and went, but one: with the next one, layers are to be merged.
+fn with_layers(rest: Goal) -> World {
+    let world = at_rest(StorageKind::Qcow2, Goal::Running);
+    let take = |name: &str| {
+        assert!(world.want_snapshot("shop", name).is_ok());
+        world.converge(Death::Never);
+        world.change_all("shop");
+    };
+    take("kept");
+    for _ in 0..HIDDEN_MAX + 2 {
+        take("passing");
+        assert!(world.drop_snapshot("shop", "passing").is_ok());
+    }
+    world.set_goal("shop", rest);
+    world.converge(Death::Never);
+    world
+}
+
+#[test]
+fn death_at_every_step_of_a_merge_changes_nothing_that_anybody_sees() {
+    let (mut deaths, mut merging) = (0, 0);
+    for rest in RESTS {
+        for step in 1.. {
+            let world = with_layers(rest);
+            let (before, disks) = (world.contents("shop"), world.members("shop")[0].disks.len());
+            let frozen = world.frozen("shop");
+            world.want_snapshot("shop", "last").unwrap();
+            let died = world.converge(Death::At(step));
+            merging += world.members("shop").iter().filter(|vm| vm.merge.is_some()).count();
+            // What a guest has not synced goes with the power, what is frozen does not.
+            let has_power = step % 2 == 0;
+            if !has_power {
+                world.lose_power();
+            }
+            world.converge(Death::Never);
+            world.assert_settled("shop", rest);
+            if has_power {
+                assert_eq!(world.contents("shop"), before, "{rest:?} at {step}");
+            }
+            let left = world.frozen("shop");
+            assert!(frozen.iter().all(|(of, content)| left[of] == *content), "{rest:?} at {step}");
+            let vm = &world.members("shop")[0];
+            // A layer more, and one for two.
+            assert!(vm.merge.is_none() && vm.disks.len() == disks, "{:?}", vm.disks);
+            world.apply("shop", "kept").unwrap();
+            world.converge(Death::Never);
+            world.assert_settled("shop", Goal::Running);
+            deaths += u32::from(died);
+            if !died {
+                break;
+            }
+        }
+    }
+    assert!(deaths > 100 && merging > 20, "{deaths} deaths, {merging} of them in a merge");
+}
+
+#[test]
+fn a_merge_waits_for_room_and_gives_way_to_a_destroy() {
+    let world = with_layers(Goal::Running);
+    let before = world.contents("shop");
+    world.fail_always("image.copy");
+    world.want_snapshot("shop", "last").unwrap();
+    world.converge(Death::Never);
+    world.assert_settled("shop", Goal::Running);
+    assert_eq!(world.contents("shop"), before, "nothing is lost meanwhile");
+    assert!(world.members("shop")[0].merge.is_some());
+    world.set_goal("shop", Goal::Gone);
+    world.converge(Death::Never);
+    world.assert_settled("shop", Goal::Gone);
 }
 
 #[test]

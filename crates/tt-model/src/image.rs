@@ -53,14 +53,13 @@ impl KeptImage {
 
 /// The runtime image of `vm` and what it is layered on; disks of snapshots go with the Vm.
 fn needed(vm: &Vm) -> BTreeMap<u32, Disk> {
-    let mut needed = BTreeMap::new();
-    let mut next = Some(vm.epoch);
-    while let Some(epoch) = next.filter(|epoch| !needed.contains_key(epoch)) {
-        let parent = vm.disks.get(&epoch).and_then(|disk| disk.parent);
-        next = parent.filter(|_| vm.storage.is_layered());
-        needed.insert(epoch, Disk { parent: next });
-    }
-    needed
+    let chain = vm.chain(vm.epoch);
+    let parents = chain.iter().skip(1).copied().map(Some).chain([None]);
+    chain
+        .iter()
+        .zip(parents)
+        .map(|(epoch, parent)| (*epoch, Disk { parent, is_frozen: true }))
+        .collect()
 }
 
 #[cfg(test)]
@@ -70,7 +69,7 @@ mod tests {
 
     #[test]
     fn only_disks_that_stay_are_named() {
-        let disk = |parent| Disk { parent };
+        let disk = |parent| Disk { parent, is_frozen: true };
         for (storage, kept) in [
             (StorageKind::File, BTreeMap::from([(3, disk(None))])),
             (StorageKind::Qcow2, BTreeMap::from([(0, disk(None)), (3, disk(Some(0)))])),

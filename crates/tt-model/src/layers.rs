@@ -83,8 +83,10 @@ mod tests {
 
     fn vm(id: u64, storage: StorageKind, parents: &[(u32, Option<u32>)]) -> Vm {
         let mut vm = sample::vm(id, "qemu", storage);
-        vm.disks =
-            parents.iter().map(|(epoch, parent)| (*epoch, Disk { parent: *parent })).collect();
+        vm.disks = parents
+            .iter()
+            .map(|(epoch, parent)| (*epoch, Disk { parent: *parent, is_frozen: false }))
+            .collect();
         vm.epoch = parents.last().map_or(0, |(epoch, _)| *epoch);
         vm.runtime_image = runtime_image(storage, vm.id, vm.epoch);
         vm

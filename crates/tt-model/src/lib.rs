@@ -4,6 +4,7 @@
 //! the time and the random bytes; what comes back says exactly what is to be done.
 
 pub mod check;
+mod disks;
 pub mod env;
 pub mod error;
 pub mod fault;
@@ -43,5 +44,5 @@ pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
 pub use template::{TemplateSource, TemplateSpec, VmTemplate};
 pub use vm::{
-    Disk, MachineSize, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
+    Disk, MachineSize, Merge, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
 };

@@ -63,6 +63,7 @@ pub fn vm(id: u64, engine: &str, storage: StorageKind) -> Vm {
         epoch: 0,
         runtime_image: runtime_image(storage, VmId(id), 0),
         disks: BTreeMap::from([(0, Disk::default())]),
+        merge: None,
         next_epoch: 1,
         base: None,
         incarnation: 0,

@@ -1,12 +1,11 @@
 //! The Vm: one machine of an Env, as planned. Drivers take it whole and choose nothing.
 
-use crate::names::runtime_image;
 use crate::net::{MacAddr, PortMap};
 use crate::snapshot::SnapshotState;
 use crate::template::{FEATURE_AGENT, FEATURE_CLOUD_INIT};
 use crate::{EnvId, Goal, HostId, NetRule, Snapshot, VmId, VmTemplate};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -38,6 +37,9 @@ pub struct Vm {
     /// what these are layered on. Every other one is removed.
     #[cfg_attr(feature = "schema", schema(value_type = BTreeMap<String, Disk>))]
     pub disks: BTreeMap<u32, Disk>,
+    /// The two of its `disks` that are being merged into a new one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
     /// The next epoch; none is ever used twice. It also numbers metas and memory.
     pub next_epoch: u32,
     /// A kept image that epoch 0 is a clone of, in place of the template's disk: a path as in
@@ -101,6 +103,21 @@ pub struct Disk {
     /// the Vm's `base` or template.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<u32>,
+    /// Whether no machine writes to it, or to what it lies on, any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_frozen: bool,
+}
+
+/// A merge of two layers, which stay as they are until it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
+pub struct Merge {
+    /// The epoch of the disk that is made: it holds what `top` holds, and lies on what `bottom` lies on.
+    pub epoch: u32,
+    /// The upper one, whose place it is to take.
+    pub top: u32,
+    /// What that one lies on.
+    pub bottom: u32,
 }
 
 /// What only a new machine can change.
@@ -308,33 +325,6 @@ impl Vm {
     /// The snapshots that are still to be taken, by name.
     pub fn wanted_snapshots(&self) -> impl Iterator<Item = &Snapshot> {
         self.snapshots.values().filter(|s| s.state == SnapshotState::Wanted)
-    }
-
-    /// Makes `epoch` of `parent` and lets it be the runtime image.
-    pub(crate) fn turn_to_disk(&mut self, epoch: u32, parent: Option<u32>) {
-        self.disks.insert(epoch, Disk { parent });
-        self.epoch = epoch;
-        self.runtime_image = runtime_image(self.storage, self.id, epoch);
-    }
-
-    /// A number that it has never used for a disk, a meta or memory.
-    pub(crate) fn take_epoch(&mut self) -> u32 {
-        let epoch = self.next_epoch;
-        self.next_epoch += 1;
-        epoch
-    }
-
-    /// Strikes the disks off the list that neither runtime image nor snapshots need.
-    pub(crate) fn drop_disks(&mut self) {
-        let mut needed = BTreeSet::new();
-        let roots = self.snapshots.values().filter_map(|s| s.epoch).chain([self.epoch]);
-        for root in roots {
-            let mut next = Some(root);
-            while let Some(epoch) = next.filter(|epoch| needed.insert(*epoch)) {
-                next = self.disks.get(&epoch).and_then(|disk| disk.parent);
-            }
-        }
-        self.disks.retain(|epoch, _| needed.contains(epoch));
     }
 
     /// By what its guest is seen to be ready, for people; nothing where its agent says so.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use tt_model::ErrorCode;
+use tt_model::{ErrorCode, VmId};
 
 /// Why a storage call failed.
 #[derive(Debug, thiserror::Error)]
@@ -106,6 +106,20 @@ pub enum StorageError {
     /// The image could not be given to those who are to read or write it. A retry may help.
     #[error("image {} can not be given to its owner", path.display())]
     Give {
+        /// The image.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The record names no merge, or this back end has no layers. No retry helps.
+    #[error("vm {id} has no layers that are to be merged")]
+    NoMerge {
+        /// The Vm.
+        id: VmId,
+    },
+    /// An image could not be told what it lies on. A retry may help.
+    #[error("image {} can not be told what it lies on", path.display())]
+    Relink {
         /// The image.
         path: PathBuf,
         /// What the system said.
@@ -219,6 +233,7 @@ impl StorageError {
             | Self::Grow { .. }
             | Self::Sync { .. }
             | Self::Export { .. }
+            | Self::Relink { .. }
             | Self::InUse { .. }
             | Self::Destroy { .. }
             | Self::List { .. }
@@ -234,6 +249,7 @@ impl StorageError {
             | Self::Damaged { .. }
             | Self::Limit { .. }
             | Self::Lost { .. }
+            | Self::NoMerge { .. }
             | Self::Died { .. } => false,
         }
     }
@@ -250,12 +266,15 @@ impl StorageError {
             Self::OpenTemplate { .. } | Self::Export { .. } => ErrorCode::Template,
             Self::Destroy { .. } | Self::HasClones => ErrorCode::DestroyImage,
             Self::Space { .. } | Self::Probe { .. } | Self::Pool { .. } => ErrorCode::Host,
-            Self::CheckPath { .. } | Self::CheckName { .. } => ErrorCode::Internal,
+            Self::CheckPath { .. } | Self::CheckName { .. } | Self::NoMerge { .. } => {
+                ErrorCode::Internal
+            }
             Self::Create { .. }
             | Self::OpenDisk { .. }
             | Self::Grow { .. }
             | Self::Give { .. }
             | Self::Sync { .. }
+            | Self::Relink { .. }
             | Self::Lost { .. }
             | Self::Damaged { .. }
             | Self::List { .. }

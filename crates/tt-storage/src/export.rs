@@ -78,9 +78,8 @@ pub(crate) fn export(
 
 /// Reads a piece from the topmost layer that has it. Answers whether any has.
 fn show(stack: &mut [Layer], at: u64, piece: &mut [u8], path: &Path) -> Result<bool, StorageError> {
-    let failed = |source: io::Error| StorageError::OpenDisk { path: path.into(), source };
     for layer in stack {
-        match layer.read(at, piece).map_err(failed)? {
+        match layer.read(at, piece, path)? {
             Has::Nothing => {}
             Has::Zeros => return Ok(false),
             Has::Data => return Ok(true),
@@ -119,13 +118,15 @@ impl Layer {
         }
     }
 
-    fn read(&mut self, at: u64, piece: &mut [u8]) -> io::Result<Has> {
+    /// `path`: what the piece is read for.
+    fn read(&mut self, at: u64, piece: &mut [u8], path: &Path) -> Result<Has, StorageError> {
+        let failed = |source: io::Error| StorageError::OpenDisk { path: path.into(), source };
         match self {
             Self::Plain { bytes, .. } if at >= *bytes => Ok(Has::Nothing),
             Self::Plain { file, bytes } => {
                 // What lies behind its end is zero.
                 let len = piece.len().min((*bytes - at) as usize);
-                file.read_exact_at(&mut piece[..len], at)?;
+                file.read_exact_at(&mut piece[..len], at).map_err(failed)?;
                 piece[len..].fill(0);
                 Ok(Has::Data)
             }
@@ -134,7 +135,7 @@ impl Layer {
                 qcow2::Cluster::Absent => Ok(Has::Nothing),
                 qcow2::Cluster::Zeros => Ok(Has::Zeros),
                 qcow2::Cluster::At(offset) => {
-                    reader.read(offset, piece)?;
+                    reader.read(offset, piece).map_err(failed)?;
                     Ok(Has::Data)
                 }
             },

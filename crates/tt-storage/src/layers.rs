@@ -1,7 +1,6 @@
 //! Which disks of a Vm an image needs, from the record alone. It never looks at a disk itself.
 
 use crate::StorageError;
-use std::collections::BTreeSet;
 use tt_model::names::runtime_image;
 use tt_model::{SnapshotState, StorageKind, Vm, VmId};
 
@@ -37,17 +36,6 @@ pub(crate) fn missing(
     }
     missing.reverse();
     Ok(missing)
-}
-
-/// The runtime image and what it lies on.
-pub(crate) fn needed(vm: &Vm) -> BTreeSet<u32> {
-    let mut needed = BTreeSet::new();
-    let mut next = Some(vm.epoch);
-    while let Some(epoch) = next.filter(|epoch| needed.insert(*epoch)) {
-        let parent = vm.disks.get(&epoch).and_then(|disk| disk.parent);
-        next = parent.filter(|_| vm.storage.is_layered());
-    }
-    needed
 }
 
 /// The parts of a runtime image's name.
@@ -102,7 +90,7 @@ mod tests {
         let lost = |epoch: u32| StorageError::Lost { path: epoch.to_string().into() };
         let missing = |vm: &Vm| missing(vm, |epoch| Ok(epoch == 9), lost).ok();
         assert_eq!(missing(&vm), Some(vec![0]));
-        let parent = |parent| Disk { parent };
+        let parent = |parent| Disk { parent, is_frozen: false };
         vm.disks.extend([(2, parent(Some(1))), (1, parent(Some(0)))]);
         vm.epoch = 2;
         assert_eq!(missing(&vm), Some(vec![0, 1, 2]));

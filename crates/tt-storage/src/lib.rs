@@ -17,6 +17,7 @@
 //! | the same, once a `qcow2` disk of another Vm lies on it | root, root, 0444 | that machine has another user. It stays so: the record of a Vm does not say on what its kept image lies in turn. |
 //! | template | root, root, 0644 | |
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use tt_model::{Layout, Snapshot, StorageKind, Vm, VmId};
@@ -103,12 +104,33 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// As [`Storage::create_image`]; [`StorageError::Lost`] if the snapshot's disk is gone.
     fn apply_snapshot(&self, vm: &Vm, snapshot: &Snapshot) -> Result<(), StorageError>;
 
-    /// Removes every disk of `vm`, complete or not, that `vm.disks` does not name. Costs one look at a directory when
-    /// there is none. `zfs`: what a machine has open stays until a later call finds it free.
+    /// Removes every disk of `vm`, complete or not, that neither `vm.disks` nor `vm.merge` names. What is layered says
+    /// afterwards itself what it lies on, but for what a machine writes to. Cheap when there is nothing to do.
+    /// `zfs`: what a machine has open stays until a later call finds it free.
     ///
     /// # Errors
     /// [`StorageError::Destroy`]; some may be gone by then.
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError>;
+
+    /// What each disk of `vm` that is there takes on the file system, by epoch, in MB (2^20 bytes), rounded up.
+    ///
+    /// Only merges are planned by it: a back end without layers need not say.
+    ///
+    /// # Errors
+    /// [`StorageError::List`].
+    fn taken_mb(&self, _: &Vm) -> Result<BTreeMap<u32, u64>, StorageError> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Begins the merge that [`plan_merge`](tt_model::plan::plan_merge) named: a disk that holds what `top` holds and lies
+    /// on what `bottom` lies on. `top` and `bottom` stay as they are, to the byte. What an earlier try left is cleared;
+    /// a merge that an earlier one completed is taken as it is.
+    ///
+    /// # Errors
+    /// [`StorageError::NoMerge`] if none is named, or if this back end has no layers.
+    fn begin_merge(&self, vm: &Vm) -> Result<Box<dyn Merging>, StorageError> {
+        Err(StorageError::NoMerge { id: vm.id })
+    }
 
     /// Lets the runtime image outlive `vm`: what it lies on stays with it, everything else of this Vm is removed, and no
     /// machine can reach it any more. One that was planned by an apply and is not there yet is made first.
@@ -164,6 +186,25 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`StorageError::Space`].
     fn space(&self) -> Result<Space, StorageError>;
+}
+
+/// A merge that is under way; see [`Storage::begin_merge`]. Dropped before [`Merging::finish`], nothing of it is left.
+///
+/// Between begin and finish any other call may be made for its Vm, by any thread: what is merged may even go meanwhile.
+pub trait Merging: Send {
+    /// Copies; takes as long as the disk is large, and leaves guests their part of the file system's time. `goes_on` is
+    /// asked now and then. Answers whether the merge is complete and on disk; not if `goes_on` said no.
+    ///
+    /// # Errors
+    /// [`StorageError::NoSpace`]; [`StorageError::Damaged`] if a layer is not what this back end and its machine make;
+    /// [`StorageError::Lost`]; what the system refused.
+    fn copy(&mut self, goes_on: &dyn Fn() -> bool) -> Result<bool, StorageError>;
+
+    /// Gives a complete merge its name, durably. No other call may be made for its Vm meanwhile.
+    ///
+    /// # Errors
+    /// [`StorageError::Create`]
+    fn finish(self: Box<Self>) -> Result<(), StorageError>;
 }
 
 /// The back end of that kind on a data directory. It touches nothing before its first verb. `zfs` needs a pool, see

@@ -42,6 +42,29 @@ pub(crate) enum Origin {
     Own,
 }
 
+/// Name and format of what the disk of `vm` in `epoch` is made from, or lies on; see [`Source::open`].
+pub(crate) fn origin(
+    kind: StorageKind,
+    vm: &Vm,
+    epoch: u32,
+) -> Result<(String, StorageKind), StorageError> {
+    match (vm.disks.get(&epoch).and_then(|disk| disk.parent), &vm.base) {
+        (Some(parent), _) => Ok((runtime_image(kind, vm.id, parent), kind)),
+        (None, Some(base)) => kept(kind, base).map(|format| (base.clone(), format)),
+        (None, None) => Ok((format!("{}/{TEMPLATE_DISK}", vm.template.path), StorageKind::File)),
+    }
+}
+
+/// The format of a kept image; refuses a name that is none of an image.
+fn kept(kind: StorageKind, base: &str) -> Result<StorageKind, StorageError> {
+    // Only the names of images, and a raw disk only from a raw one.
+    let found = parse_name(base).filter(|(_, _, is)| kind.is_layered() || *is == kind);
+    found.map(|(_, _, format)| format).ok_or_else(|| StorageError::CheckName {
+        path: base.to_owned(),
+        right: format!("images/ID/EPOCH.{}", kind.extension()),
+    })
+}
+
 impl Source {
     /// Opens what `job`, the disk of `vm` in `epoch`, is made from; refuses what does not fit the size asked for.
     pub(crate) fn open(
@@ -77,12 +100,7 @@ impl Source {
     }
 
     fn kept(data: &Path, kind: StorageKind, base: &str) -> Result<Self, StorageError> {
-        // Only the names of images, and a raw disk only from a raw one.
-        let found = parse_name(base).filter(|(_, _, is)| kind.is_layered() || *is == kind);
-        let Some((_, _, format)) = found else {
-            let right = format!("images/ID/EPOCH.{}", kind.extension());
-            return Err(StorageError::CheckName { path: base.to_owned(), right });
-        };
+        let format = kept(kind, base)?;
         let source = Self::read(data, base.to_owned(), format, Origin::Kept)?;
         let uid = source.file.metadata().map_err(|e| source.not_opened(e))?.uid();
         if uid != 0 {

@@ -9,6 +9,7 @@ pub(super) const CLAUSES: &[Clause] = &[
     ("a hold takes the memory of its moment, and the guest goes on", holds),
     ("a hold of a paused machine leaves it paused", holds_paused),
     ("while held, the disk gets a layer", switches),
+    ("a living machine lies on what the record says", lies_on_merges),
     ("a hold that is dropped leaves no memory, and the guest goes on to a clean end", drops),
     ("a hold without memory keeps none", holds_without_memory),
     ("an absent machine's memory is what it would begin from", holds_absent),
@@ -88,6 +89,50 @@ fn switches(suite: &Suite<'_>) {
     suite.start(&vm);
     assert_eq!(suite.fixture.content(&vm), content);
     assert!(suite.fixture.has_open(&vm), "a new process has an old disk");
+    suite.forget(&vm);
+}
+
+fn lies_on_merges(suite: &Suite<'_>) {
+    if !suite.has_memory() {
+        return;
+    }
+    let mut vm = suite.fixture.layered_vm();
+    suite.start(&vm);
+    for _ in 0..4 {
+        let mut hold = suite.hold(&vm, None);
+        // By then it has opened what is frozen now.
+        done(hold.pause());
+        let layered = suite.fixture.with_layer(&vm);
+        done(hold.switch_disk(&layered));
+        done(hold.release());
+        done(hold.finish());
+        vm = layered;
+        done(suite.engine.update_vm(&vm));
+    }
+    let has_open = |vm: &Vm, epoch: u32| {
+        let runtime_image = names::runtime_image(vm.storage, vm.id, epoch);
+        suite.fixture.has_open(&Vm { epoch, runtime_image, ..vm.clone() })
+    };
+    assert!([0, 1, 2, 3, 4].iter().all(|epoch| has_open(&vm, *epoch)));
+    let content = suite.fixture.tick(&vm);
+    for _ in 0..2 {
+        let merged = suite.fixture.with_merge(&vm);
+        done(suite.engine.update_vm(&merged));
+        done(suite.engine.update_vm(&merged));
+        let gone = vm.disks.keys().filter(|epoch| !merged.disks.contains_key(epoch));
+        assert!(gone.clone().count() == 2 && !gone.into_iter().any(|epoch| has_open(&vm, *epoch)));
+        assert!(merged.disks.keys().all(|epoch| has_open(&merged, *epoch)));
+        assert!(suite.fixture.beats(&merged), "the guest stands still");
+        vm = merged;
+    }
+    // A layer that a dead daemon had made and not switched to.
+    vm = suite.fixture.with_layer(&suite.fixture.with_layer(&vm));
+    done(suite.engine.update_vm(&vm));
+    assert!(vm.disks.keys().all(|epoch| has_open(&vm, *epoch)), "{:?}", vm.disks);
+    assert_eq!(suite.fixture.content(&vm), content);
+    suite.suspend(&vm);
+    suite.start(&vm);
+    assert!(vm.disks.keys().all(|epoch| has_open(&vm, *epoch)), "a new process has other disks");
     suite.forget(&vm);
 }
 

@@ -44,6 +44,10 @@ pub trait Fixture {
     /// The Vm with one more layer on its disk, as plan and storage make it: the layer is there, and is empty.
     fn with_layer(&self, vm: &Vm) -> Vm;
 
+    /// The Vm with its two lowest layers as one, as plan and storage make it: another one takes their place, and they
+    /// are gone from record and disk.
+    fn with_merge(&self, vm: &Vm) -> Vm;
+
     /// Lets the running guest change its memory; answers the new content. It never repeats in a machine's life and in
     /// what goes on from its memory, and 0 is the content after a boot.
     fn tick(&self, vm: &Vm) -> u64;

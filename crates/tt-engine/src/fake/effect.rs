@@ -24,6 +24,8 @@ pub const CAPTURE: &str = "machine.capture";
 pub const HOLD: &str = "machine.hold";
 /// The guest's writes go to another disk.
 pub const SWITCH: &str = "machine.switch";
+/// What the guest's disk lies on becomes what the record says.
+pub const ARRANGE: &str = "machine.arrange";
 /// A held machine goes on.
 pub const RELEASE: &str = "machine.release";
 /// The guest sees a larger disk.
@@ -36,7 +38,7 @@ pub const KILL: &str = "machine.kill";
 pub const REMOVE_REMAINS: &str = "machine.remove_remains";
 
 /// All of them.
-pub const ALL: [&str; 17] = [
+pub const ALL: [&str; 18] = [
     MAKE_REMAINS,
     MAKE_PROCESS,
     RESTORE,
@@ -49,6 +51,7 @@ pub const ALL: [&str; 17] = [
     CAPTURE,
     HOLD,
     SWITCH,
+    ARRANGE,
     RELEASE,
     UPDATE,
     DROP_MEMORY,

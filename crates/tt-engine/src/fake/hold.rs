@@ -77,11 +77,13 @@ impl Hold for FakeHold {
     }
 
     fn switch_disk(&mut self, vm: &Vm) -> Result<(), EngineError> {
-        if !self.stands("switch_disk")? {
+        if !self.stands("switch_disk")?
+            || self.faults.world.image(vm.id) == Some(vm.runtime_image.clone())
+        {
             return Ok(());
         }
         self.faults.act(effect::SWITCH, |world| {
-            world.change(vm.id, |fake| fake.image.clone_from(&vm.runtime_image));
+            world.change(vm.id, |fake| fake.layers.insert(0, vm.runtime_image.clone()));
         })
     }
 

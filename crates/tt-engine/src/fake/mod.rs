@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tt_model::fault::{Fault, FaultHook, Moment};
 use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId, feat, names};
-use world::{Memory, Watcher};
+use world::Watcher;
 
 pub use world::FakeWorld;
 
@@ -131,7 +131,7 @@ impl FakeEngine {
     fn begin(&self, vm: &Vm) -> Result<(), EngineError> {
         let memory = self.world().memory(vm)?;
         if let Some((path, memory)) = &memory {
-            check_size(path, memory, vm)?;
+            world::check_size(path, memory, vm)?;
         }
         self.faults.act(effect::MAKE_REMAINS, |world| world.leave_remains(vm.id))?;
         let Some((path, memory)) = memory else {
@@ -185,6 +185,22 @@ impl FakeEngine {
         captured
     }
 
+    /// Lets the machine write to the disk of the record, and lie on what that says.
+    fn arrange(&self, vm: &Vm) -> Result<(), EngineError> {
+        if self.world().image(vm.id).is_some_and(|image| image != vm.runtime_image) {
+            self.faults.act(effect::SWITCH, |world| {
+                world.change(vm.id, |fake| fake.layers.insert(0, vm.runtime_image.clone()));
+            })?;
+        }
+        let wanted = world::layers(vm);
+        if self.world().layers(vm.id).is_some_and(|layers| layers != wanted) {
+            self.faults.act(effect::ARRANGE, |world| {
+                world.change(vm.id, |fake| fake.layers = wanted);
+            })?;
+        }
+        Ok(())
+    }
+
     /// Removes memory on disk that `is_needed` does not hold for.
     fn drop_memory(
         &self,
@@ -209,16 +225,6 @@ impl FakeEngine {
             state.partial.retain(|path| world::owner(path) != Some(id));
             state.begun.retain(|begun| !mark(begun));
         })
-    }
-}
-
-fn check_size(path: &str, memory: &Memory, vm: &Vm) -> Result<(), EngineError> {
-    match memory.size == vm.machine {
-        true => Ok(()),
-        false => Err(EngineError::Load {
-            path: path.into(),
-            problem: format!("it is of {:?}, the machine has {:?}", memory.size, vm.machine),
-        }),
     }
 }
 
@@ -293,16 +299,17 @@ impl VmEngine for FakeEngine {
 
     fn update_vm(&self, vm: &Vm) -> Result<(), EngineError> {
         self.faults.alive()?;
+        let has_memory = self.world().with(vm.id, |fake| fake.loaded.is_none()) == Some(true);
+        if !has_memory || !matches!(self.seen(vm), Machine::Running | Machine::Paused) {
+            return Ok(());
+        }
+        self.arrange(vm)?;
         let disk_mb = vm.resource.disk_size;
-        match self.seen(vm) {
-            Machine::Running | Machine::Paused
-                if self.world().disk_mb(vm.id).is_some_and(|has| has < disk_mb) =>
-            {
-                self.faults.act(effect::UPDATE, |world| {
-                    world.change(vm.id, |fake| fake.disk_mb = disk_mb);
-                })
-            }
-            _ => Ok(()),
+        match self.world().disk_mb(vm.id).is_some_and(|has| has < disk_mb) {
+            true => self.faults.act(effect::UPDATE, |world| {
+                world.change(vm.id, |fake| fake.disk_mb = disk_mb);
+            }),
+            false => Ok(()),
         }
     }
 

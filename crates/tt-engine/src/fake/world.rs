@@ -39,7 +39,8 @@ pub(super) struct Fake {
     pub incarnation: u32,
     pub content: u64,
     pub size: MachineSize,
-    pub image: String,
+    /// The disk that it writes to, and what that lies on in turn.
+    pub layers: Vec<String>,
     pub disk_mb: u32,
     /// The memory that it has loaded and not consumed.
     pub loaded: Option<String>,
@@ -110,7 +111,12 @@ impl FakeWorld {
 
     /// The runtime image that the process of `id` has open.
     pub fn image(&self, id: VmId) -> Option<String> {
-        self.with_process(id, |fake| fake.image.clone())
+        self.with_process(id, |fake| fake.layers.first().cloned()).flatten()
+    }
+
+    /// The same, with everything that it lies on.
+    pub fn layers(&self, id: VmId) -> Option<Vec<String>> {
+        self.with_process(id, |fake| fake.layers.clone())
     }
 
     /// The size of the disk that the process of `id` sees, in MB.
@@ -170,7 +176,7 @@ impl FakeWorld {
             incarnation: vm.incarnation,
             content: memory.as_ref().map_or(0, |(_, memory)| memory.content),
             size: vm.machine,
-            image: vm.runtime_image.clone(),
+            layers: layers(vm),
             disk_mb: vm.resource.disk_size,
             loaded: memory.map(|(path, _)| path),
             deaf: false,
@@ -249,13 +255,31 @@ impl fmt::Debug for FakeWorld {
     }
 }
 
+/// The disks of a machine: the one that it writes to, and what that lies on in turn.
+pub(super) fn layers(vm: &Vm) -> Vec<String> {
+    let below = vm.chain(vm.epoch).into_iter().skip(1);
+    let below = below.map(|epoch| names::runtime_image(vm.storage, vm.id, epoch));
+    [vm.runtime_image.clone()].into_iter().chain(below).collect()
+}
+
+/// Refuses memory of another size than the machine is to have.
+pub(super) fn check_size(path: &str, memory: &Memory, vm: &Vm) -> Result<(), EngineError> {
+    match memory.size == vm.machine {
+        true => Ok(()),
+        false => Err(EngineError::Load {
+            path: path.into(),
+            problem: format!("it is of {:?}, the machine has {:?}", memory.size, vm.machine),
+        }),
+    }
+}
+
 fn unstarted() -> Fake {
     Fake {
         seen: Machine::Exited { clean: false, why: "its start was cut short".into() },
         incarnation: 0,
         content: 0,
         size: MachineSize::default(),
-        image: String::new(),
+        layers: Vec::new(),
         disk_mb: 0,
         loaded: None,
         deaf: false,

@@ -2,7 +2,7 @@
 
 use super::Accelerator;
 use super::begin::{self, Boot};
-use super::node::{Disk, node};
+use super::node::{Disk, nodes};
 use serde_json::json;
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -159,11 +159,14 @@ fn memory(args: &mut Args, spec: &MachineSpec) {
 }
 
 fn disk(args: &mut Args, spec: &MachineSpec) {
-    args.pair("-blockdev", node("disk", &spec.disk).to_string());
+    let nodes = nodes("disk", &spec.disk);
+    for node in &nodes {
+        args.pair("-blockdev", node.to_string());
+    }
     // A full host is told to the guest; by default the machine would stand still until someone looks.
     let mut device = json!({
         "driver": driver(spec, "virtio-blk"),
-        "drive": "disk",
+        "drive": nodes.last().map(|top| &top["node-name"]),
         "serial": "disk",
         "rerror": "report",
         "werror": "report",
@@ -178,12 +181,13 @@ fn disk(args: &mut Args, spec: &MachineSpec) {
 /// The last device, so that the others are where they are without it.
 fn seed(args: &mut Args, spec: &MachineSpec) {
     let Some(seed) = &spec.seed else { return };
-    let mut blockdev = node("seed", seed);
-    blockdev["read-only"] = json!(true);
-    if let Some(file) = blockdev.get_mut("file") {
-        file["read-only"] = json!(true);
+    for mut node in nodes("seed", seed) {
+        node["read-only"] = json!(true);
+        if let Some(file) = node.get_mut("file") {
+            file["read-only"] = json!(true);
+        }
+        args.pair("-blockdev", node.to_string());
     }
-    args.pair("-blockdev", blockdev.to_string());
     args.device(json!({"driver": driver(spec, "virtio-blk"), "drive": "seed", "serial": "seed"}));
 }
 
@@ -259,6 +263,7 @@ impl Args {
 mod tests {
     use super::*;
     use crate::qemu::begin::{Kernel, Uefi};
+    use crate::qemu::node::Layer;
 
     const QBOOT: &str = "/usr/share/qemu/qboot.rom";
 
@@ -315,7 +320,12 @@ mod tests {
     #[test]
     fn a_qcow2_disk_by_firmware() {
         let mut spec = spec(Accelerator::Tcg, Boot::Bios);
-        spec.disk = Disk::Image { format: "qcow2", file: "/var/lib/tt/images/7/2.qcow2".into() };
+        let layer = |epoch| Layer {
+            node: format!("disk-{epoch}"),
+            format: "qcow2",
+            file: format!("/var/lib/tt/images/7/{epoch}.qcow2").into(),
+        };
+        spec.disk = Disk::Layers([0, 5, 3].map(layer).into());
         insta::assert_snapshot!(lines(&spec));
     }
 

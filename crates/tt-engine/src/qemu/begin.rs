@@ -1,7 +1,7 @@
 //! What a machine begins with, as QEMU is told of it: a kernel, a BIOS or UEFI. As pure as the rest of its arguments.
 
 use super::argv::Args;
-use super::node::{Disk, node};
+use super::node::{Disk, nodes};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -62,7 +62,9 @@ fn flash(args: &mut Args, uefi: &Uefi) {
         "file": {"driver": "file", "filename": uefi.code, "read-only": true},
     });
     args.pair("-blockdev", code.to_string());
-    args.pair("-blockdev", node("uefi-vars", &uefi.vars).to_string());
+    for node in nodes("uefi-vars", &uefi.vars) {
+        args.pair("-blockdev", node.to_string());
+    }
     args.pair("-machine", "pflash0=uefi-code,pflash1=uefi-vars");
 }
 

@@ -4,7 +4,9 @@ use super::argv::{Channel, END, Incoming, MachineSpec, Ram, TRANSLATIONS_MB, arg
 use super::host::Usable;
 use super::memory::Memory;
 use super::node::Disk;
-use super::{Accelerator, INCARNATION, LOADING, MONITOR, NAME, PAUSED, QemuConfig, boot, tap};
+use super::{
+    Accelerator, INCARNATION, LOADING, MONITOR, NAME, PAUSED, QemuConfig, boot, disk, tap,
+};
 use crate::cgroup::Limits;
 use crate::process::{Confined, Process};
 use crate::remains::{self, MESSAGES, Remains, give};
@@ -44,14 +46,14 @@ pub(super) fn start(
         true => Some(seed::image(vm, layout.instance, config.network)?),
         false => None,
     };
-    let disk = layout.disk(vm);
-    fs::metadata(&disk).map_err(|source| read(&disk, source))?;
+    let image = layout.disk(vm);
+    fs::metadata(&image).map_err(|source| read(&image, source))?;
     let tap = tap::open(&layout.netns(vm.env_id), &names::tap(vm.id))?;
 
     let uid = layout.uid(vm.id);
     let dir = remains.make_dirs(uid)?;
     let doors = remains.make_cgroup(&limits(usable.accelerator, vm.machine))?;
-    give(&disk, Some(uid), uid)?;
+    give(&image, Some(uid), uid)?;
     let stderr = remains.make_messages(MESSAGES)?;
     note(remains, INCARNATION, &vm.incarnation.to_string())?;
     let listen = |path: &Path| remains::listen(path).map(OwnedFd::from);
@@ -74,7 +76,7 @@ pub(super) fn start(
             read_only: usable.reads_only,
         }),
         boot,
-        disk: Disk::Image { format: format(vm.storage), file: disk },
+        disk: disk::disk(layout, vm),
         seed: seed.map(|image| make_seed(remains, uid, &image)).transpose()?,
         mac: vm.resource.mac_addr,
         tap,
@@ -88,6 +90,7 @@ pub(super) fn start(
         note(remains, LOADING, "")?;
         note(remains, PAUSED, "")?;
     }
+    disk::note_chain(remains, vm)?;
     remains.begin()?;
     let confined = Confined {
         program: config.binary.clone(),
@@ -149,6 +152,7 @@ impl End {
         let errors: Vec<&str> = errors.collect();
         let last = errors.iter().rposition(|l| l.starts_with("qemu"));
         let error = errors.get(last.unwrap_or(0)..).unwrap_or_default().join(" ");
+        let error = without_argument(&error);
         let why = match (self.begun, error.is_empty()) {
             (false, _) => "its start or its removal was cut short".to_owned(),
             (true, _) if self.out_of_memory => {
@@ -158,6 +162,14 @@ impl End {
             (true, true) => "its process was killed".to_owned(),
         };
         (false, why)
+    }
+}
+
+/// QEMU repeats the argument that it could not take: of a node of JSON what follows says enough, with the file's name.
+fn without_argument(error: &str) -> String {
+    match (error.split_once(" -blockdev {"), error.rsplit_once("}: ")) {
+        (Some((program, _)), Some((_, problem))) => format!("{program} {problem}"),
+        _ => error.to_owned(),
     }
 }
 
@@ -225,6 +237,11 @@ mod tests {
                 (true, false, false, "qemu: no lock\nIs it in use?\n"),
                 false,
                 "qemu: no lock Is it in use?",
+            ),
+            (
+                (true, false, false, "qemu: -blockdev {\"a\":{\"b\":1}}: '/d' is odd\n"),
+                false,
+                "qemu: '/d' is odd",
             ),
             ((true, false, false, "odd\n"), false, "odd"),
             ((false, true, false, ""), false, "cut short"),

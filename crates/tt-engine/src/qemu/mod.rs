@@ -180,8 +180,8 @@ impl VmEngine for QemuEngine {
     fn update_vm(&self, vm: &Vm) -> Result<(), EngineError> {
         let host = self.host()?;
         match host.look(vm)? {
-            Machine::Running => disk::grow(&host.remains(vm.id), vm),
-            Machine::Paused if host.is_loaded(vm)? => disk::grow(&host.remains(vm.id), vm),
+            Machine::Running => disk::update(&host.remains(vm.id), vm),
+            Machine::Paused if host.is_loaded(vm)? => disk::update(&host.remains(vm.id), vm),
             _ => Ok(()),
         }
     }

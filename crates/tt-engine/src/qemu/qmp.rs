@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long one answer may take: a program that is starting greets after some 40 ms, on a busy host much later.
 const TALK_MAX: Duration = Duration::from_secs(5);
-/// Longest line: a disk of 64 layers is described by some 30 KB, the other answers have some hundred bytes.
-const LINE_BYTES_MAX: usize = 256 << 10;
+/// Longest line: a disk of 64 layers, each told with all that it lies on, takes some 250 KB, the list of its nodes 700 KB.
+const LINE_BYTES_MAX: usize = 2 << 20;
 /// Most lines before the answer: events that a guest can provoke.
 const LINES_MAX: u32 = 1000;
 /// How much of a program's own words an error repeats, in characters.
@@ -86,6 +86,15 @@ impl<S: Talk> Qmp<S> {
     /// Asks for something that takes no arguments.
     pub fn ask<T: DeserializeOwned>(&mut self, command: &'static str) -> Result<T, EngineError> {
         self.talk(command, None, None)
+    }
+
+    /// Asks for something that takes arguments.
+    pub fn ask_with<T: DeserializeOwned>(
+        &mut self,
+        command: &'static str,
+        arguments: Value,
+    ) -> Result<T, EngineError> {
+        self.talk(command, Some(arguments), None)
     }
 
     fn talk<T: DeserializeOwned>(

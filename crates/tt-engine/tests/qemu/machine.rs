@@ -159,14 +159,15 @@ fn a_program_that_refuses_says_why() {
     let rig = Rig::new();
     let engine = rig.engine();
     engine.init(Arc::new(|_| {}));
-    let mut vm = rig.vm();
-    vm.storage = tt_model::StorageKind::Qcow2;
+    let vm = rig.layered_vm();
+    fs::write(rig.layout.disk(&vm), [7; 4096]).unwrap();
     engine.start_vm(&vm).unwrap();
     wait_until("its end", || engine.look(&vm).unwrap() != Machine::Running);
     let Machine::Exited { clean: false, why } = engine.look(&vm).unwrap() else {
         panic!("it did not refuse");
     };
-    assert!(why.contains("Image is not in qcow2 format"), "{why}");
+    let problem = "Image is not in qcow2 format";
+    assert!(why.ends_with(problem) && !why.contains("-blockdev"), "{why}");
     remove(&engine, &vm);
 }
 

@@ -8,9 +8,14 @@ mod firmware;
 mod guest;
 #[cfg(test)]
 #[cfg(test)]
+#[path = "../common/layers.rs"]
+mod layers;
+#[cfg(test)]
 mod machine;
 #[cfg(test)]
 mod memory;
+#[cfg(test)]
+mod merges;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! A host of its own for each test: directories, a template, disks, network namespaces with taps. Everything goes when
 //! the rig is dropped.
 
-use crate::{guest, sample};
+use crate::{guest, layers, sample};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -171,11 +172,31 @@ impl Fixture for Rig {
     }
 
     fn with_layer(&self, vm: &Vm) -> Vm {
-        let epoch = vm.epoch + 1;
-        let runtime_image = names::runtime_image(vm.storage, vm.id, epoch);
-        let layered = Vm { epoch, runtime_image, ..vm.clone() };
-        make_layer(&self.layout.disk(&layered), &self.layout.disk(vm), "qcow2");
+        let layered = layers::with_layer(vm);
+        let frozen = self.layout.disk(vm);
+        make_layer(&self.layout.disk(&layered), &frozen, "qcow2");
+        // As the storage does: no machine opens it for writing any more.
+        fs::set_permissions(&frozen, Permissions::from_mode(0o440)).unwrap();
+        chown(&frozen, Some(0), Some(self.layout.uid(vm.id))).unwrap();
         layered
+    }
+
+    fn with_merge(&self, vm: &Vm) -> Vm {
+        let (merged, [new, top, bottom]) = layers::with_merge(vm);
+        let path = |epoch| self.layout.data.join(names::runtime_image(vm.storage, vm.id, epoch));
+        let base = self.layout.data.join(names::runtime_image(StorageKind::File, vm.id, 0));
+        let node = |file: &Path, format: &str| serde_json::json!({"driver": format, "file": {"driver": "file", "filename": file}});
+        // What an image says that it lies on may have been merged before.
+        let mut source = node(&path(top), "qcow2");
+        source["backing"] = node(&path(bottom), "qcow2");
+        source["backing"]["backing"] = node(&base, "raw");
+        let source = format!("json:{source}");
+        img(&[&"convert", &"-U", &"-O", &"qcow2", &source, &path(new)]);
+        img(&[&"rebase", &"-u", &"-F", &"raw", &"-b", &base, &path(new)]);
+        for gone in [top, bottom] {
+            fs::remove_file(path(gone)).unwrap();
+        }
+        merged
     }
 
     fn tick(&self, vm: &Vm) -> u64 {
@@ -245,8 +266,17 @@ pub fn remove(engine: &dyn VmEngine, vm: &Vm) {
 
 /// Makes an empty qcow2 layer.
 fn make_layer(path: &Path, base: &Path, format: &str) {
+    // Without a look at what it lies on, which may say something old of itself.
+    let options = ["create", "-q", "-u", "-f", "qcow2", "-F", format];
+    let mut args: Vec<&dyn AsRef<OsStr>> = options.iter().map(|o| o as &dyn AsRef<OsStr>).collect();
+    args.extend([&"-b" as &dyn AsRef<OsStr>, &base, &path, &"1M"]);
+    img(&args);
+}
+
+/// Runs `qemu-img`.
+fn img(args: &[&dyn AsRef<OsStr>]) {
     let mut img = std::process::Command::new("qemu-img");
-    img.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(base).arg(path);
+    img.args(args.iter().map(|arg| arg.as_ref()));
     assert!(img.status().unwrap().success());
 }
 

@@ -47,6 +47,7 @@ fn disks(world: &World, model: &Model, vm: &Vm, facts: &mut Facts) -> Result<(),
         }
     }
     same("needed disks", vm.disks.keys().copied().collect(), needed)?;
+    same("merge under way", vm.merge, None)?;
     let is_whole = |image: &tt_storage::fake::FakeImage| image.complete;
     same("complete disks", images.values().all(is_whole), true)?;
     let runtime = &images[&vm.epoch];

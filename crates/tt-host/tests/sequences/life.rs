@@ -106,7 +106,8 @@ impl Life {
             changed.vms.is_empty() && changed.envs.is_empty() && changed.images.is_empty();
         for id in changed.vms {
             let next = self.daemon.visitor.visit(id, 0);
-            if !matches!(next, Next::Never | Next::Settled(_)) {
+            let is_settled = matches!(next, Next::Never | Next::Settled(_));
+            if !is_settled || self.daemon.merger.visit(id) != Next::Never {
                 self.restless.insert(id);
             }
         }

@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tt_engine::fake::{FakeEngine, FakeWorld as FakeMachines, effect};
 use tt_engine::{Machine, VmEngine};
-use tt_host::{Clock, Drivers, GuestControl, GuestState, Metas, Queue, SnapshotTaker, Visitor};
+use tt_host::{
+    Clock, Drivers, Errands, GuestControl, GuestState, LayerMerger, Metas, Queue, SnapshotTaker,
+    Visitor,
+};
 use tt_model::fault::{Fault, FaultHook, Moment};
 use tt_model::{EnvId, Host, HostId, Instance, Layout, StorageKind, Vm, VmId, sample};
 use tt_network::fake::{FakeNetwork, FakeWorld as FakeNets};
@@ -63,6 +66,7 @@ pub struct World {
 pub struct Daemon {
     pub visitor: Arc<Visitor>,
     pub taker: SnapshotTaker,
+    pub merger: LayerMerger,
 }
 
 impl World {
@@ -133,7 +137,6 @@ impl World {
         self.names.lock().unwrap().clear();
         let guests = FakeGuests { machines: self.machines.clone(), names: self.names.clone() };
         let tables = self.dying_tables();
-        let snapshots = Arc::new(Queue::new());
         let clock = self.clock.clone();
         let visitor = Arc::new(Visitor::new(
             tables.clone(),
@@ -142,10 +145,18 @@ impl World {
             clock.clone(),
             HostId(1),
             self.metas(),
-            snapshots,
+            Errands::default(),
         ));
-        let taker = SnapshotTaker::new(tables, visitor.clone(), clock, Arc::new(Queue::new()));
-        Daemon { visitor, taker }
+        let vms: Arc<Queue<VmId>> = Arc::default();
+        let merger = LayerMerger::new(
+            tables.clone(),
+            visitor.clone(),
+            HostId(1),
+            vms.clone(),
+            Arc::default(),
+        );
+        let taker = SnapshotTaker::new(tables, visitor.clone(), clock, vms);
+        Daemon { visitor, taker, merger }
     }
 
     pub fn metas(&self) -> Metas {

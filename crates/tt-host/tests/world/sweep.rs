@@ -5,10 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use tt_engine::Machine;
 use tt_host::Next;
 use tt_model::plan::{ApplyWorld, Policy, UpdateWorld, World as PlanWorld, needs};
-use tt_model::plan::{plan_apply, plan_destroy, plan_env, plan_snapshot, plan_update};
+use tt_model::plan::{
+    plan_apply, plan_destroy, plan_drop_snapshot, plan_env, plan_snapshot, plan_update,
+};
 use tt_model::{
     Env, EnvSpec, Goal, HostId, Refusal, SnapshotSpec, SnapshotState, StorageKind, Vm, VmId,
-    VmSpec, VmUpdate, sample,
+    VmSpec, VmUpdate, names, sample,
 };
 use tt_network::fake::FakeWorld as FakeNets;
 use tt_store::Kv;
@@ -71,6 +73,23 @@ impl World {
     pub fn want_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Refusal> {
         let spec = SnapshotSpec { name: snapshot.into(), life_time: None, with_memory: true };
         self.edit(name, |env, vms| plan_snapshot(env, vms, &spec, &self.host, 1000, &policy()))
+    }
+
+    /// Removes a snapshot of the whole Env.
+    pub fn drop_snapshot(&self, name: &str, snapshot: &str) -> Result<(), Refusal> {
+        self.edit(name, |env, vms| plan_drop_snapshot(env, vms, snapshot))
+    }
+
+    /// The disks of all snapshots.
+    pub fn frozen(&self, name: &str) -> BTreeMap<(VmId, String), Option<u64>> {
+        let mut frozen = BTreeMap::new();
+        for vm in self.members(name) {
+            for (name, snapshot) in &vm.snapshots {
+                let content = snapshot.epoch.and_then(|epoch| self.disk.content(vm.id, epoch));
+                frozen.insert((vm.id, name.clone()), content);
+            }
+        }
+        frozen
     }
 
     /// Applies a snapshot to the whole Env.
@@ -191,6 +210,12 @@ impl World {
                     is_settled &= matches!(next, Next::Never) || matches!(next, Next::Settled(_));
                 }
             }
+            for row in self.tables().vms().unwrap() {
+                is_settled &= daemon.merger.visit(row.value.id) == Next::Never;
+                if self.script.lock().unwrap().is_dead {
+                    return true;
+                }
+            }
             for failures in 0..4 {
                 for row in self.tables().envs().unwrap() {
                     is_settled &= daemon.taker.visit(row.value.id, failures) == Next::Never;
@@ -234,6 +259,9 @@ impl World {
             let images = self.disk.images_of(id);
             assert_eq!(images.keys().collect::<Vec<_>>(), disks.keys().collect::<Vec<_>>());
             let machine = self.machines.machine(id);
+            if let Some(layers) = self.machines.layers(id) {
+                assert_eq!(layers, layers_of(&tables.vm(id).unwrap().unwrap().value));
+            }
             let expected = match goal {
                 Goal::Running => Machine::Running,
                 Goal::Paused => Machine::Paused,
@@ -287,6 +315,12 @@ impl World {
         }
         revision == self.tables().revision().unwrap() && steps == self.script.lock().unwrap().steps
     }
+}
+
+/// The disk that a machine writes to, and what that lies on in turn.
+fn layers_of(vm: &Vm) -> Vec<String> {
+    let path = |epoch| names::runtime_image(vm.storage, vm.id, epoch);
+    vm.chain(vm.epoch).into_iter().map(path).collect()
 }
 
 fn policy() -> Policy {

@@ -224,6 +224,7 @@ impl<'a> Builder<'a> {
             epoch: 0,
             runtime_image: runtime_image(storage, id, 0),
             disks: BTreeMap::from([(0, Disk::default())]),
+            merge: None,
             next_epoch: 1,
             base: base.map(|image| image.runtime_image.clone()),
             incarnation: 0,

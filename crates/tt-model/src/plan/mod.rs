@@ -4,6 +4,7 @@ mod change;
 mod create;
 mod login;
 mod member;
+mod merge;
 mod publish;
 mod room;
 mod snapshot;
@@ -11,10 +12,11 @@ mod snapshot;
 pub use change::{plan_destroy, plan_end, plan_extend, plan_start, plan_stop, plan_undo};
 pub use create::{EnvPlan, Needs, World, needs, plan_env};
 pub use member::{AddPlan, UpdateWorld, plan_add, plan_outgoing, plan_rm, plan_update};
+pub use merge::{HIDDEN_MAX, needs_merge, plan_merge, plan_merged};
 pub use publish::{plan_publish, plan_publish_image, plan_published};
 pub use snapshot::{
     ApplyWorld, LAYERS_MAX, plan_apply, plan_detach, plan_drop_expired, plan_drop_snapshot,
-    plan_snapshot, plan_take, plan_take_failed, plan_taken,
+    plan_frozen, plan_snapshot, plan_take, plan_take_failed, plan_taken,
 };
 
 use serde::{Deserialize, Serialize};

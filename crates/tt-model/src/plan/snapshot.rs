@@ -2,6 +2,7 @@
 
 use super::Policy;
 use super::change::{check_living, check_manageable};
+use super::merge::needs_merge;
 use super::room::{check_memory, check_sizes, exhausted};
 use crate::check::{SNAPSHOTS_PER_VM_MAX, check_name, quoted};
 use crate::{
@@ -188,6 +189,18 @@ pub fn plan_detach(vm: &mut Vm) -> bool {
     detached
 }
 
+/// Notes that no machine writes to what the runtime image of `vm` lies on: it has settled, so its machine, if it has
+/// one, writes to the runtime image. Returns whether that is news.
+pub fn plan_frozen(vm: &mut Vm) -> bool {
+    let below = vm.chain(vm.epoch).get(1).copied();
+    let Some(below) = below.filter(|epoch| vm.disks.get(epoch).is_some_and(|disk| !disk.is_frozen))
+    else {
+        return false;
+    };
+    vm.freeze_disks(below);
+    true
+}
+
 fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refusal> {
     let what = || format!("snapshot {} of {}", quoted(&spec.name), vm.full_name());
     let is_taken = |s: &Snapshot| !matches!(s.state, SnapshotState::Failed(_));
@@ -204,10 +217,11 @@ fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refus
             "remove snapshots that are not needed",
         )
     } else if vm.storage.is_layered() && vm.disks.len() >= LAYERS_MAX {
-        (
-            format!("the Vm's disk has {LAYERS_MAX} layers"),
-            "go back to an early snapshot and remove the later ones, or make another Vm",
-        )
+        let remedy = match needs_merge(vm) {
+            true => "try again soon: layers of removed snapshots are being merged",
+            false => "remove snapshots that are not needed",
+        };
+        (format!("the Vm's disk has {LAYERS_MAX} layers"), remedy)
     } else {
         let wanted = feat::SNAPSHOT | if spec.with_memory { feat::MEMORY_SNAPSHOT } else { 0 };
         let features = host.engine(&vm.engine).map_or(0, |engine| engine.features);

@@ -116,7 +116,8 @@ fn wrong_bases_are_refused(rig: &dyn Rig) {
     let gone = runtime_image(storage.kind(), VmId(9), 0);
     assert!(storage.create_image(&with(&gone)).is_err());
     // Epochs that no record explains.
-    let odd = Vm { disks: [(0, Disk { parent: Some(0) })].into(), ..good.clone() };
+    let odd =
+        Vm { disks: [(0, Disk { parent: Some(0), is_frozen: false })].into(), ..good.clone() };
     let error = storage.create_image(&odd);
     assert!(matches!(error, Err(StorageError::Lost { .. })), "{error:?}");
     assert_eq!(must(storage.images()), []);

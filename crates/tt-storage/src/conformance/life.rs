@@ -4,8 +4,8 @@ use super::{DISK_MB, Rig, must, vm};
 use std::collections::BTreeMap;
 use std::fs;
 use tt_model::plan::{
-    ApplyWorld, Policy, plan_apply, plan_detach, plan_drop_snapshot, plan_snapshot, plan_take,
-    plan_taken,
+    ApplyWorld, Policy, plan_apply, plan_detach, plan_drop_snapshot, plan_frozen, plan_merge,
+    plan_merged, plan_snapshot, plan_take, plan_taken,
 };
 use tt_model::{AtEnd, Env, EnvId, EnvState, Host, SnapshotSpec, Usage, Vm, VmId, sample};
 
@@ -138,6 +138,40 @@ impl<'a> Life<'a> {
         self.check_runtime();
     }
 
+    /// Makes one merge, if the planner wants one: planned, interrupted, and made twice. Answers whether it did.
+    pub fn merge(&mut self) -> bool {
+        let storage = self.rig.storage();
+        let taken_mb = must(storage.taken_mb(&self.vm));
+        if !plan_merge(&mut self.vm, &taken_mb) {
+            return false;
+        }
+        let mut given_up = must(storage.begin_merge(&self.vm));
+        assert!(!must(given_up.copy(&|| false)));
+        // Whatever is done to the Vm meanwhile leaves it alone.
+        must(storage.create_image(&self.vm));
+        must(storage.destroy_snapshot(&self.vm));
+        drop(given_up);
+        for _ in 0..2 {
+            let mut merging = must(storage.begin_merge(&self.vm));
+            assert!(must(merging.copy(&|| true)));
+            must(storage.destroy_snapshot(&self.vm));
+            must(merging.finish());
+        }
+        assert!(plan_merged(&mut self.vm));
+        for _ in 0..2 {
+            must(storage.create_image(&self.vm));
+            must(storage.destroy_snapshot(&self.vm));
+        }
+        self.check_runtime();
+        true
+    }
+
+    /// A visit finds the Vm settled: its machine writes to the runtime image.
+    pub fn settle(&mut self) {
+        must(self.rig.storage().create_image(&self.vm));
+        plan_frozen(&mut self.vm);
+    }
+
     /// Grows the disk.
     pub fn grow(&mut self, more_mb: u32) {
         self.vm.resource.disk_size += more_mb;
@@ -193,7 +227,7 @@ pub fn live_at_random(rig: &dyn Rig, seed: u64, steps: u32) {
     for step in 0..steps {
         let names = life.names();
         let some = names.get(dice.below(names.len().max(1) as u64) as usize);
-        match (dice.below(8), some) {
+        match (dice.below(10), some) {
             (0 | 1, _) => life.write(),
             (2, _) => drop(life.take(&format!("s{step}"))),
             // A try that was given up before or after its disk was made; the next one has other names.
@@ -217,11 +251,15 @@ pub fn live_at_random(rig: &dyn Rig, seed: u64, steps: u32) {
                 }
             }
             (6, Some(name)) => life.drop(name),
-            (7, _) if life.vm.resource.disk_size < 4 * DISK_MB => life.grow(1),
+            (7, _) => life.settle(),
+            (8, _) => drop(life.merge()),
+            (9, _) if life.vm.resource.disk_size < 4 * DISK_MB => life.grow(1),
             _ => must(rig.storage().create_image(&life.vm)),
         }
     }
     must(rig.storage().destroy_snapshot(&life.vm));
+    life.settle();
+    while life.merge() {}
     life.check();
     let id = life.vm.id;
     life.end();

@@ -292,7 +292,7 @@ fn destroy_takes_everything(rig: &dyn Rig) {
     must(storage.remove_stray(vm.id));
     must(storage.create_image(&vm));
     vm.epoch = 1;
-    vm.disks.insert(1, tt_model::Disk { parent: Some(0) });
+    vm.disks.insert(1, tt_model::Disk { parent: Some(0), is_frozen: false });
     vm.runtime_image = runtime_image(kind, vm.id, 1);
     must(storage.create_image(&vm));
     assert_eq!(must(storage.images()), [vm.id]);

@@ -5,7 +5,7 @@ use super::{DISK_MB, Outcome, Rig, TEMPLATE_MB, must, vm};
 use crate::StorageError;
 use std::fs;
 use tt_model::names::runtime_image;
-use tt_model::plan::plan_take;
+use tt_model::plan::{HIDDEN_MAX, plan_take};
 use tt_model::{Snapshot, Vm};
 
 /// Runs this part of the suite.
@@ -18,7 +18,36 @@ pub(super) fn run(rig: &dyn Rig) -> Outcome {
     frozen_disks_belong_to_no_machine(rig);
     what_is_lost_is_not_made_up(rig);
     wrong_snapshots_are_refused(rig);
+    layers_that_nothing_names_are_merged(rig);
     Ok(())
+}
+
+fn layers_that_nothing_names_are_merged(rig: &dyn Rig) {
+    let mut life = Life::new(rig, 28);
+    assert!(rig.storage().begin_merge(&life.vm).is_err(), "none is planned");
+    for round in 0..14 {
+        life.write();
+        assert!(life.take(&format!("s{round}")));
+        life.settle();
+        // Every sixth stays, and once others begin from one.
+        if round % 6 != 0 {
+            life.drop(&format!("s{round}"));
+        }
+        if round == 9 {
+            life.apply("s6");
+            life.settle();
+        }
+        while life.merge() {
+            life.check();
+        }
+        rig.settle();
+    }
+    assert!(life.vm.disks.len() <= HIDDEN_MAX + 2 * life.names().len() + 2, "{:?}", life.vm.disks);
+    for name in life.names() {
+        life.apply(&name);
+        life.check();
+    }
+    life.end();
 }
 
 fn snapshots_apply_in_any_order(rig: &dyn Rig) {

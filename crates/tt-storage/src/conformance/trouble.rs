@@ -5,6 +5,7 @@ use super::{DISK_MB, Outcome, Rig, TEMPLATE_BEGIN, must, vm};
 use crate::StorageError;
 use std::time::{Duration, Instant};
 use tt_model::Vm;
+use tt_model::plan::{HIDDEN_MAX, plan_merge};
 
 /// How much a clause about space writes, in MB: more than the noise of a file system's own blocks.
 const WRITTEN_MB: u32 = 24;
@@ -159,7 +160,36 @@ pub(super) fn a_full_pool_loses_nothing(rig: &dyn Rig) -> Outcome {
     must(storage.remove_stray(life.vm.id));
     drop(crowd);
     wait_for_room(rig);
+    a_merge_waits_for_room(rig);
     Ok(())
+}
+
+fn a_merge_waits_for_room(rig: &dyn Rig) {
+    let storage = rig.storage();
+    if !storage.kind().is_layered() {
+        return;
+    }
+    let mut life = Life::new(rig, 55);
+    for _ in 0..HIDDEN_MAX + 3 {
+        life.write();
+        assert!(life.take("a"));
+        life.settle();
+        life.drop("a");
+    }
+    life.write();
+    let mut planned = life.vm.clone();
+    assert!(plan_merge(&mut planned, &must(storage.taken_mb(&life.vm))));
+    let crowd = rig.crowd();
+    let mut merging = must(storage.begin_merge(&planned));
+    let copied = merging.copy(&|| true);
+    assert!(matches!(copied, Err(StorageError::NoSpace { .. })), "{copied:?}");
+    drop(merging);
+    life.check_runtime();
+    drop(crowd);
+    wait_for_room(rig);
+    assert!(life.merge());
+    life.check();
+    life.end();
 }
 
 /// Without its pool nothing is made, nothing is taken for lost, and all of it is there when the pool is.

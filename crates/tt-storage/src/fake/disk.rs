@@ -20,8 +20,8 @@ pub struct FakeImage {
     pub under: Option<(VmId, u32)>,
     /// The content that it was made with, if it lies on nothing.
     pub origin: u64,
-    /// What was written since, as one number; 0 for nothing.
-    pub written: u64,
+    /// What was written since, each layer's as one number; a merge has those of both.
+    pub written: Vec<u64>,
     /// Whether it has its name; otherwise it is what an interrupted create left.
     pub complete: bool,
     /// Whether no machine may open it for writing: a layer lies on it, or it is a snapshot or a kept image.
@@ -79,7 +79,7 @@ impl FakeDisk {
         let Some(image) = state.image(id, epoch).filter(|image| image.complete) else {
             return false;
         };
-        image.written = mix(image.written, stamp);
+        image.add(stamp);
         image.synced = false;
         true
     }
@@ -92,7 +92,7 @@ impl FakeDisk {
         let stamp = state.writes;
         for image in state.images.values_mut().flat_map(BTreeMap::values_mut) {
             if !image.synced {
-                image.written = mix(image.written, stamp);
+                image.add(stamp);
                 image.synced = true;
             }
         }
@@ -145,6 +145,16 @@ impl FakeDisk {
     }
 }
 
+impl FakeImage {
+    /// Another write, which is lost among the earlier ones.
+    fn add(&mut self, stamp: u64) {
+        match self.written.last_mut() {
+            Some(written) => *written = mix(*written, stamp),
+            None => self.written.push(mix(0, stamp)),
+        }
+    }
+}
+
 impl State {
     fn image(&mut self, id: VmId, epoch: u32) -> Option<&mut FakeImage> {
         self.images.get_mut(&id)?.get_mut(&epoch)
@@ -156,7 +166,7 @@ impl State {
             Some((id, epoch)) => self.content(id, epoch)?,
             None => image.origin,
         };
-        Some(if image.written == 0 { below } else { mix(below, image.written) })
+        Some(image.written.iter().fold(below, |content, written| mix(content, *written)))
     }
 }
 

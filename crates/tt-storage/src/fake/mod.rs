@@ -1,9 +1,9 @@
 //! A storage in memory that fails, or dies, at any side effect on demand. It never touches a disk.
 
-use crate::layers::{missing, needed, parse_name};
-use crate::{RESERVE_MB, Space, Storage, StorageError};
+use crate::layers::{missing, parse_name};
+use crate::{Merging, RESERVE_MB, Space, Storage, StorageError};
 use disk::{of_template, room_mb};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tt_model::names::runtime_image;
 use tt_model::{Snapshot, SnapshotState, StorageKind, Vm, VmId};
 
 mod disk;
+mod merging;
 
 pub use disk::{FakeDisk, FakeImage};
 
@@ -29,6 +30,12 @@ pub mod effect {
     pub const SNAPSHOT: &str = "image.snapshot";
     /// A disk survives a power loss.
     pub const SYNC: &str = "image.sync";
+    /// A half-done merge exists under a temporary name.
+    pub const COPY: &str = "image.copy";
+    /// A merge is complete and has its name.
+    pub const MERGE: &str = "image.merge";
+    /// A layer lies on what the record says.
+    pub const RELINK: &str = "image.relink";
     /// One disk that the record does not name is gone.
     pub const DROP: &str = "image.drop";
     /// What is kept belongs to no machine any more.
@@ -42,14 +49,14 @@ pub struct FakeStorage {
     kind: StorageKind,
     disk: Arc<FakeDisk>,
     hook: FaultHook,
-    died: AtomicBool,
+    died: Arc<AtomicBool>,
 }
 
 impl FakeStorage {
     /// A fake of kind `file` on `disk` that asks `hook` before and after each of its [side effects](effect).
     #[must_use]
     pub fn new(disk: Arc<FakeDisk>, hook: FaultHook) -> Self {
-        Self { kind: StorageKind::File, disk, hook, died: AtomicBool::new(false) }
+        Self { kind: StorageKind::File, disk, hook, died: Arc::default() }
     }
 
     /// The same as a back end of another kind: layered like it, or not.
@@ -153,7 +160,7 @@ impl FakeStorage {
             kind: self.kind,
             under: at.filter(|_| self.kind.is_layered()),
             origin: content.unwrap_or_else(|| of_template(&vm.template.digest)),
-            written: 0,
+            written: Vec::new(),
             complete: false,
             frozen: false,
             synced: false,
@@ -187,7 +194,8 @@ impl FakeStorage {
     /// Removes the images of `vm` but these.
     fn keep_only(&self, vm: &Vm, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
         for (epoch, image) in self.disk.images_of(vm.id) {
-            if !stay.contains(&epoch) || !image.complete {
+            let is_merge = vm.merge.is_some_and(|merge| merge.epoch == epoch);
+            if !stay.contains(&epoch) || !(image.complete || is_merge) {
                 self.act(effect::DROP, |disk| {
                     let mut state = disk.lock();
                     if let Some(epochs) = state.images.get_mut(&vm.id) {
@@ -254,8 +262,13 @@ impl Storage for FakeStorage {
             let lost = || self.lost(vm, vm.epoch);
             let runtime = self.disk.get(vm.id, vm.epoch).ok_or_else(lost)?;
             let content = self.disk.content(vm.id, vm.epoch).ok_or_else(lost)?;
-            let clone =
-                FakeImage { origin: content, written: 0, complete: false, frozen: true, ..runtime };
+            let clone = FakeImage {
+                origin: content,
+                written: Vec::new(),
+                complete: false,
+                frozen: true,
+                ..runtime
+            };
             return self.write(vm, epoch, clone, effect::SNAPSHOT);
         }
         self.disk.get(vm.id, epoch).ok_or_else(|| self.lost(vm, epoch))?;
@@ -305,7 +318,21 @@ impl Storage for FakeStorage {
 
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError> {
         self.alive(effect::DROP)?;
-        self.keep_only(vm, &vm.disks.keys().copied().collect())
+        self.relink(vm)?;
+        self.keep_only(vm, &vm.epochs().collect())
+    }
+
+    fn taken_mb(&self, vm: &Vm) -> Result<BTreeMap<u32, u64>, StorageError> {
+        self.alive("image.list")?;
+        let images = self.disk.images_of(vm.id).into_iter();
+        Ok(images.map(|(epoch, image)| (epoch, room_mb(&image))).collect())
+    }
+
+    fn begin_merge(&self, vm: &Vm) -> Result<Box<dyn Merging>, StorageError> {
+        match vm.merge.filter(|_| self.kind.is_layered()) {
+            Some(merge) => Ok(Box::new(merging::begin(self.again(), vm, merge)?)),
+            None => Err(StorageError::NoMerge { id: vm.id }),
+        }
     }
 
     fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError> {
@@ -317,7 +344,8 @@ impl Storage for FakeStorage {
             }
             self.create(vm)?;
         }
-        let needed = needed(vm);
+        self.relink(vm)?;
+        let needed: BTreeSet<u32> = vm.chain(vm.epoch).into_iter().collect();
         let is_kept = |epoch: &u32| self.disk.get(vm.id, *epoch).is_some_and(|image| image.frozen);
         if !needed.iter().all(is_kept) {
             self.act(effect::KEEP, |disk| {

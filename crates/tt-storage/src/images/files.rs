@@ -62,7 +62,12 @@ pub(super) struct Temporary {
 
 impl Temporary {
     pub(super) fn create(path: &Path) -> io::Result<Self> {
-        let path = temporary_name(path);
+        Self::create_as(path, TEMPORARY)
+    }
+
+    /// As [`Temporary::create`], with another ending.
+    pub(super) fn create_as(path: &Path, ending: &str) -> io::Result<Self> {
+        let path = with_ending(path, ending);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -91,8 +96,12 @@ impl Drop for Temporary {
 
 /// What is made at a path has this one until it is complete.
 pub(crate) fn temporary_name(path: &Path) -> PathBuf {
+    with_ending(path, TEMPORARY)
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(TEMPORARY);
+    name.push(ending);
     name.into()
 }
 

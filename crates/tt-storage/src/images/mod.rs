@@ -2,39 +2,25 @@
 //! interrupted create left. It never writes under an image's final name before the image is complete.
 
 use crate::export::export;
-use crate::layers::{missing, needed, parse_id};
-use crate::source::Source;
-use crate::{Space, Storage, StorageError, tree};
+use crate::layers::{missing, parse_id};
+use crate::source::{self, Source};
+use crate::{Merging, Space, Storage, StorageError, tree};
 use files::{Owner, give, lock, open_image, remove_others, space, sync_dir};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tt_model::names::runtime_image;
 use tt_model::{Layout, Snapshot, SnapshotState, StorageKind, Vm, VmId};
 
 pub(crate) mod files;
 mod job;
+mod merging;
 mod plain;
 
 pub(crate) use job::Job;
-pub(crate) use plain::Files;
-
-/// What one format does differently.
-pub(crate) trait Format: Send + Sync + std::fmt::Debug {
-    /// Which back end it is.
-    fn kind(&self) -> StorageKind;
-
-    /// Makes `image`, an empty file, a clone of `source` with `job.want_bytes`, which is no less than `source` has. Asks
-    /// [`Job::reserve`] before it writes data. The caller removes the file after an error, and syncs it otherwise.
-    fn clone_source(&self, job: &Job, source: &Source, image: &File) -> Result<(), StorageError>;
-
-    /// The size that a guest sees.
-    fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError>;
-
-    /// Gives a smaller image, which no machine has open, the size that is wanted.
-    fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError>;
-}
+pub(crate) use plain::{Files, Format};
 
 /// How the disks of one back end come to be below `images/<vm>/`.
 pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
@@ -86,8 +72,11 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
     fn keep_only(&self, dir: &Path, _: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
         let file_name = |epoch: &u32| format!("{epoch}.{}", self.kind().extension());
         let stay: BTreeSet<String> = stay.iter().map(file_name).collect();
-        remove_others(dir, |name| stay.contains(name))
-            .map_err(|source| StorageError::Destroy { path: dir.into(), source })
+        // What is being merged is called so.
+        remove_others(dir, |name| {
+            stay.contains(name.strip_suffix(merging::UNDER_WAY).unwrap_or(name))
+        })
+        .map_err(|source| StorageError::Destroy { path: dir.into(), source })
     }
 
     /// Removes all disks of a Vm. What another back end has mounted in its directory is left to that.
@@ -104,6 +93,17 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
     /// Room for disks.
     fn space(&self, data: &Path) -> Result<Space, StorageError> {
         space(data)
+    }
+
+    /// Lets a layer say that it lies on `origin`, a name relative to the data directory and its format. Durable, and
+    /// done at once or not at all.
+    fn relink(
+        &self,
+        _job: &Job,
+        _origin: (&str, StorageKind),
+        _image: &File,
+    ) -> Result<(), StorageError> {
+        Ok(())
     }
 
     /// Removes what it keeps of templates that are not `in_use`.
@@ -195,7 +195,21 @@ impl Images {
             .map_err(|e| job.not_given(e))
     }
 
-    /// Removes from a Vm's directory everything but these epochs.
+    /// Lets every layer say what it lies on as the record does: it may be a merge by now, and a machine could have
+    /// written anything there. One that a machine writes to is left for later; one that it reads it has read long ago.
+    fn relink(&self, vm: &Vm) -> Result<(), StorageError> {
+        for (epoch, disk) in vm.disks.iter().filter(|_| self.is_layered()) {
+            let job = self.job(vm, *epoch);
+            let Some(image) = self.disks.open(&job)? else { continue };
+            if disk.is_frozen || lock(&image).map_err(|e| job.not_given(e))? {
+                let (name, format) = source::origin(self.disks.kind(), vm, *epoch)?;
+                self.disks.relink(&job, (&name, format), &image)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes from a Vm's directory everything but these epochs, and a merge that is under way.
     fn keep_only(&self, vm: &Vm, epochs: &BTreeSet<u32>) -> Result<(), StorageError> {
         self.disks.keep_only(&self.layout.images_of(vm.id), vm.id, epochs)
     }
@@ -255,11 +269,42 @@ impl Storage for Images {
     }
 
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError> {
-        match self.keep_only(vm, &vm.disks.keys().copied().collect()) {
+        // First, so that whatever is removed is named by nothing that stays.
+        self.relink(vm)?;
+        match self.keep_only(vm, &vm.epochs().collect()) {
             // By the machine that is about to be replaced: a later call finds it gone.
             Err(StorageError::InUse { .. }) => Ok(()),
             dropped => dropped,
         }
+    }
+
+    fn taken_mb(&self, vm: &Vm) -> Result<BTreeMap<u32, u64>, StorageError> {
+        let mut taken = BTreeMap::new();
+        for epoch in vm.disks.keys() {
+            let job = self.job(vm, *epoch);
+            let Some(image) = self.disks.open(&job)? else { continue };
+            let listed = |source| StorageError::List { path: job.path.clone(), source };
+            // `st_blocks` counts 512 bytes whatever the file system's block size.
+            let bytes = image.metadata().map_err(listed)?.blocks() * 512;
+            taken.insert(*epoch, bytes.div_ceil(1 << 20));
+        }
+        Ok(taken)
+    }
+
+    fn begin_merge(&self, vm: &Vm) -> Result<Box<dyn Merging>, StorageError> {
+        let Some(merge) = vm.merge.filter(|_| self.is_layered()) else {
+            return Err(StorageError::NoMerge { id: vm.id });
+        };
+        let Job { name, path, data, .. } = self.job(vm, merge.epoch);
+        merging::begin(merging::Parts {
+            name,
+            path,
+            data: data.into(),
+            dir: self.layout.images_of(vm.id),
+            layers: [merge.top, merge.bottom].map(|epoch| self.job(vm, epoch).path),
+            origin: source::origin(self.disks.kind(), vm, merge.bottom)?,
+            owner: Owner::Frozen(self.layout.uid(vm.id)),
+        })
     }
 
     fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError> {
@@ -271,7 +316,8 @@ impl Storage for Images {
             }
             self.create(vm)?;
         }
-        let needed = needed(vm);
+        self.relink(vm)?;
+        let needed: BTreeSet<u32> = vm.chain(vm.epoch).into_iter().collect();
         for epoch in &needed {
             let job = self.job(vm, *epoch);
             let image = self.disks.open(&job)?.ok_or_else(|| job.lost())?;

@@ -1,12 +1,38 @@
 //! Disks that are files, whatever their format. They are made under a temporary name and renamed.
 
 use super::files::{Owner, Temporary, give, make_dirs, open_image, sync_dir};
-use super::{Disks, Format, Job};
+use super::{Disks, Job};
 use crate::StorageError;
 use crate::source::Source;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tt_model::{StorageKind, Vm};
+
+/// What one format does differently.
+pub(crate) trait Format: Send + Sync + std::fmt::Debug {
+    /// Which back end it is.
+    fn kind(&self) -> StorageKind;
+
+    /// Makes `image`, an empty file, a clone of `source` with `job.want_bytes`, which is no less than `source` has. Asks
+    /// [`Job::reserve`] before it writes data. The caller removes the file after an error, and syncs it otherwise.
+    fn clone_source(&self, job: &Job, source: &Source, image: &File) -> Result<(), StorageError>;
+
+    /// The size that a guest sees.
+    fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError>;
+
+    /// See [`Disks::relink`].
+    fn relink(
+        &self,
+        _job: &Job,
+        _origin: (&str, StorageKind),
+        _image: &File,
+    ) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    /// Gives a smaller image, which no machine has open, the size that is wanted.
+    fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError>;
+}
 
 /// Disks that are files of some format.
 #[derive(Debug)]
@@ -55,6 +81,15 @@ impl<F: Format> Disks for Files<F> {
 
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
         self.0.grow(job, image)
+    }
+
+    fn relink(
+        &self,
+        job: &Job,
+        origin: (&str, StorageKind),
+        image: &File,
+    ) -> Result<(), StorageError> {
+        self.0.relink(job, origin, image)
     }
 
     fn collect(&self, _: &Path, _: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {

@@ -6,28 +6,31 @@ pub(super) const HEADER_BYTES: usize = 104;
 /// Where the size that a guest sees lies in the header.
 pub(super) const SIZE_OFFSET: u64 = 24;
 /// Largest disk: QEMU refuses an L1 table above 32 MiB, 2^22 entries of 512 MiB each.
-pub(super) const SIZE_BYTES_MAX: u64 = L1_ENTRIES_MAX * L1_ENTRY_BYTES;
-/// Longest name of a backing file, from the specification.
-pub(super) const BACKING_FILE_BYTES_MAX: usize = 1023;
-
-const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
-const VERSION: u32 = 3;
-const CLUSTER_BITS: u32 = 16;
+pub(super) const SIZE_BYTES_MAX: u64 = L1_BYTES_MAX / 8 * L1_ENTRY_BYTES;
+/// Largest first table.
+pub(super) const L1_BYTES_MAX: u64 = 32 << 20;
+/// Bytes at a file's beginning that are written at once or not at all: a sector of a disk.
+pub(super) const SECTOR_BYTES: usize = 512;
 pub(crate) const CLUSTER_BYTES: u64 = 1 << CLUSTER_BITS;
 /// Table entries of 8 bytes in a cluster.
 pub(super) const ENTRIES_PER_CLUSTER: u64 = CLUSTER_BYTES / 8;
 /// Part of the disk behind one L1 entry: an L2 table of one cluster.
-const L1_ENTRY_BYTES: u64 = ENTRIES_PER_CLUSTER * CLUSTER_BYTES;
-const L1_ENTRIES_MAX: u64 = (32 << 20) / 8;
+pub(super) const L1_ENTRY_BYTES: u64 = ENTRIES_PER_CLUSTER * CLUSTER_BYTES;
+/// Longest name of a backing file: so that the header with it is written at once or not at all.
+pub(super) const BACKING_FILE_BYTES_MAX: usize = SECTOR_BYTES - HEADER_BYTES - 32;
+
+const MAGIC: u32 = u32::from_be_bytes(*b"QFI\xfb");
+const VERSION: u32 = 3;
+const CLUSTER_BITS: u32 = 16;
+/// Reference counts of 2 bytes in a cluster.
+const COUNTS_PER_CLUSTER: u64 = CLUSTER_BYTES / 2;
 /// Reference counts of 2^4 bits, the only width that version 2 had.
 const REFCOUNT_ORDER: u32 = 4;
 /// Extension that says the format of the backing file, so that QEMU never guesses it from content a guest wrote.
 const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
-// Cluster 0 is the header, then follow the reference table, its first block and the L1 table.
-const REFCOUNT_TABLE_CLUSTER: u64 = 1;
-const REFCOUNT_BLOCK_CLUSTER: u64 = 2;
-const L1_CLUSTER: u64 = 3;
+// Cluster 0 is the header, then follows the L1 table, and behind everything else stand the reference counts.
+const L1_CLUSTER: u64 = 1;
 
 /// A new image.
 pub(super) struct Header<'a> {
@@ -52,6 +55,11 @@ impl Found {
     pub(super) fn capacity_bytes(&self) -> u64 {
         u64::from(self.l1_entries) * L1_ENTRY_BYTES
     }
+
+    /// The length of its first table.
+    pub(super) fn l1_bytes(&self) -> u64 {
+        u64::from(self.l1_entries) * 8
+    }
 }
 
 impl<'a> Header<'a> {
@@ -63,57 +71,105 @@ impl<'a> Header<'a> {
         Self { size_bytes, backing_file, backing_format, l1_clusters }
     }
 
-    /// The file's length: its clusters, of which all but a few bytes are holes.
-    pub(super) fn metadata_bytes(&self) -> u64 {
-        (L1_CLUSTER + self.l1_clusters) * CLUSTER_BYTES
+    /// The first cluster behind its first table.
+    pub(super) fn first_free_cluster(&self) -> u64 {
+        L1_CLUSTER + self.l1_clusters
     }
 
-    /// Everything that is not zero, with its place.
-    pub(super) fn sections(&self) -> [(u64, Vec<u8>); 3] {
-        let clusters = L1_CLUSTER + self.l1_clusters;
-        [
-            (0, self.header()),
-            (
-                REFCOUNT_TABLE_CLUSTER * CLUSTER_BYTES,
-                (REFCOUNT_BLOCK_CLUSTER * CLUSTER_BYTES).to_be_bytes().into(),
-            ),
-            (REFCOUNT_BLOCK_CLUSTER * CLUSTER_BYTES, 1_u16.to_be_bytes().repeat(clusters as usize)),
-        ]
+    /// Where its first table lies.
+    pub(super) fn l1_offset(&self) -> u64 {
+        L1_CLUSTER * CLUSTER_BYTES
     }
 
-    fn header(&self) -> Vec<u8> {
-        let format_bytes = self.backing_format.len();
-        let padded_bytes = format_bytes.next_multiple_of(8);
-        // Two heads of 8 bytes: the format's, and that of the extension that ends the list.
-        let extensions_bytes = 8 + padded_bytes + 8;
-        let mut bytes =
-            Vec::with_capacity(HEADER_BYTES + extensions_bytes + BACKING_FILE_BYTES_MAX);
-        let backing_offset = (HEADER_BYTES + extensions_bytes) as u64;
-        let mut put = |number: &[u8]| bytes.extend_from_slice(number);
-        put(&MAGIC.to_be_bytes());
-        put(&VERSION.to_be_bytes());
-        put(&backing_offset.to_be_bytes());
-        put(&(self.backing_file.len() as u32).to_be_bytes());
-        put(&CLUSTER_BITS.to_be_bytes());
-        put(&self.size_bytes.to_be_bytes());
-        // No encryption.
-        put(&0_u32.to_be_bytes());
-        put(&((self.l1_clusters * ENTRIES_PER_CLUSTER) as u32).to_be_bytes());
-        put(&(L1_CLUSTER * CLUSTER_BYTES).to_be_bytes());
-        put(&(REFCOUNT_TABLE_CLUSTER * CLUSTER_BYTES).to_be_bytes());
-        // One cluster of reference table.
-        put(&1_u32.to_be_bytes());
-        // No snapshots: their number and place; no feature bits: incompatible, compatible, autoclear.
-        put(&[0; 4 + 8 + 3 * 8]);
-        put(&REFCOUNT_ORDER.to_be_bytes());
-        put(&(HEADER_BYTES as u32).to_be_bytes());
-        put(&EXTENSION_BACKING_FORMAT.to_be_bytes());
-        put(&(format_bytes as u32).to_be_bytes());
-        put(self.backing_format.as_bytes());
-        put(&vec![0; padded_bytes - format_bytes + 8]);
-        put(self.backing_file.as_bytes());
-        bytes
+    /// The head of a file whose references are counted in `counts`.
+    pub(super) fn with_counts(&self, counts: &Counts) -> Vec<u8> {
+        let mut bytes = [0; HEADER_BYTES];
+        let mut put =
+            |at: usize, number: &[u8]| bytes[at..at + number.len()].copy_from_slice(number);
+        put(0, &MAGIC.to_be_bytes());
+        put(4, &VERSION.to_be_bytes());
+        put(20, &CLUSTER_BITS.to_be_bytes());
+        put(SIZE_OFFSET as usize, &self.size_bytes.to_be_bytes());
+        put(36, &((self.l1_clusters * ENTRIES_PER_CLUSTER) as u32).to_be_bytes());
+        put(40, &self.l1_offset().to_be_bytes());
+        put(48, &counts.table_offset().to_be_bytes());
+        put(56, &(counts.table_clusters as u32).to_be_bytes());
+        // Without encryption (32), internal snapshots (60, 64) and feature bits (72, 80, 88).
+        put(96, &REFCOUNT_ORDER.to_be_bytes());
+        with_backing(&bytes, self.backing_file, self.backing_format)
     }
+}
+
+/// The reference counts of a file whose clusters are each used once.
+pub(super) struct Counts {
+    /// Clusters before them.
+    used: u64,
+    block_clusters: u64,
+    table_clusters: u64,
+}
+
+impl Counts {
+    /// Those of a file with so many clusters, and of themselves, behind them.
+    pub(super) fn of(used: u64) -> Self {
+        let mut counts = Self { used, block_clusters: 1, table_clusters: 1 };
+        while counts.clusters() > counts.block_clusters * COUNTS_PER_CLUSTER {
+            counts.block_clusters = counts.clusters().div_ceil(COUNTS_PER_CLUSTER);
+            counts.table_clusters = counts.block_clusters.div_ceil(ENTRIES_PER_CLUSTER);
+        }
+        counts
+    }
+
+    fn clusters(&self) -> u64 {
+        self.used + self.block_clusters + self.table_clusters
+    }
+
+    /// The whole file's length.
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.clusters() * CLUSTER_BYTES
+    }
+
+    /// Where the counts themselves lie.
+    pub(super) fn blocks_offset(&self) -> u64 {
+        self.used * CLUSTER_BYTES
+    }
+
+    /// The counts, without the zeros behind them.
+    pub(super) fn blocks(&self) -> Vec<u8> {
+        1_u16.to_be_bytes().repeat(self.clusters() as usize)
+    }
+
+    /// Where their table lies.
+    pub(super) fn table_offset(&self) -> u64 {
+        (self.used + self.block_clusters) * CLUSTER_BYTES
+    }
+
+    /// Their table, without the zeros behind it.
+    pub(super) fn table(&self) -> Vec<u8> {
+        let places = (self.used..self.used + self.block_clusters).map(|c| c * CLUSTER_BYTES);
+        places.flat_map(u64::to_be_bytes).collect()
+    }
+}
+
+/// A header that names another backing file. Of `header` everything else stays, but its extensions: none of them matters
+/// to content.
+pub(super) fn with_backing(
+    header: &[u8; HEADER_BYTES],
+    backing_file: &str,
+    backing_format: &str,
+) -> Vec<u8> {
+    let padded_bytes = backing_format.len().next_multiple_of(8);
+    // Two heads of 8 bytes: the format's, and that of the extension that ends the list.
+    let backing_offset = (HEADER_BYTES + 8 + padded_bytes + 8) as u64;
+    let mut bytes = header.to_vec();
+    bytes[8..16].copy_from_slice(&backing_offset.to_be_bytes());
+    bytes[16..20].copy_from_slice(&(backing_file.len() as u32).to_be_bytes());
+    bytes[100..104].copy_from_slice(&(HEADER_BYTES as u32).to_be_bytes());
+    bytes.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
+    bytes.extend((backing_format.len() as u32).to_be_bytes());
+    bytes.extend(backing_format.as_bytes());
+    bytes.resize(backing_offset as usize, 0);
+    bytes.extend(backing_file.as_bytes());
+    bytes
 }
 
 /// Reads a header as this module writes it; says what is wrong with another one.

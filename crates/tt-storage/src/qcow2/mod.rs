@@ -4,17 +4,22 @@
 use crate::StorageError;
 use crate::images::{Format, Job};
 use crate::source::Source;
-use header::Header;
+use header::{Counts, Header};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use table::Layer;
 use tt_model::StorageKind;
 
 mod header;
+mod merge;
 mod read;
+mod table;
 
 pub(crate) use header::CLUSTER_BYTES;
-pub(crate) use read::{Cluster, Reader};
+pub(crate) use read::Reader;
+pub(crate) use table::Cluster;
 
 /// The qcow2 format.
 #[derive(Debug)]
@@ -26,21 +31,46 @@ impl Format for Overlay {
     }
 
     fn clone_source(&self, job: &Job, source: &Source, image: &File) -> Result<(), StorageError> {
-        let backing_file = relative(&job.name, &source.name);
-        if backing_file.len() > header::BACKING_FILE_BYTES_MAX {
-            return Err(StorageError::CheckPath { path: backing_file });
-        }
+        let backing_file = named(job, &source.name)?;
         let header = Header::new(job.want_bytes, &backing_file, backing_format(source.format));
         if job.want_bytes > header::SIZE_BYTES_MAX {
             return Err(limit(job, header::SIZE_BYTES_MAX));
         }
-        job.reserve(header.metadata_bytes())?;
-        header
-            .sections()
+        let counts = Counts::of(header.first_free_cluster());
+        job.reserve(counts.file_bytes())?;
+        let sections = [
+            (0, header.with_counts(&counts)),
+            (counts.blocks_offset(), counts.blocks()),
+            (counts.table_offset(), counts.table()),
+        ];
+        sections
             .iter()
             .try_for_each(|(offset, bytes)| image.write_all_at(bytes, *offset))
-            .and_then(|()| image.set_len(header.metadata_bytes()))
-            .map_err(|e| job.failed(header.metadata_bytes(), e))
+            .and_then(|()| image.set_len(counts.file_bytes()))
+            .map_err(|e| job.failed(counts.file_bytes(), e))
+    }
+
+    fn relink(
+        &self,
+        job: &Job,
+        origin: (&str, StorageKind),
+        image: &File,
+    ) -> Result<(), StorageError> {
+        let backing_file = named(job, origin.0)?;
+        let mut have = [0; header::SECTOR_BYTES];
+        read_header(&job.path, image)?;
+        let damaged =
+            |e: io::Error| StorageError::Damaged { path: job.path.clone(), problem: e.to_string() };
+        image.read_exact_at(&mut have, 0).map_err(damaged)?;
+        let (fixed, _) = have.split_first_chunk().unwrap_or((&[0; header::HEADER_BYTES], &[]));
+        let want = header::with_backing(fixed, &backing_file, backing_format(origin.1));
+        if have.starts_with(&want) {
+            return Ok(());
+        }
+        image
+            .write_all_at(&want, 0)
+            .and_then(|()| image.sync_data())
+            .map_err(|source| StorageError::Relink { path: job.path.clone(), source })
     }
 
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
@@ -58,9 +88,33 @@ impl Format for Overlay {
     }
 }
 
+/// Writes `image`, an empty file, as one layer in place of two: `top` and what it lies on, each with its path. `origin`:
+/// name and format of what the lower one lies on. Answers whether it is complete; not if `goes_on` said no.
+pub(crate) fn merge(
+    job: &Job,
+    [top, bottom]: [(PathBuf, File); 2],
+    origin: (&str, StorageKind),
+    image: &File,
+    goes_on: &dyn Fn() -> bool,
+) -> Result<bool, StorageError> {
+    let backing_file = named(job, origin.0)?;
+    let (top, bottom) = (Layer::open(top.0, top.1)?, Layer::open(bottom.0, bottom.1)?);
+    let backing = (&*backing_file, backing_format(origin.1));
+    merge::merge(job, &top, &bottom, backing, image, goes_on)
+}
+
 /// The size that a guest of that image sees.
 pub(crate) fn size_bytes(path: &Path, image: &File) -> Result<u64, StorageError> {
     Ok(read_header(path, image)?.size_bytes)
+}
+
+/// What an image calls what it lies on.
+fn named(job: &Job, source: &str) -> Result<String, StorageError> {
+    let name = relative(&job.name, source);
+    if name.len() > header::BACKING_FILE_BYTES_MAX {
+        return Err(StorageError::CheckPath { path: name });
+    }
+    Ok(name)
 }
 
 /// `to` as seen from the directory of `from`, so that a data directory can be moved as a whole. Both are relative to it.

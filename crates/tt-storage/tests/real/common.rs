@@ -60,6 +60,11 @@ pub struct Files {
 impl Files {
     pub fn new(data: &Path, kind: StorageKind) -> Self {
         write_template(data).unwrap();
+        Self::found(data, kind)
+    }
+
+    /// The same where another process has made it.
+    pub fn found(data: &Path, kind: StorageKind) -> Self {
         let layout = Layout { data: data.into(), run: data.join("run"), instance: Instance(7) };
         Self { layout, kind, is_alone: false }
     }

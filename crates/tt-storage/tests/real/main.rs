@@ -6,6 +6,7 @@ mod common;
 mod full;
 mod killed;
 mod machines;
+mod merges;
 mod pool;
 mod sets;
 mod table;

@@ -57,7 +57,9 @@ fn largest(index: u32, ports: usize) -> Vm {
             memo: Some("m".repeat(WHY_BYTES)),
             ..sample.template.clone()
         },
-        disks: disks.map(|epoch| (epoch, Disk { parent: Some(u32::MAX) })).collect(),
+        disks: disks
+            .map(|epoch| (epoch, Disk { parent: Some(u32::MAX), is_frozen: true }))
+            .collect(),
         snapshots: snapshots.map(|snapshot| (snapshot.name.clone(), snapshot)).collect(),
         // An Env's list and the member's own.
         state: VmState {
