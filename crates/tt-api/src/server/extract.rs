@@ -4,15 +4,18 @@
 use crate::error::ApiError;
 use crate::wire::IDEMPOTENCY_KEY;
 use axum::Json;
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::extract::{FromRequest, FromRequestParts, MatchedPath, Path, Request, State};
+use axum::http::Method;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 use tt_model::check::{check_name, check_request_key, check_template_name, quoted};
 use tt_model::{ErrorCode, Refusal, VmId};
@@ -229,6 +232,28 @@ pub(super) async fn refuse_large(request: Request, next: Next) -> Response {
         }
         _ => next.run(request).await,
     }
+}
+
+/// Methods and paths, as routes write them, of the requests that have a body.
+pub(super) type WithBody = Arc<BTreeSet<(Method, String)>>;
+
+/// Refuses a body where nothing would read it: whoever sends one expects it to matter.
+pub(super) async fn refuse_unread(
+    State(with_body): State<WithBody>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let Some(route) = route.filter(|_| !request.body().is_end_stream()) else {
+        return next.run(request).await;
+    };
+    if with_body.contains(&(request.method().clone(), route)) {
+        return next.run(request).await;
+    }
+    let what = format!("body of {} {}", request.method(), quoted(request.uri().path()));
+    let remedy = "send it without a body; options stand in the path, see /v1/openapi.json";
+    let refusal = Refusal::new(ErrorCode::Request, what, "this request has none", remedy);
+    ApiError::from(refusal).into_response()
 }
 
 /// A text from outside or from a parser that repeats one, as it may be shown.

@@ -27,7 +27,9 @@ use crate::error::{ApiError, Problem};
 use crate::views::{GoneView, StreamEnd, StreamOpened};
 use axum::Router;
 use axum::http::{Method, Uri};
+use axum::middleware::{from_fn, from_fn_with_state};
 use events::Hub;
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{Mutex, Semaphore};
 use tt_model::check::quoted;
@@ -87,12 +89,32 @@ impl Api {
 
 /// All routes. What no route takes is answered with a problem too.
 pub fn router(api: Api) -> Router {
-    let (router, _) = documented().split_for_parts();
+    let (router, document) = documented().split_for_parts();
+    let with_body: extract::WithBody = Arc::new(with_body(&document));
     router
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
-        .layer(axum::middleware::from_fn(extract::refuse_large))
+        .layer(from_fn_with_state(with_body, extract::refuse_unread))
+        .layer(from_fn(extract::refuse_large))
         .with_state(api)
+}
+
+/// The requests that have a body, as the document says.
+fn with_body(document: &utoipa::openapi::OpenApi) -> BTreeSet<(Method, String)> {
+    let mut found = BTreeSet::new();
+    for (path, item) in &document.paths.paths {
+        for (method, operation) in [
+            (Method::PUT, &item.put),
+            (Method::POST, &item.post),
+            (Method::PATCH, &item.patch),
+            (Method::DELETE, &item.delete),
+        ] {
+            if operation.as_ref().is_some_and(|operation| operation.request_body.is_some()) {
+                found.insert((method, path.clone()));
+            }
+        }
+    }
+    found
 }
 
 /// The OpenAPI document of all routes, as it is served.
