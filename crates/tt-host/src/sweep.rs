@@ -69,6 +69,13 @@ pub struct Report {
     pub vm_num: usize,
 }
 
+impl Report {
+    /// Whether there is a disk that no record knows. What it lies on is not known then either.
+    fn has_stray_image(&self) -> bool {
+        self.findings.iter().any(|found| found.is_stray && found.kind == FindingKind::Image)
+    }
+}
+
 /// Compares this host with its records.
 #[derive(Debug)]
 pub(crate) struct Sweeper {
@@ -140,16 +147,17 @@ impl Sweeper {
 
     /// Clears the strays whose grace time is over.
     pub(crate) fn sweep(&self) -> Result<(), HostError> {
-        let strays = self.verify()?.findings.into_iter().filter(|finding| finding.is_stray);
+        let report = self.verify()?;
+        let strays = report.findings.iter().filter(|finding| finding.is_stray).cloned();
         self.clear_all(self.overdue(strays.collect()));
-        volumes::tidy(&self.tables, &self.drivers, &self.catalogue)
+        volumes::tidy(&self.tables, &self.drivers, &self.catalogue, report.has_stray_image())
     }
 
     /// Compares host and records, and clears every stray at once. Answers what was found.
     pub(crate) fn repair(&self) -> Result<Report, HostError> {
         let report = self.verify()?;
         self.clear_all(report.findings.iter().filter(|f| f.is_stray).cloned().collect());
-        volumes::tidy(&self.tables, &self.drivers, &self.catalogue)?;
+        volumes::tidy(&self.tables, &self.drivers, &self.catalogue, report.has_stray_image())?;
         Ok(report)
     }
 

@@ -13,16 +13,21 @@ pub(crate) fn collect(tables: &Tables, drivers: &Drivers) -> Result<(), HostErro
 }
 
 /// As [`collect`], and removes templates that lost their name and that nothing names by their digest, drafts that no
-/// record knows, and what is too much in the cache. What fails keeps nothing else from it.
+/// record knows, and what is too much in the cache. What fails keeps nothing else from it. With stray images such templates
+/// stay: a disk that no record knows yet, because the records were lost, may lie on one.
 pub(crate) fn tidy(
     tables: &Tables,
     drivers: &Drivers,
     catalogue: &Catalogue,
+    has_stray_image: bool,
 ) -> Result<(), HostError> {
     let in_use = in_use(tables)?;
     let collected = collect_unless(&in_use, drivers);
     let failed = |e: ImageError| HostError::Look { what: "templates", source: Box::new(e) };
-    let unnamed = catalogue.collect(&in_use).map_err(failed);
+    let unnamed = match has_stray_image {
+        true => Ok(Vec::new()),
+        false => catalogue.collect(&in_use).map_err(failed),
+    };
     // What can not be read may be known.
     let is_known = |name: &str| tables.template(name).map_or(true, |row| row.is_some());
     let drafts = catalogue.discard_orphans(is_known).map_err(failed);

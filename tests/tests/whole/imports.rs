@@ -256,6 +256,13 @@ fn what_nobody_needs_is_cleared(lab: &Lab) {
         let then = SystemTime::now() - Duration::from_secs(100 * 24 * 3600);
         File::open(dir).unwrap().set_modified(then).unwrap();
     }
+    // A disk that no record knows may lie on the template.
+    let stray = lab.data().join("images/4711");
+    fs::create_dir_all(&stray).unwrap();
+    fs::write(stray.join("0.qcow2"), "x").unwrap();
+    let repaired = lab.tt(&["verify", "--repair"]).good();
+    assert!(repaired.contains("image  stray  4711"), "{repaired}");
+    assert!(!stray.exists() && unnamed.exists());
     // Not while somebody builds: the cache serves other tests, too.
     eventually("all of it is cleared", SOON, || {
         lab.tt(&["verify", "--repair"]).good();
