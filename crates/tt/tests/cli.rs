@@ -81,7 +81,7 @@ fn wrong_command_lines_are_usage_errors() {
         (&["host", "show", "a", "b"], "unexpected argument 'b'"),
         (&["completions", "cmd"], "[possible values: bash"),
         (&["daemon", "--range", "10.0.0.0"], "invalid value '10.0.0.0' for '--range <NET>'"),
-        (&["daemon", "--storage", "floppy"], "[possible values: auto, file, qcow2, btrfs]"),
+        (&["daemon", "--storage", "floppy"], "[possible values: auto, file, qcow2, btrfs, zfs]"),
         (&["daemon", "--accelerator", "xen"], "[possible values: auto, kvm, tcg]"),
         (&["daemon", "--port-min", "70000"], "70000 is not in 0..=65535"),
         (&create, "<NAME>"),
