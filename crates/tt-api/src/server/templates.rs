@@ -227,7 +227,8 @@ fn unwant(
     users.extend(push.map(|push| format!("its push to {}", push.to.reference)));
     if !users.is_empty() {
         let what = format!("template {}", quoted(name));
-        return Err(in_use(what, &users, "destroy their Envs and remove the images first, or wait until it is pushed or published").into());
+        let remedy = "destroy their Envs, remove the images, wait until it is pushed or published";
+        return Err(in_use(what, &users, remedy).into());
     }
     // Why it could not be made is no reason for it not to go.
     (row.value.is_wanted, row.value.trouble) = (false, None);
