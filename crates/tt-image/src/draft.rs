@@ -2,6 +2,8 @@
 //! run on follows from the files; nothing else says so.
 
 use crate::files::{self, Lock};
+use crate::import::SOURCE_UNPACKED;
+use crate::oci::UNPACKED;
 use crate::progress::Progress;
 use crate::{CONTAINER, Catalogue, DISK, INITRAMFS, ImageError, KERNEL, digest, record};
 use std::path::{Path, PathBuf};
@@ -10,6 +12,8 @@ use tt_model::template::{FEATURE_CONTAINER, FEATURE_DISK, FEATURE_KERNEL, engine
 
 /// Where drafts lie, below the data directory: installing their files is then a link, not a copy.
 const DRAFTS: &str = "making";
+/// What is made in a draft out of what was fetched.
+const MADE: [&str; 6] = [DISK, KERNEL, INITRAMFS, CONTAINER, UNPACKED, SOURCE_UNPACKED];
 
 /// What the files of a template do not say themselves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +44,15 @@ impl Draft {
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Removes what an earlier try has made of its source: that would be taken for a part of what is made now, and may be of
+    /// another source. What was fetched stays: whoever goes on with that checks what it is.
+    ///
+    /// # Errors
+    /// [`ImageError::Write`].
+    pub fn begin(&self) -> Result<(), ImageError> {
+        MADE.iter().try_for_each(|name| files::remove(&self.dir.join(name)))
     }
 }
 
@@ -202,6 +215,23 @@ mod tests {
         assert_eq!(catalogue.drafts().unwrap(), Vec::<String>::new());
         let lies = dir.path().join("data").join(&template.path);
         assert_eq!(files::names(&lies).unwrap(), [DISK, "template.json"]);
+    }
+
+    #[test]
+    fn what_was_made_is_no_part_of_the_next_try_and_what_was_fetched_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), "/none");
+        let draft = catalogue.draft("x").unwrap();
+        for name in [DISK, KERNEL, INITRAMFS, CONTAINER, SOURCE_UNPACKED, "source", "source.note"] {
+            fs::write(draft.dir().join(name), name).unwrap();
+        }
+        for name in ["unpacked/root/etc", "blobs"] {
+            fs::create_dir_all(draft.dir().join(name)).unwrap();
+        }
+        for _ in 0..2 {
+            draft.begin().unwrap();
+            assert_eq!(files::names(draft.dir()).unwrap(), ["blobs", "source", "source.note"]);
+        }
     }
 
     #[test]

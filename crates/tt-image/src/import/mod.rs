@@ -25,7 +25,7 @@ use tt_model::template::{DiskFormat as Format, FEATURE_AGENT};
 /// What was fetched or copied, in the draft.
 const SOURCE: &str = "source";
 /// What was in it, if it was packed.
-const UNPACKED: &str = "source-unpacked";
+pub(crate) const SOURCE_UNPACKED: &str = "source-unpacked";
 /// Copying the largest folder from a slow disk.
 const PACK_TIMEOUT: Duration = Duration::from_secs(7200);
 
@@ -98,6 +98,7 @@ impl Catalogue {
         bounds: &Bounds,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
+        draft.begin()?;
         let source = draft.dir().join(SOURCE);
         let room = space::room(draft.dir())?;
         let most = bounds.bytes_max.min(room.total_bytes);
@@ -183,7 +184,7 @@ impl Catalogue {
         let disk = draft.dir().join(DISK);
         let head = File::open(&disk).and_then(|file| Head::read(&file));
         let head = head.map_err(files::not_read(&disk))?;
-        if head.kind() != Some(Kind::BareRoot) || draft.dir().join(crate::KERNEL).exists() {
+        if head.kind() != Some(Kind::BareRoot) {
             return self.finish(draft, facts, progress);
         }
         {
@@ -237,7 +238,7 @@ fn unpacked(
     };
     let head = read(&source)?;
     let Some(Kind::Packed(packing)) = head.kind() else { return Ok((source, head)) };
-    let unpacked = draft.dir().join(UNPACKED);
+    let unpacked = draft.dir().join(SOURCE_UNPACKED);
     files::remove(&unpacked)?;
     let packed = source.metadata().map_err(files::not_read(&source))?.len();
     let most = packed.saturating_mul(bounds.unpacked_ratio).saturating_add(bounds.unpacked_bytes);

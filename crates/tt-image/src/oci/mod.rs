@@ -31,7 +31,7 @@ use tt_model::VmTemplate;
 use unpack::{Limits, Unpacker};
 
 /// Where the layers are laid over each other, in the draft. Closed to all but root: an image has set-id programs.
-const UNPACKED: &str = "unpacked";
+pub(crate) const UNPACKED: &str = "unpacked";
 /// What an image may hold in all of its layers; the largest in use have about half a million files.
 const LIMITS: Limits = Limits { bytes: spec::BLOB_BYTES_MAX, entries: 3_000_000 };
 

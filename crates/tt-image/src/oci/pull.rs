@@ -42,6 +42,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
         let reference = checked(remote)?;
+        draft.begin()?;
         progress.step(&format!("asking {}", reference.host));
         let mut repository =
             Repository::open(remote, &reference, Access::Pull, patience, progress)?;

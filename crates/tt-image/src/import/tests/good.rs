@@ -75,3 +75,24 @@ fn what_is_called_raw_is_taken_as_it_is() {
     // To the end of its last sector.
     assert_eq!(std::fs::read(disk).unwrap(), [&[7; 1000][..], &[0; 24]].concat());
 }
+
+#[test]
+fn what_a_killed_try_left_is_no_part_of_the_template() {
+    let lab = Lab::new();
+    let left = [crate::KERNEL, crate::INITRAMFS, crate::CONTAINER];
+    let killed = |names: &[&str]| {
+        let draft = lab.catalogue.draft("disk").unwrap();
+        names.iter().for_each(|name| std::fs::write(draft.dir().join(name), "old").unwrap());
+    };
+    killed(&left);
+    let template = lab.import("disk", &import_of(lab.write("disk", plain()))).unwrap();
+    assert_eq!(template.features, ["disk"]);
+    // A bare file system needs the agent, of which there is none here, whatever lies there of a kernel.
+    let bare = lab.write("bare", vec![0; 8 << 20]);
+    assert!(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&bare).status().unwrap().success());
+    for names in [&left[..], &left[..1]] {
+        killed(names);
+        let error = lab.import("disk", &import_of(&bare)).unwrap_err();
+        assert!(chain(&error).contains("/none"), "{}", chain(&error));
+    }
+}

@@ -185,6 +185,23 @@ fn a_blob_that_was_cut_off_is_gone_on_with() {
 }
 
 #[test]
+fn what_a_killed_pull_left_is_no_part_of_the_next_template() {
+    let lab = Lab::new();
+    let draft = lab.near.draft("plain").unwrap();
+    fs::write(draft.dir().join(DISK), "disk").unwrap();
+    let arch = std::env::consts::ARCH.into();
+    let facts = Facts { name: "plain".into(), arch, ..Facts::default() };
+    let template = lab.near.finish(&draft, &facts, &Quiet).unwrap();
+    lab.push(&template, &lab.remote("me/plain:1")).unwrap();
+    let draft = lab.far.draft("plain").unwrap();
+    for name in [KERNEL, INITRAMFS, CONTAINER] {
+        fs::write(draft.dir().join(name), "of another tag").unwrap();
+    }
+    drop(draft);
+    assert_eq!(lab.pull("plain", &lab.remote("me/plain:1")).unwrap(), template);
+}
+
+#[test]
 fn a_registry_that_is_tired_is_asked_again() {
     let lab = Lab::new();
     let template = lab.template("x");
