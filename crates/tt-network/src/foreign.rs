@@ -1,12 +1,54 @@
 //! Somebody else's firewall that drops what is forwarded, as Docker's does: accepting in our own
 //! table is not enough then, every table has its say. Our edges are let through there, and nothing
-//! else is touched.
+//! else is touched. What that firewall kept from strangers, the networks of others on this host, our
+//! own table keeps from guests.
 
 use crate::NetworkError;
+use crate::elements::{Change, Element, Elements, Set};
+use crate::link::Links;
+use crate::member::name_bytes;
+use crate::nft::OTHERS;
+use netlink_packet_netfilter::NetfilterProtoFamily;
+use std::collections::BTreeSet;
+use std::io;
 use std::process::{Command, Stdio};
 
 /// Where Docker, and others that use iptables, drop by policy.
 const CHAIN: [&str; 4] = ["chain", "ip", "filter", "FORWARD"];
+
+/// How the names of links begin behind which others keep containers and machines: Docker, libvirt,
+/// LXC, LXD, Incus, Podman, CNI.
+const KEEPERS: [&str; 8] =
+    ["docker", "virbr", "lxcbr", "lxdbr", "incusbr", "podman", "cni", "flannel"];
+/// A network of Docker's that a user made: this, and as many digits of its id.
+const DOCKER_BRIDGE: (&str, usize) = ("br-", 12);
+
+/// Makes the set of links that no guest is led through those of others that are there now.
+pub(crate) fn close_others(table: &str, links: &mut Links) -> Result<(), NetworkError> {
+    let fail = |action| {
+        move |source: io::Error| NetworkError::ChangeElements { action, set: OTHERS, source }
+    };
+    let names = links.all()?.into_iter().map(|link| link.name);
+    let wanted =
+        names.filter(|name| is_of_others(name)).map(|name| Element::of_key(name_bytes(&name)));
+    let wanted: BTreeSet<Element> = wanted.collect();
+    let set = Set { family: NetfilterProtoFamily::Inet, table, name: OTHERS };
+    let mut elements = Elements::open().map_err(fail("open netlink for"))?;
+    let now: BTreeSet<Element> = elements.read(set).map_err(fail("read"))?.into_iter().collect();
+    let change = Change {
+        set,
+        remove: now.difference(&wanted).cloned().collect(),
+        add: wanted.difference(&now).cloned().collect(),
+    };
+    elements.change(vec![change]).map_err(fail("change"))
+}
+
+fn is_of_others(name: &str) -> bool {
+    let (begin, digits) = DOCKER_BRIDGE;
+    let is_id = |rest: &str| rest.len() == digits && rest.bytes().all(|b| b.is_ascii_hexdigit());
+    KEEPERS.iter().any(|keeper| name.starts_with(keeper))
+        || name.strip_prefix(begin).is_some_and(is_id)
+}
 
 /// Lets what comes from and goes to our edges through a forward chain that drops. Our own table
 /// says what of that may pass.
@@ -80,6 +122,17 @@ fn nft(arguments: &[&str]) -> Result<(), NetworkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_of_others_are_known_by_name() {
+        for name in ["docker0", "docker_gwbridge", "br-0123456789ab", "virbr0", "lxdbr1", "podman0"]
+        {
+            assert!(is_of_others(name), "{name}");
+        }
+        for name in ["br-lan", "br-ex", "br0", "br-0123456789xy", "eth0", "bond0", "tt0001e1"] {
+            assert!(!is_of_others(name), "{name}");
+        }
+    }
 
     #[test]
     fn our_rules_are_found_among_others() {

@@ -78,7 +78,8 @@ pub struct Peer {
     pub underlay: Ipv4Addr,
 }
 
-/// What was seen of a member's traffic since it has its network, or its rules were put back.
+/// What was seen of a member's traffic since it has its network, or its rules were put back; what it sent,
+/// since its policies last changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Packets that it sent and that were let through, ARP included.

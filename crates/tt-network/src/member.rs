@@ -181,7 +181,7 @@ fn set(name: &'static str) -> Set<'static> {
 }
 
 /// An interface name as the kernel compares it: `IFNAMSIZ` bytes, filled with zeros.
-fn name_bytes(name: &str) -> Vec<u8> {
+pub(crate) fn name_bytes(name: &str) -> Vec<u8> {
     let mut bytes = name.as_bytes().to_vec();
     bytes.resize(libc::IFNAMSIZ, 0);
     bytes

@@ -50,6 +50,7 @@ impl Host {
         reserve(&layout, Some(block), &mut links)?;
         let table = layout.nft_table();
         let rule_num = AtomicUsize::new(load_rules(config)?);
+        foreign::close_others(&table, &mut links)?;
         foreign::pass(&layout.link_prefix())?;
         let ports = Ports::open(table.clone(), block)?;
         let flat = Mutex::new(Addresses::open(table.clone(), nft::FLAT)?);
@@ -75,6 +76,7 @@ impl Host {
         if !is_whole {
             self.rule_num.store(load_rules(config)?, Ordering::Relaxed);
         }
+        foreign::close_others(&self.layout.nft_table(), &mut self.links())?;
         foreign::pass(&self.layout.link_prefix())?;
         if !is_whole {
             // What was known of elements went with them.

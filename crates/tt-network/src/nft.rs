@@ -18,6 +18,8 @@ pub(crate) const PORTS: &str = "ports";
 pub(crate) const FLAT: &str = "flat";
 /// Set of the host's table: the other hosts.
 pub(crate) const PEERS: &str = "peers";
+/// Set of the host's table: links to containers and machines that others keep on this host.
+pub(crate) const OTHERS: &str = "others";
 /// Set in the namespace: port of the bridge and the one hardware address behind it.
 pub(crate) const TAPS: &str = "taps";
 /// Set in the namespace: as [`TAPS`], for the hardware address that a question by DHCP names.

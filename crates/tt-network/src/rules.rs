@@ -3,8 +3,8 @@
 
 use crate::nft::{
     ALLOWED, ASKERS, BLACKLIST, BLOCKED, BRIDGE, DELIVERED, DENY_OUT, EDGE, ENV_TABLE, FLAT,
-    GUESTS, LIMITED, MEMBERS, PEERS, PORTS, RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED,
-    TAPS,
+    GUESTS, LIMITED, MEMBERS, OTHERS, PEERS, PORTS, RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES,
+    SLOWED, TAPS,
 };
 use ipnet::Ipv4Net;
 use std::sync::LazyLock;
@@ -42,7 +42,8 @@ pub(crate) struct HostSide<'a> {
 /// The host's table. Loading it again replaces the rules at one stroke and keeps the elements.
 ///
 /// Guests reach the outside with the host's address, and neither the host itself, nor each other, nor
-/// the link-local addresses where clouds keep secrets. Members with a flat address reach each other,
+/// containers and machines that others keep on it, nor the link-local addresses where clouds keep
+/// secrets. Members with a flat address reach each other,
 /// through the tunnel those of other hosts; what comes out of it leads to such members only, and
 /// nobody but the other hosts can put anything into it.
 pub(crate) fn host_rules(side: &HostSide<'_>) -> String {
@@ -58,16 +59,10 @@ table inet {table} {{
 	map {PORTS} {{
 		type inet_proto . inet_service : ipv4_addr . inet_service
 	}}
-	set {FLAT} {{
-		type ipv4_addr
-	}}
-	set {PEERS} {{
-		type ipv4_addr
-	}}
-	set {GUESTS} {{
-		type ipv4_addr
-		counter
-	}}
+	set {FLAT} {{ type ipv4_addr; }}
+	set {PEERS} {{ type ipv4_addr; }}
+	set {GUESTS} {{ type ipv4_addr; counter; }}
+	set {OTHERS} {{ type ifname; }}
 }}
 "#
     )
@@ -131,6 +126,7 @@ fn host_filter(side: &HostSide<'_>) -> String {
 		oifname "{edges}*" goto stop
 		oifname "{tunnel}" ip saddr @{FLAT} accept
 		oifname "{tunnel}" goto stop
+		oifname @{OTHERS} goto stop
 		ip daddr 169.254.0.0/16 goto stop
 		ip daddr @{PEERS} udp dport {tunnel_port} goto stop
 		ip saddr {block} accept
@@ -284,9 +280,14 @@ fn bridge_rules() -> String {
     )
 }
 
-/// Between the members and the rest of the world. What members ask their gateway is not tracked:
-/// nobody fills the namespace's table with it.
+/// Between the members and the rest of the world. What members may ask their gateway is not tracked:
+/// nobody fills the namespace's table with it, nor with what is dropped. Connections that the host
+/// opens to them from in here are.
 fn edge_rules() -> String {
+    format!("{}{}", edge_sets(), edge_chains())
+}
+
+fn edge_sets() -> String {
     format!(
         r#"table inet {ENV_TABLE}
 delete table inet {ENV_TABLE}
@@ -314,6 +315,14 @@ table inet {ENV_TABLE} {{
 		size 4096
 		flags dynamic
 	}}
+}}
+"#
+    )
+}
+
+fn edge_chains() -> String {
+    format!(
+        r#"table inet {ENV_TABLE} {{
 	chain refuse {{
 		ip saddr @{REFUSED} drop
 		drop
@@ -324,17 +333,26 @@ table inet {ENV_TABLE} {{
 	}}
 	chain asked {{
 		type filter hook prerouting priority raw; policy accept;
-		iifname "{BRIDGE}" fib daddr type {{ local, broadcast }} notrack
+		iifname != "{BRIDGE}" accept
+		fib daddr oif "{BRIDGE}" notrack
+		fib daddr type != {{ local, broadcast }} accept
+		udp dport {{ 53, 67 }} notrack
+		tcp dport 53 notrack
+		icmp type echo-request notrack
 	}}
 	chain answered {{
 		type filter hook output priority raw; policy accept;
-		oifname "{BRIDGE}" notrack
+		oifname != "{BRIDGE}" accept
+		udp sport {{ 53, 67 }} notrack
+		tcp sport 53 notrack
+		icmp type echo-reply notrack
 	}}
 	chain input {{
 		type filter hook input priority filter; policy drop;
 		iifname "{BRIDGE}" icmp type echo-request accept
 		iifname "{BRIDGE}" udp dport {{ 53, 67 }} accept
 		iifname "{BRIDGE}" tcp dport 53 accept
+		iifname "{BRIDGE}" ct state established,related accept
 		iifname "{BRIDGE}" goto refuse
 	}}
 	chain forward {{

@@ -234,12 +234,12 @@ pub(super) async fn refuse_large(request: Request, next: Next) -> Response {
     }
 }
 
-/// Methods and paths, as routes write them, of the requests that have a body.
-pub(super) type WithBody = Arc<BTreeSet<(Method, String)>>;
+/// Methods and paths, as routes write them, of the requests that have no body.
+pub(super) type Bodiless = Arc<BTreeSet<(Method, String)>>;
 
 /// Refuses a body where nothing would read it: whoever sends one expects it to matter.
 pub(super) async fn refuse_unread(
-    State(with_body): State<WithBody>,
+    State(bodiless): State<Bodiless>,
     request: Request,
     next: Next,
 ) -> Response {
@@ -247,7 +247,7 @@ pub(super) async fn refuse_unread(
     let Some(route) = route.filter(|_| !request.body().is_end_stream()) else {
         return next.run(request).await;
     };
-    if with_body.contains(&(request.method().clone(), route)) {
+    if !bodiless.contains(&(request.method().clone(), route)) {
         return next.run(request).await;
     }
     let what = format!("body of {} {}", request.method(), quoted(request.uri().path()));

@@ -90,26 +90,27 @@ impl Api {
 /// All routes. What no route takes is answered with a problem too.
 pub fn router(api: Api) -> Router {
     let (router, document) = documented().split_for_parts();
-    let with_body: extract::WithBody = Arc::new(with_body(&document));
+    let bodiless: extract::Bodiless = Arc::new(bodiless(&document));
     router
         .fallback(no_path)
         .method_not_allowed_fallback(no_method)
-        .layer(from_fn_with_state(with_body, extract::refuse_unread))
+        .layer(from_fn_with_state(bodiless, extract::refuse_unread))
         .layer(from_fn(extract::refuse_large))
         .with_state(api)
 }
 
-/// The requests that have a body, as the document says.
-fn with_body(document: &utoipa::openapi::OpenApi) -> BTreeSet<(Method, String)> {
+/// The requests that have no body, as the document says.
+fn bodiless(document: &utoipa::openapi::OpenApi) -> BTreeSet<(Method, String)> {
     let mut found = BTreeSet::new();
     for (path, item) in &document.paths.paths {
         for (method, operation) in [
+            (Method::GET, &item.get),
             (Method::PUT, &item.put),
             (Method::POST, &item.post),
             (Method::PATCH, &item.patch),
             (Method::DELETE, &item.delete),
         ] {
-            if operation.as_ref().is_some_and(|operation| operation.request_body.is_some()) {
+            if operation.as_ref().is_some_and(|operation| operation.request_body.is_none()) {
                 found.insert((method, path.clone()));
             }
         }

@@ -1,6 +1,6 @@
 //! What an administrator, or another program, does to the host's network while Envs live.
 
-use crate::lab::{CLIENT, Echo, HOST, Lab, echoes, ip, run};
+use crate::lab::{CLIENT, Echo, HOST, Lab, Space, echoes, ip, run};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -95,6 +95,36 @@ fn switches_routes_and_other_firewalls_are_seen_to_and_left_alone() {
         assert!(!chain.contains("accept"), "{chain}");
         assert_eq!(others(), before);
         assert_eq!(std::fs::read_to_string(FORWARD).unwrap().trim(), "0");
+    });
+}
+
+#[test]
+fn what_others_keep_on_the_host_is_out_of_reach() {
+    Lab::run(|lab| {
+        let service = |link: &str, net: u8| {
+            let space = Space::new();
+            ip(&format!("link add {link} type bridge"));
+            ip(&format!("addr add 172.{net}.0.1/16 dev {link}"));
+            ip(&format!("link set {link} up"));
+            ip(&format!("link add v{net} type veth peer name eth0 netns {}", space.path()));
+            ip(&format!("link set v{net} master {link} up"));
+            space.ip(&format!("addr add 172.{net}.0.2/16 dev eth0"));
+            space.ip("link set eth0 up");
+            space.ip(&format!("route add default via 172.{net}.0.1"));
+            space
+        };
+        let early = service("docker0", 17);
+        lab.net.init().unwrap();
+        let guest = lab.guest(EnvId(1), 0);
+        let late = service("br-0123456789ab", 18);
+        let plain = service("br-lan", 19);
+        let _services = [&early, &late, &plain].map(|space| Echo::new(space, 5432));
+        lab.net.mend().unwrap();
+        let reaches = |net: u8| guest.space.reaches(([172, net, 0, 2].into(), 5432));
+        assert_eq!([17, 18, 19].map(reaches), [false, false, true]);
+        assert!(lab.host.reaches(([172, 17, 0, 2].into(), 5432)), "the host does");
+        ip("link del br-0123456789ab");
+        lab.net.mend().unwrap();
     });
 }
 

@@ -22,6 +22,26 @@ fn members_reach_each_other_and_the_gateway_answers_ping() {
 }
 
 #[test]
+fn the_host_reaches_members_from_inside_and_is_not_reached_there() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let mut guest = lab.guest(EnvId(1), 0);
+        let inside = lab.env(EnvId(1));
+        let _servers = [22, 53].map(|port| Echo::new(&guest.space, port));
+        let own = Echo::new(&inside, 2222);
+        let mut open = inside.open((guest.addr(), 22));
+        for is_denied in [false, true] {
+            guest.vm.deny_outgoing = is_denied;
+            lab.net.set_net(&guest.vm).unwrap();
+            assert!(echoes(&mut open), "denied: {is_denied}");
+            assert!(inside.reaches((guest.addr(), 22)) && inside.reaches((guest.addr(), 53)));
+            assert!(!guest.space.reaches((GATEWAY, 2222)));
+        }
+        assert_eq!(own.last(), None);
+    });
+}
+
+#[test]
 fn published_ports_are_reached_from_everywhere() {
     Lab::run(|lab| {
         lab.net.init().unwrap();
