@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tt_image::{Catalogue, DEBIAN, Facts, ImageError, Import, MICRO, Packages, Progress};
 use tt_model::status::Trouble;
-use tt_model::template::digest_digits;
+use tt_model::template::{MEMO_BYTES_MAX, digest_digits};
 use tt_model::{HostId, Push, TemplateSource, VmTemplate, template};
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
@@ -123,13 +123,13 @@ impl TemplateMaker {
             Some(TemplateSource::Build { recipe }) if recipe == DEBIAN => {
                 Ok(self.catalogue.build_debian(Packages::Kept, &progress)?)
             }
-            Some(TemplateSource::Import { from, digest, format, features }) => {
+            Some(source @ TemplateSource::Import { from, digest, format, features }) => {
                 let import = Import {
                     from: from.clone(),
                     digest: digest.as_deref().and_then(digest_digits).map(str::to_owned),
                     format: *format,
                 };
-                let mut facts = facts(record, || format!("from {from}"));
+                let mut facts = facts(record, || format!("from {}", source.describe()));
                 facts.inside.clone_from(features);
                 let draft = self.catalogue.draft(&record.name)?;
                 let made = self.catalogue.import(&draft, &import, &facts, &progress);
@@ -262,10 +262,16 @@ fn trouble(error: &ImageError) -> Trouble {
 fn facts(record: &TemplateRecord, memo: impl Fn() -> String) -> Facts {
     Facts {
         name: record.name.clone(),
-        memo: record.memo.clone().or_else(|| Some(memo())),
+        memo: record.memo.clone().or_else(|| Some(line(memo()))),
         arch: std::env::consts::ARCH.to_owned(),
         inside: Vec::new(),
     }
+}
+
+/// As much as a description may be of what says where a template came from.
+fn line(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MEMO_BYTES_MAX));
+    text
 }
 
 /// Writes into a template's record how far its making is, at a bounded rate, and reads there whether it is wanted.
@@ -351,5 +357,41 @@ impl Progress for Recorder<'_> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.look(&mut state);
         state.is_wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memo(from: &str) -> String {
+        let source = TemplateSource::Import {
+            from: from.into(),
+            digest: None,
+            format: None,
+            features: Vec::new(),
+        };
+        let record = TemplateRecord {
+            name: "x".into(),
+            source: Some(source.clone()),
+            origin: None,
+            memo: None,
+            host: HostId(1),
+            is_wanted: true,
+            template: None,
+            step: None,
+            progress: None,
+            trouble: None,
+            push: None,
+        };
+        facts(&record, || format!("from {}", source.describe())).memo.unwrap()
+    }
+
+    #[test]
+    fn a_description_that_nobody_gave_is_short_and_holds_no_secret() {
+        assert_eq!(memo("https://a.org/x.img?sig=secret"), "from https://a.org/x.img");
+        assert_eq!(memo("/d/what?.img"), "from /d/what?.img");
+        let long = memo(&format!("/{}", "é".repeat(1000)));
+        assert!(long.len() <= MEMO_BYTES_MAX && long.ends_with('é'), "{} bytes", long.len());
     }
 }

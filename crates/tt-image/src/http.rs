@@ -24,6 +24,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tt_model::shown_url;
 
 /// Longest URL; what servers and programs commonly take.
 pub(crate) const URL_BYTES_MAX: usize = 2048;
@@ -317,10 +318,8 @@ pub(crate) fn redirected(from: &Uri, location: &HeaderValue) -> Result<Uri, Imag
     Ok(uri)
 }
 
-/// What stands behind a `?` may be a signature that opens a door, so it is not shown.
 fn fetch(url: &str, problem: &str, retry: bool) -> ImageError {
-    let url = url.split('?').next().unwrap_or_default().chars().take(300).collect();
-    ImageError::Fetch { url, problem: problem.to_owned(), retry }
+    ImageError::Fetch { url: shown_url(url), problem: problem.to_owned(), retry }
 }
 
 /// With the causes, which name what hyper itself does not.

@@ -26,6 +26,7 @@ pub mod spec;
 pub mod status;
 pub mod template;
 pub mod units;
+mod url;
 pub mod vm;
 
 pub use env::{AtEnd, Env, EnvState};
@@ -43,6 +44,7 @@ pub use snapshot::{Snapshot, SnapshotState};
 pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
 pub use template::{TemplateSource, TemplateSpec, VmTemplate};
+pub use url::shown_url;
 pub use vm::{
     Disk, MachineSize, Merge, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
 };

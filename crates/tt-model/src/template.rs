@@ -2,7 +2,7 @@
 
 use crate::check::{check_name, check_template_name, quoted};
 use crate::remote::Remote;
-use crate::{ErrorCode, Refusal, VmId};
+use crate::{ErrorCode, Refusal, VmId, shown_url};
 use serde::{Deserialize, Serialize};
 
 /// What runtime images are cloned from. Immutable: another content is another digest.
@@ -177,10 +177,11 @@ impl DiskFormat {
 }
 
 impl TemplateSource {
-    /// In a few words, for people.
+    /// In a few words, for people; a URL without what may be a secret in it.
     pub fn describe(&self) -> String {
         match self {
             Self::Build { recipe } => format!("recipe {recipe}"),
+            Self::Import { from, .. } if from.contains("://") => shown_url(from),
             Self::Import { from, .. } => from.clone(),
             Self::Publish { vm, snapshot: None } => vm.clone(),
             Self::Publish { vm, snapshot: Some(snapshot) } => format!("{vm}@{snapshot}"),

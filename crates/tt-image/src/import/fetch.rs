@@ -14,6 +14,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use tt_model::shown_url;
 
 /// Tries in a row that bring nothing to speak of before it is given up for now.
 const TRIES: u32 = 5;
@@ -73,7 +74,7 @@ impl Fetch<'_> {
             if tries >= TRIES {
                 return Err(error);
             }
-            tracing::info!(url = self.url, %error, "fetching goes on after a pause");
+            tracing::info!(url = shown_url(self.url), %error, "fetching goes on after a pause");
             wait(self.pause * 2_u32.pow(tries), progress)?;
         }
     }
@@ -183,7 +184,7 @@ impl Fetch<'_> {
     }
 
     fn failed(&self, problem: &str, retry: bool) -> ImageError {
-        let url = self.url.chars().take(300).collect();
+        let url = shown_url(self.url);
         ImageError::Fetch { url, problem: problem.to_owned(), retry }
     }
 }

@@ -19,8 +19,8 @@ use head::{Head, Kind};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tt_model::VmTemplate;
 use tt_model::template::{DiskFormat as Format, FEATURE_AGENT};
+use tt_model::{VmTemplate, shown_url};
 
 /// What was fetched or copied, in the draft.
 const SOURCE: &str = "source";
@@ -306,10 +306,11 @@ fn rename(from: &Path, to: &Path) -> Result<(), ImageError> {
 }
 
 fn refused(import: &Import, problem: &str) -> ImageError {
-    ImageError::Format {
-        what: import.from.chars().take(300).collect(),
-        problem: problem.to_owned(),
-    }
+    let what = match import.is_url() {
+        true => shown_url(&import.from),
+        false => import.from.chars().take(300).collect(),
+    };
+    ImageError::Format { what, problem: problem.to_owned() }
 }
 
 #[cfg(test)]

@@ -97,7 +97,8 @@ pub(super) fn pack(
     let config = Config {
         version: VERSION,
         name: template.name.clone(),
-        memo: template.memo.clone(),
+        // One that nobody could pull is left out.
+        memo: template.memo.clone().filter(|memo| is_line(memo)),
         arch: template.arch.clone(),
         inside: inside.cloned().collect(),
         files,
@@ -193,9 +194,7 @@ fn config(
         let problem = format!("it has version {}, not {VERSION}", config.version);
         return Err(refuse(what, problem));
     }
-    let is_line =
-        |memo: &String| memo.len() <= MEMO_BYTES_MAX && !memo.chars().any(char::is_control);
-    if !config.memo.iter().all(is_line) {
+    if !config.memo.iter().all(|memo| is_line(memo)) {
         let problem = format!("its description is not one line of at most {MEMO_BYTES_MAX} bytes");
         return Err(refuse(what, problem));
     }
@@ -215,6 +214,10 @@ fn config(
         return Err(refuse(what, problem));
     }
     Ok(config)
+}
+
+fn is_line(memo: &str) -> bool {
+    memo.len() <= MEMO_BYTES_MAX && !memo.chars().any(char::is_control)
 }
 
 fn describe(media_type: &str, digest: Digest, size: u64) -> Descriptor {

@@ -19,8 +19,7 @@ use login::{Challenge, credentials, secret};
 use serde::Deserialize;
 use std::path::Path;
 use std::time::Duration;
-use tt_model::Reference;
-use tt_model::Remote;
+use tt_model::{Reference, Remote, shown_url};
 
 /// What a place for tokens answers; those in use have some kilobytes.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
@@ -277,7 +276,7 @@ impl<'a> Repository<'a> {
         if answer.status != StatusCode::OK {
             let retry = is_passing(answer.status);
             let problem = format!("it gives no token: {}", answer.status);
-            return Err(ImageError::Fetch { url: shown(realm), problem, retry });
+            return Err(ImageError::Fetch { url: shown_url(realm), problem, retry });
         }
         let json = read(answer, TOKEN_BYTES_MAX, self.progress)?;
         // What is wrong with it may quote it, so that is not said.
@@ -320,7 +319,7 @@ fn read(
     let mut content = Vec::new();
     while let Some(piece) = answer.piece(progress)? {
         if (content.len() + piece.len()) as u64 > bytes_max {
-            let url = shown(&answer.url.to_string());
+            let url = shown_url(&answer.url.to_string());
             return Err(refuse(&url, format!("it has more than {bytes_max} bytes")));
         }
         content.extend_from_slice(&piece);
@@ -340,13 +339,8 @@ fn escaped(value: &str) -> String {
     value.bytes().map(escape).collect()
 }
 
-/// A URL without what may be a secret in it.
-fn shown(url: &str) -> String {
-    url.split('?').next().unwrap_or_default().chars().take(300).collect()
-}
-
 fn denied(url: &str, problem: &str) -> ImageError {
-    ImageError::Fetch { url: shown(url), problem: problem.to_owned(), retry: false }
+    ImageError::Fetch { url: shown_url(url), problem: problem.to_owned(), retry: false }
 }
 
 fn is_passing(status: StatusCode) -> bool {
@@ -363,5 +357,5 @@ fn unexpected(url: &str, status: StatusCode, words: &str) -> ImageError {
         _ => "",
     };
     let problem = format!("it answers {status} {words}").trim_end().to_owned() + hint;
-    ImageError::Fetch { url: shown(url), problem, retry: is_passing(status) }
+    ImageError::Fetch { url: shown_url(url), problem, retry: is_passing(status) }
 }

@@ -228,6 +228,22 @@ pub(super) const URLS: &[Url] = &[
 ];
 
 #[test]
+fn a_signature_of_a_url_is_in_no_message() {
+    let server = Server::new(|head, stream| match head {
+        head if head.starts_with("GET /gone") => answer(stream, "404 Not Found", "", b""),
+        head if head.starts_with("GET /busy") => answer(stream, "503 Busy", "", b""),
+        _ => answer(stream, "200 OK", "", b"no disk"),
+    });
+    let lab = Lab::new();
+    for path in ["gone", "busy", "text"] {
+        let url = server.url(path);
+        let error = lab.import("disk", &import_from(format!("{url}?sig=secret"))).unwrap_err();
+        let why = chain(&error);
+        assert!(why.contains(&url) && !why.contains("secret"), "{path}: {why}");
+    }
+}
+
+#[test]
 fn hostile_urls_are_refused() {
     let plain_server = Server::new(|_, stream| answer(stream, "200 OK", "", b"x"));
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -202,6 +202,22 @@ fn what_a_killed_pull_left_is_no_part_of_the_next_template() {
 }
 
 #[test]
+fn a_description_that_nobody_could_pull_is_left_out() {
+    let lab = Lab::new();
+    for (number, memo) in ["m".repeat(501), "two\nlines".into()].into_iter().enumerate() {
+        let name = format!("x{number}");
+        let draft = lab.near.draft(&name).unwrap();
+        fs::write(draft.dir().join(DISK), "disk").unwrap();
+        let arch = std::env::consts::ARCH.into();
+        let facts = Facts { name: name.clone(), memo: Some(memo), arch, inside: Vec::new() };
+        let template = lab.near.finish(&draft, &facts, &Quiet).unwrap();
+        let remote = lab.remote(&format!("me/{name}:1"));
+        lab.push(&template, &remote).unwrap();
+        assert_eq!(lab.pull(&name, &remote).unwrap().memo, None);
+    }
+}
+
+#[test]
 fn a_registry_that_is_tired_is_asked_again() {
     let lab = Lab::new();
     let template = lab.template("x");
