@@ -18,7 +18,7 @@ use tt_model::template::{FEATURE_AGENT, FEATURE_CLOUD_INIT};
 pub const DEBIAN: &str = "debian-12";
 
 /// Counts the changes of what this file makes out of the same packages.
-const DEBIAN_RECIPE: u32 = 1;
+const DEBIAN_RECIPE: u32 = 2;
 /// Debian's name of the release.
 const SUITE: &str = "bookworm";
 /// What is there beside what Debian takes for essential: no recommended packages, and no kernel, which would bring the
@@ -293,6 +293,7 @@ fn settings(tree: &Path, agent: &[u8]) -> std::io::Result<()> {
             std::fs::remove_file(entry.path())?;
         }
     }
+    sources::forget_logins(tree)?;
     for (path, text) in TEXTS {
         put(path, text.as_bytes(), 0o644)?;
     }
@@ -338,6 +339,9 @@ mod tests {
         for name in ["ssh_host_rsa_key", "ssh_host_rsa_key.pub", "sshd_config"] {
             fs::write(tree.join("etc/ssh").join(name), "x").unwrap();
         }
+        fs::create_dir(tree.join("etc/apt")).unwrap();
+        let list = tree.join("etc/apt/sources.list");
+        fs::write(&list, "deb http://user:secret@a.org bookworm main\n").unwrap();
         fs::write(tree.join("etc/machine-id"), "0123456789abcdef0123456789abcdef\n").unwrap();
         // What a package made of a link is not followed.
         let outside = dir.path().join("outside");
@@ -351,6 +355,8 @@ mod tests {
             );
             assert_eq!(fs::read_to_string(tree.join("etc/machine-id")).unwrap(), "");
             assert_eq!(fs::read_to_string(&outside).unwrap(), "mine");
+            let apt = fs::read_to_string(&list).unwrap();
+            assert_eq!(apt, "deb http://a.org bookworm main\n");
             let agent = fs::metadata(tree.join("usr/sbin/tt-guest")).unwrap();
             assert_eq!(agent.permissions().mode() & 0o777, 0o755);
             let wanted = tree.join("etc/systemd/system/multi-user.target.wants/tt-guest.service");

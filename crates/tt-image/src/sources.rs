@@ -1,8 +1,9 @@
 //! Where the host gets the packages of a release of Debian from: its own lists for apt, so that a mirror or a proxy that it
-//! uses is used for guests, too. Pure but for reading those lists.
+//! uses is used for guests, too. What the host logs in with there is for putting packages together, and in no guest.
 
 use crate::{ImageError, files};
 use std::fmt::Write as _;
+use std::io;
 use std::path::Path;
 
 /// Apt's lists.
@@ -35,6 +36,44 @@ pub(crate) fn of_host(suite: &str) -> Result<Vec<(&'static str, String)>, ImageE
     }
     let lists = [("guest.list", lines), ("guest.sources", stanzas)];
     Ok(lists.into_iter().filter(|(_, text)| !text.is_empty()).collect())
+}
+
+/// Takes the logins out of the lists in the root file system `tree`: they are the host's, which a guest is not to know. No
+/// link is followed.
+///
+/// # Errors
+/// What the file system says.
+pub(crate) fn forget_logins(tree: &Path) -> io::Result<()> {
+    let below = |path: &str| tree.join(path.trim_start_matches('/'));
+    let mut paths = vec![below(LIST)];
+    match std::fs::read_dir(below(DIR)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        entries => {
+            for entry in entries? {
+                paths.push(entry?.path());
+            }
+        }
+    }
+    for path in paths {
+        if path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+            let text = std::fs::read(&path)?;
+            std::fs::write(&path, without_logins(&String::from_utf8_lossy(&text)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A list with its URLs, but for what stands before an `@` in each.
+fn without_logins(text: &str) -> String {
+    let (mut open, mut left) = (String::new(), text);
+    while let Some((before, rest)) = left.split_once("://") {
+        let end = rest.find(|c: char| c == '/' || c.is_whitespace()).unwrap_or(rest.len());
+        let (authority, after) = rest.split_at(end);
+        let host = authority.rsplit('@').next().unwrap_or_default();
+        open.push_str(&format!("{before}://{host}"));
+        left = after;
+    }
+    open + left
 }
 
 fn names() -> Result<Vec<String>, ImageError> {
@@ -133,6 +172,38 @@ mod tests {
         ];
         let text = format!("# first\n{its}\n{}", others.join("\n"));
         assert_eq!(stanzas_of(&text, "bookworm"), format!("{its}\n"));
+    }
+
+    #[test]
+    fn logins_of_the_host_are_in_no_list_of_a_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let lists = dir.path().join("etc/apt/sources.list.d");
+        std::fs::create_dir_all(&lists).unwrap();
+        let line = "deb [signed-by=/k] https://LOGINa.org:8443/d@d bookworm main\n\
+                    deb mirror+http://LOGINb.org bookworm main # or http://LOGINc.org\n\
+                    deb copy:/d bookworm me@home\n";
+        let stanza = "Types: deb\nURIs: http://x.org http://LOGINy.org/debian\n http://LOGINz.org\n\
+                      Suites: bookworm\n";
+        let files = [
+            (dir.path().join("etc/apt/sources.list"), line),
+            (lists.join("0000guest.list"), line),
+            (lists.join("0001guest.sources"), stanza),
+        ];
+        for (path, text) in &files {
+            std::fs::write(path, text.replace("LOGIN", "user:pa@ss:word@")).unwrap();
+        }
+        // What a link leads to is not the guest's.
+        let outside = dir.path().join("outside");
+        std::fs::write(&outside, "deb http://u:p@a.org bookworm main").unwrap();
+        std::os::unix::fs::symlink(&outside, lists.join("link.list")).unwrap();
+        for _ in 0..2 {
+            forget_logins(dir.path()).unwrap();
+            for (path, text) in &files {
+                assert_eq!(std::fs::read_to_string(path).unwrap(), text.replace("LOGIN", ""));
+            }
+        }
+        assert!(std::fs::read_to_string(&outside).unwrap().contains("u:p@"));
+        forget_logins(&dir.path().join("empty")).unwrap();
     }
 
     #[test]
