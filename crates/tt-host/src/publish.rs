@@ -46,7 +46,7 @@ impl Publisher<'_> {
         })?;
         progress.step("copying the disk");
         let draft = self.catalogue.draft(&record.name)?;
-        draft.begin()?;
+        draft.forget_made()?;
         while let Err(halt) = copy(&**storage, &still, &draft, progress) {
             // Layers may have been merged, and be gone, before they were opened; the others hold the same.
             let named = std::mem::replace(&mut still, self.still(record.origin.as_ref())?);

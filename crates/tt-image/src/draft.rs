@@ -2,7 +2,7 @@
 //! run on follows from the files; nothing else says so.
 
 use crate::files::{self, Lock};
-use crate::import::SOURCE_UNPACKED;
+use crate::import::{SOURCE, SOURCE_UNPACKED, note_of};
 use crate::oci::UNPACKED;
 use crate::progress::Progress;
 use crate::{CONTAINER, Catalogue, DISK, INITRAMFS, ImageError, KERNEL, digest, record};
@@ -47,12 +47,26 @@ impl Draft {
     }
 
     /// Removes what an earlier try has made of its source: that would be taken for a part of what is made now, and may be of
-    /// another source. What was fetched stays: whoever goes on with that checks what it is.
+    /// another source. What was fetched in part stays: whoever goes on with that checks what it is.
     ///
     /// # Errors
     /// [`ImageError::Write`].
-    pub fn begin(&self) -> Result<(), ImageError> {
+    pub fn forget_made(&self) -> Result<(), ImageError> {
+        let source = self.dir.join(SOURCE);
+        if !note_of(&source).exists() {
+            files::remove(&source)?;
+        }
         MADE.iter().try_for_each(|name| files::remove(&self.dir.join(name)))
+    }
+
+    /// Gives the room back that a failure has taken and a retry would not go on with.
+    pub(crate) fn settled<T>(&self, made: Result<T, ImageError>) -> Result<T, ImageError> {
+        // Whoever ends the daemon does not wait for it: the next try forgets, too.
+        if matches!(&made, Err(error) if !matches!(error, ImageError::Unwanted)) {
+            // What went wrong first is what is to be said.
+            let _ = self.forget_made();
+        }
+        made
     }
 }
 
@@ -229,9 +243,13 @@ mod tests {
             fs::create_dir_all(draft.dir().join(name)).unwrap();
         }
         for _ in 0..2 {
-            draft.begin().unwrap();
+            draft.forget_made().unwrap();
             assert_eq!(files::names(draft.dir()).unwrap(), ["blobs", "source", "source.note"]);
         }
+        // Nobody knows any more what it is.
+        fs::remove_file(draft.dir().join("source.note")).unwrap();
+        draft.forget_made().unwrap();
+        assert_eq!(files::names(draft.dir()).unwrap(), ["blobs"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// What is left free on the file system, so that the store, logs and running guests' disks can still be written.
 pub(crate) const RESERVE_BYTES: u64 = 128 << 20;
 /// The free space is looked at after so much was written.
-const ROOM_LOOK_BYTES: u64 = 32 << 20;
+pub(crate) const ROOM_LOOK_BYTES: u64 = 32 << 20;
 /// Pieces of zeros of this size become holes; the usual block of a file system.
 const SPARSE_BYTES: usize = 4096;
 const COPY_BYTES: usize = 1 << 20;
@@ -155,4 +155,24 @@ pub(crate) fn pad(path: &Path) -> Result<(), ImageError> {
         file.set_len(bytes.next_multiple_of(512))
     };
     pad().map_err(not_written(path))
+}
+
+/// Runs `act` with a directory, below `dir`, of a file system on which 32 MiB can be written. Only its thread sees that.
+#[cfg(test)]
+pub(crate) fn with_little_room(dir: &Path, act: impl FnOnce(&Path) + Send) {
+    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+    let small = dir.join("small");
+    std::fs::create_dir(&small).unwrap();
+    let run = || {
+        // SAFETY: the thread is the test's own; it only stops sharing its mounts and working directory with others.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
+        let size = format!("size={}", RESERVE_BYTES + (32 << 20));
+        let size = std::ffi::CString::new(size).unwrap();
+        mount("tmpfs", &small, "tmpfs", MountFlags::empty(), &*size).unwrap();
+        act(&small);
+    };
+    let ran = std::thread::scope(|scope| scope.spawn(run).join());
+    ran.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }

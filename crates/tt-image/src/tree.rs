@@ -4,7 +4,7 @@
 use crate::boot::First;
 use crate::files::{self, Lock};
 use crate::tool::Tool;
-use crate::{Catalogue, DISK, Draft, Facts, ImageError, Packages, Progress};
+use crate::{Catalogue, DISK, Draft, Facts, ImageError, Packages, Progress, space};
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -34,6 +34,8 @@ const TIMEOUT: Duration = Duration::from_secs(3600);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Extent {
     blocks_bytes: u64,
+    /// Without what are holes on the host.
+    data_bytes: u64,
     nodes: u64,
 }
 
@@ -82,7 +84,8 @@ pub(crate) fn make_disk(
     measure(root, DEPTH_MAX, &mut extent, &mut HashSet::new(), progress)?;
     progress.step("making the root file system");
     files::remove(disk)?;
-    mkfs(root, disk, extent).run_for(progress)?;
+    space::check_room(disk, extent.data_bytes)?;
+    mkfs(root, disk, extent).run_for(&space::Roomy { progress, path: disk })?;
     files::settle(disk)
 }
 
@@ -128,6 +131,8 @@ fn measure(
         extent.nodes += 1;
         // By its length: what is a hole on the host may be none in the image.
         extent.blocks_bytes += meta.len().next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES);
+        // `st_blocks` counts 512 bytes whatever the file system's block size.
+        extent.data_bytes += meta.len().min(meta.blocks().saturating_mul(512));
         if extent.nodes > TREE_NODES_MAX || extent.blocks_bytes > TREE_BYTES_MAX {
             return Err(refused(format!(
                 "it has more than {TREE_NODES_MAX} files or {} GB",
@@ -174,6 +179,21 @@ mod tests {
         assert!(tool.contains("User:  1000") && tool.contains("Group:  1001"), "{tool}");
         let link = run("debugfs", &["-R", "stat /link", DISK]);
         assert!(link.contains("/etc/shadow"), "{link}");
+    }
+
+    #[test]
+    fn a_disk_that_would_fill_the_file_system_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("large"), vec![7; 40 << 20]).unwrap();
+        space::with_little_room(dir.path(), |small| {
+            let disk = small.join(DISK);
+            let made = make_disk(&root, &disk, &Quiet);
+            assert!(matches!(made, Err(ImageError::NoRoom { .. })), "{made:?}");
+            fs::remove_file(root.join("large")).unwrap();
+            make_disk(&root, &disk, &Quiet).unwrap();
+        });
     }
 
     #[test]

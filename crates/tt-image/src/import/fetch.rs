@@ -180,13 +180,18 @@ impl Fetch<'_> {
     }
 
     fn note_path(&self) -> PathBuf {
-        self.to.with_extension("note")
+        note_of(self.to)
     }
 
     fn failed(&self, problem: &str, retry: bool) -> ImageError {
         let url = shown_url(self.url);
         ImageError::Fetch { url, problem: problem.to_owned(), retry }
     }
+}
+
+/// Where it is noted what is fetched to `to`, as long as that is not there to its end.
+pub(crate) fn note_of(to: &Path) -> PathBuf {
+    to.with_extension("note")
 }
 
 /// `bytes FIRST-LAST/TOTAL` (RFC 9110, 14.4).

@@ -14,7 +14,7 @@ use crate::oci::unpack_root;
 use crate::tool::Tool;
 use crate::{Catalogue, DISK, Draft, Facts, ImageError, Packages, Progress, digest, space};
 use fetch::Fetch;
-pub(crate) use fetch::{begins_at, open_local, wait};
+pub(crate) use fetch::{begins_at, note_of, open_local, wait};
 use head::{Head, Kind};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use tt_model::template::{DiskFormat as Format, FEATURE_AGENT};
 use tt_model::{VmTemplate, shown_url};
 
 /// What was fetched or copied, in the draft.
-const SOURCE: &str = "source";
+pub(crate) const SOURCE: &str = "source";
 /// What was in it, if it was packed.
 pub(crate) const SOURCE_UNPACKED: &str = "source-unpacked";
 /// Copying the largest folder from a slow disk.
@@ -87,7 +87,8 @@ impl Catalogue {
         facts: &Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        self.import_within(draft, import, facts, &Bounds::default(), progress)
+        let made = self.import_within(draft, import, facts, &Bounds::default(), progress);
+        draft.settled(made)
     }
 
     fn import_within(
@@ -98,7 +99,7 @@ impl Catalogue {
         bounds: &Bounds,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        draft.begin()?;
+        draft.forget_made()?;
         let source = draft.dir().join(SOURCE);
         let room = space::room(draft.dir())?;
         let most = bounds.bytes_max.min(room.total_bytes);

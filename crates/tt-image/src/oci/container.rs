@@ -2,6 +2,7 @@
 //! Docker can read that, so it costs no more than the image itself.
 
 use super::image::Image;
+use crate::space::{self, ROOM_LOOK_BYTES};
 use crate::{ImageError, Progress, files};
 use serde_json::json;
 use std::fs::File;
@@ -33,9 +34,10 @@ pub(super) fn write(
     }
     for (number, name) in layers.iter().enumerate() {
         let mut layer = image.open_for_docker(number)?;
+        space::check_room(path, layer.bytes)?;
         put(&mut out, name, layer.bytes).map_err(&not_written)?;
         let mut buffer = vec![0; PIECE_BYTES];
-        let mut done = 0;
+        let (mut done, mut looked) = (0, 0);
         loop {
             progress.check()?;
             progress.bytes(done, Some(layer.bytes));
@@ -45,6 +47,10 @@ pub(super) fn write(
             }
             out.write_all(&buffer[..len]).map_err(&not_written)?;
             done += len as u64;
+            if done - looked > ROOM_LOOK_BYTES {
+                looked = done;
+                space::check_room(path, 0)?;
+            }
         }
         pad(&mut out, done).map_err(&not_written)?;
     }

@@ -30,7 +30,8 @@ impl Catalogue {
         facts: &Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        self.pull_within(draft, remote, facts, Patience::default(), progress)
+        let made = self.pull_within(draft, remote, facts, Patience::default(), progress);
+        draft.settled(made)
     }
 
     pub(super) fn pull_within(
@@ -42,7 +43,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
         let reference = checked(remote)?;
-        draft.begin()?;
+        draft.forget_made()?;
         progress.step(&format!("asking {}", reference.host));
         let mut repository =
             Repository::open(remote, &reference, Access::Pull, patience, progress)?;

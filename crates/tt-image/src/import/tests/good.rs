@@ -94,5 +94,9 @@ fn what_a_killed_try_left_is_no_part_of_the_template() {
         killed(names);
         let error = lab.import("disk", &import_of(&bare)).unwrap_err();
         assert!(chain(&error).contains("/none"), "{}", chain(&error));
-    }
+    } // Nor does a failed one keep the room that a retry would take anew.
+    let draft = lab.catalogue.draft("disk").unwrap();
+    let facts = Facts { name: "disk".into(), ..Facts::default() };
+    lab.catalogue.import(&draft, &import_of(&bare), &facts, &Quiet).unwrap_err();
+    assert_eq!(tree(draft.dir()), BTreeMap::new());
 }

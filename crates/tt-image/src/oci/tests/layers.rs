@@ -202,3 +202,18 @@ fn what_is_kept_as_a_container_is_the_same_image() {
     let bytes = fs::read(&kept).unwrap();
     assert!(!bytes.windows(4).any(|four| four == [0x28, 0xb5, 0x2f, 0xfd]));
 }
+
+#[test]
+fn a_container_that_would_fill_the_file_system_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let noise: Vec<u8> =
+        (0..10_u32 << 20).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    let path = dir.path().join("source");
+    oci::write(&path, &oci::Image::of(&[&[Node::file("x", noise)]]).layout());
+    let source = Source::open(&path).unwrap();
+    let image = Image::open(&source).unwrap();
+    crate::space::with_little_room(dir.path(), |small| {
+        let kept = container::write(&image, &small.join("container.tar"), &Quiet);
+        assert!(matches!(kept, Err(ImageError::NoRoom { .. })), "{kept:?}");
+    });
+}
