@@ -18,7 +18,7 @@ pub struct FakePort {
     pub port: u16,
 }
 
-/// The host of a [`FakeNetwork`]: what outlives the daemon.
+/// The host of a [`FakeNetwork`](super::FakeNetwork): what outlives the daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FakeWorld {
     /// Whether the host's table, forwarding and the reservation are there.
