@@ -104,6 +104,12 @@ impl SnapshotTaker {
             }
         }
         let vms = self.change(name, ids, |vm| plan_take(vm, name))?;
+        for vm in &vms {
+            // Else a store that is lost meanwhile would come back without the disk that the guest is given now.
+            if self.visitor.note(vm.id)?.is_err() {
+                return Ok(Next::BackOff);
+            }
+        }
         failpoint::reached("snapshot", "take", "before");
         let taken = self.act(name, &vms);
         failpoint::reached("snapshot", "take", "after");

@@ -114,6 +114,13 @@ impl Visitor {
         }
     }
 
+    /// Writes the metas of a Vm down; what is in the way is said by its next visit.
+    pub(crate) fn note(&self, id: VmId) -> Result<Result<(), Pause>, HostError> {
+        let Some(vm) = self.tables.vm(id)? else { return Ok(Ok(())) };
+        let Some(env) = self.tables.env(vm.value.env_id)? else { return Ok(Ok(())) };
+        Ok(self.cache(&vm, &env))
+    }
+
     /// Writes the metas down, before anything is done because of the records.
     fn cache(&self, vm: &Row<Vm>, env: &Row<Env>) -> Result<(), Pause> {
         if vm.value.goal == Goal::Gone {

@@ -32,13 +32,13 @@ struct Draft {
     temporary: Temporary,
 }
 
-/// One that an earlier daemon has completed.
-struct Made;
+/// One that an earlier daemon has completed, with its path and directory: its name may not be on disk yet.
+struct Made(PathBuf, PathBuf);
 
 /// Opens what is to be merged, and makes room for what an earlier try left.
 pub(super) fn begin(parts: Parts) -> Result<Box<dyn Merging>, StorageError> {
     if open_plain(&parts.path, false).is_ok() {
-        return Ok(Box::new(Made));
+        return Ok(Box::new(Made(parts.path, parts.dir)));
     }
     let failed = |source| StorageError::Create { path: parts.path.clone(), source };
     remove_others(&parts.dir, |name| !name.ends_with(UNDER_WAY)).map_err(failed)?;
@@ -74,7 +74,8 @@ impl Merging for Made {
     }
 
     fn finish(self: Box<Self>) -> Result<(), StorageError> {
-        Ok(())
+        let Self(path, dir) = *self;
+        sync_dir(&dir).map_err(|source| StorageError::Create { path, source })
     }
 }
 

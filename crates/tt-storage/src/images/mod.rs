@@ -32,6 +32,11 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
         open_image(&job.path)
     }
 
+    /// As [`open`](Self::open), also where no more than the way to the disk was lost.
+    fn find(&self, job: &Job) -> Result<Option<File>, StorageError> {
+        self.open(job)
+    }
+
     /// Whether a disk is there and complete, be it one that nobody opens.
     fn has(&self, job: &Job) -> Result<bool, StorageError> {
         self.open(job).map(|image| image.is_some())
@@ -309,7 +314,7 @@ impl Storage for Images {
 
     fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError> {
         let job = self.runtime_job(vm)?;
-        if self.disks.open(&job)?.is_none() {
+        if self.disks.find(&job)?.is_none() {
             if vm.disks.get(&vm.epoch).is_none_or(|disk| disk.parent.is_none()) {
                 self.remove_stray(vm.id)?;
                 return Ok(false);

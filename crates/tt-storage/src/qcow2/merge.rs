@@ -46,7 +46,7 @@ pub(super) fn merge(
             l1.push(0);
             continue;
         };
-        let place = draft.take_cluster();
+        let place = draft.take_cluster(top)?;
         l1.push(place | COPIED);
         let mut table = Vec::with_capacity(ENTRIES_PER_CLUSTER as usize);
         for (is_top, cluster) in clusters {
@@ -62,6 +62,8 @@ pub(super) fn merge(
         }
         draft.flush()?;
         draft.write(place, &to_bytes(&table))?;
+        // A table of zeros copies nothing.
+        draft.is_due = true;
     }
     draft.write(header.l1_offset(), &to_bytes(&l1))?;
     draft.complete(&header)?;
@@ -102,8 +104,7 @@ struct Draft<'a> {
     image: &'a File,
     /// Clusters that it has so far.
     clusters: u64,
-    copied: u64,
-    copied_max: u64,
+    clusters_max: u64,
     run: Option<Run<'a>>,
     unsynced: u64,
     /// Whether a run was written since its caller was asked last.
@@ -111,23 +112,24 @@ struct Draft<'a> {
 }
 
 impl<'a> Draft<'a> {
-    fn new(job: &'a Job<'a>, image: &'a File, clusters: u64, copied_max: u64) -> Self {
-        Self { job, image, clusters, copied: 0, copied_max, run: None, unsynced: 0, is_due: true }
+    /// `taken`: clusters that it has; `more_max`: those that the two layers have.
+    fn new(job: &'a Job<'a>, image: &'a File, taken: u64, more_max: u64) -> Self {
+        let clusters_max = taken + more_max;
+        Self { job, image, clusters: taken, clusters_max, run: None, unsynced: 0, is_due: true }
     }
 
-    /// The place of a new cluster.
-    fn take_cluster(&mut self) -> u64 {
+    /// The place of a new cluster, for one of `from`, data or a table: each has its own there.
+    fn take_cluster(&mut self, from: &Layer) -> Result<u64, StorageError> {
+        if self.clusters == self.clusters_max {
+            return Err(from.damaged("it has the same place of its file more than once"));
+        }
         self.clusters += 1;
-        (self.clusters - 1) * CLUSTER_BYTES
+        Ok((self.clusters - 1) * CLUSTER_BYTES)
     }
 
     /// Copies a cluster, at the latest with the next [`Draft::flush`]. Answers its place.
     fn copy(&mut self, from: &'a Layer, at: u64) -> Result<u64, StorageError> {
-        self.copied += 1;
-        if self.copied > self.copied_max {
-            return Err(from.damaged("it has the same place of its file more than once"));
-        }
-        let to = self.take_cluster();
+        let to = self.take_cluster(from)?;
         if let Some(run) = &mut self.run
             && std::ptr::eq(run.from, from)
             && (run.at + run.bytes, run.to + run.bytes) == (at, to)

@@ -56,7 +56,8 @@ impl Zfs {
         Self::new(["snapshot", snapshot])
     }
 
-    /// Makes a data set from a snapshot, with those above it, mounted there or nowhere.
+    /// Makes a data set from a snapshot, with those above it, mounted there or nowhere. Of one that is there already it says
+    /// nothing, and changes nothing.
     pub(super) fn clone(snapshot: &str, set: &str, mountpoint: Option<&Path>) -> Self {
         Self::new(["clone", "-p", "-o", &place(mountpoint), snapshot, set])
     }

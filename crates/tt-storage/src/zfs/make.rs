@@ -2,6 +2,7 @@
 //! or absent. It never changes what it clones.
 
 use super::command::{Refused, Zfs};
+use super::mounts::set_of;
 use super::state::snapshot_name;
 use super::{DataSets, damaged, foreign, place_of};
 use crate::file::clone_or_copy;
@@ -13,6 +14,7 @@ use crate::layers::parse_name;
 use crate::shelf::Shelf;
 use crate::source::Source;
 use crate::{RESERVE_MB, StorageError, tree};
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
@@ -22,14 +24,15 @@ use tt_model::{Vm, VmId};
 const BASE: &str = "base";
 
 impl DataSets {
-    /// Makes the data set of a disk from a snapshot, mounted at the disk's name.
+    /// Makes the data set of a disk from a snapshot, mounted at the disk's name. False if it was there: it may hold what a
+    /// guest wrote.
     pub(super) fn clone_set(
         &self,
         job: &Job,
         id: VmId,
         epoch: u32,
         from: &str,
-    ) -> Result<(), StorageError> {
+    ) -> Result<bool, StorageError> {
         let place = place_of(&job.path);
         let failed = |e| job.failed(0, e);
         // Not synced: what is in the pool is found without it.
@@ -37,12 +40,13 @@ impl DataSets {
         make_dir(place).map_err(failed)?;
         let set = self.pool()?.disk_set(id, epoch);
         let cloned = match Zfs::clone(from, &set, Some(place)).run() {
-            // A create that was killed, or whose directory was lost.
-            Err(Refused::Exists) => self.mount(&set, place),
+            // One that is there already is a success, too, but is not mounted: a create was killed, or its directory lost.
+            Ok(_) if set_of(place).is_ok_and(|there| there.as_ref() == Some(&set)) => Ok(true),
+            Ok(_) | Err(Refused::Exists) => self.mount(&set, place).map(|()| false),
             Err(Refused::Absent) => {
                 self.pool()?.check().and(Err(StorageError::Lost { path: from.into() }))
             }
-            cloned => cloned.map(drop).map_err(|e| refused(job, e)),
+            Err(e) => Err(refused(job, e)),
         };
         if cloned.is_err() {
             self.forget(id, place);
@@ -86,25 +90,28 @@ impl DataSets {
         }
     }
 
-    /// Makes the disk from the template.
+    /// Makes the disk from the template. False if it was there.
     pub(super) fn clone_template(
         &self,
         job: &Job,
         vm: &Vm,
         epoch: u32,
         source: &Source,
-    ) -> Result<(), StorageError> {
+    ) -> Result<bool, StorageError> {
         let digest = &vm.template.digest;
         let set = self.pool()?.template_set(digest);
         let from = format!("{set}@{BASE}");
         let shelf = Shelf::new(job.data, self.kind());
-        let clone = |_: &Path| self.clone_set(job, vm.id, epoch, &from);
+        let is_new = Cell::new(false);
+        let clone =
+            |_: &Path| self.clone_set(job, vm.id, epoch, &from).map(|made| is_new.set(made));
         let make = |dir: &Path| self.make_base(&set, dir, job, source);
         match shelf.with(digest, is_dir, make, clone) {
             // The directory is there, and the pool has another past: what is kept of templates can be made again.
-            Err(StorageError::Lost { .. }) => shelf.with(digest, |_| Ok(false), make, clone),
-            made => made,
+            Err(StorageError::Lost { .. }) => shelf.with(digest, |_| Ok(false), make, clone)?,
+            made => made?,
         }
+        Ok(is_new.get())
     }
 
     fn make_base(
@@ -166,7 +173,11 @@ impl DataSets {
 pub(super) fn finish(job: &Job, owner: Owner) -> Result<(), StorageError> {
     let failed = |e| job.failed(0, e);
     let place = place_of(&job.path);
-    let image = open_image(&job.path)?.ok_or_else(|| damaged(place, "it holds no disk"))?;
+    let image = open_image(&job.path)?.ok_or_else(|| match set_of(place) {
+        // Somebody has unmounted it again.
+        Ok(None) => StorageError::Pool { problem: format!("{} is not mounted", place.display()) },
+        _ => damaged(place, "it holds no disk"),
+    })?;
     reserve(job, &image, 0)?;
     let have_bytes = image.metadata().map_err(failed)?.len();
     if have_bytes > job.want_bytes {

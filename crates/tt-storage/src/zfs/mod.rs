@@ -6,7 +6,7 @@
 //! directories tells what there may be. A template's disk is `POOL/tt/INSTANCE/t/DIGEST@base`, with the directory
 //! `volumes/DIGEST.zfs`.
 
-use crate::images::files::{Owner, lock, make_dir, open_image, open_plain, sync_dir};
+use crate::images::files::{Owner, lock, make_dir, make_dirs, open_image, open_plain, sync_dir};
 use crate::images::{Disks, Job};
 use crate::layers::parse_name;
 use crate::shelf::Shelf;
@@ -106,6 +106,21 @@ impl Disks for DataSets {
         open_image(&job.path)?.map(Some).ok_or_else(|| damaged(place, "it holds no disk"))
     }
 
+    fn find(&self, job: &Job) -> Result<Option<File>, StorageError> {
+        if let Some(image) = self.open(job)? {
+            return Ok(Some(image));
+        }
+        let (id, epoch) = named(&job.name)?;
+        if !self.pool()?.state(id)?.sets.contains_key(&epoch) {
+            return Ok(None);
+        }
+        let place = place_of(&job.path);
+        make_dirs(job.data, place.parent().unwrap_or(job.data))
+            .and_then(|_| make_dir(place))
+            .map_err(|e| job.failed(0, e))?;
+        self.open(job)
+    }
+
     fn has(&self, job: &Job) -> Result<bool, StorageError> {
         let place = place_of(&job.path);
         let failed = |source| StorageError::List { path: place.into(), source };
@@ -126,15 +141,15 @@ impl Disks for DataSets {
         }
         let is_own = vm.disks.get(&epoch).is_some_and(|disk| disk.parent.is_some());
         let source = if is_own { None } else { Some(Source::open(job, self.kind(), vm, epoch)?) };
-        match source.filter(|source| source.origin == Origin::Template) {
+        let is_new = match source.filter(|source| source.origin == Origin::Template) {
             Some(template) => self.clone_template(job, vm, epoch, &template)?,
             None => {
                 let from = self.origin(job, vm, epoch)?;
-                self.clone_set(job, vm.id, epoch, &from)?;
+                self.clone_set(job, vm.id, epoch, &from)?
             }
-        }
+        };
         let made = make::finish(job, owner);
-        if made.is_err() {
+        if made.is_err() && is_new {
             // It was made now, so it can not have been in use.
             drop(self.pool()?.destroy(&self.pool()?.disk_set(vm.id, epoch)));
             self.forget(vm.id, place_of(&job.path));

@@ -71,7 +71,9 @@ pub(crate) fn probe(pool: &str) -> Result<(), String> {
 fn clear(pool: &str) -> Result<(), Refused> {
     for name in Zfs::children(pool).run()?.lines() {
         let pid = name.rsplit_once('/').and_then(|(_, last)| last.strip_prefix(PREFIX));
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+        // A name of somebody else's that only begins alike is none of ours.
+        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
             Zfs::destroy(name).run()?;
         }
     }

@@ -135,7 +135,16 @@ fn a_hostile_layer_is_refused_and_fills_no_disk() {
         }
         bytes
     };
+    let repeated = {
+        let mut bytes = spoil(l2, 1, 8192);
+        let table = entry(&bytes, l1).to_be_bytes();
+        bytes[24..32].copy_from_slice(&(64_u64 << 30).to_be_bytes());
+        bytes[36..40].copy_from_slice(&128_u32.to_be_bytes());
+        (0..128).for_each(|n| bytes[l1 + 8 * n..l1 + 8 * n + 8].copy_from_slice(&table));
+        bytes
+    };
     for (what, bytes) in [
+        ("one table of zeros again and again", repeated),
         ("a compressed cluster", spoil(l2, 1 << 62 | data, 1)),
         ("reserved bits", spoil(l2, 1 << 57 | data, 1)),
         ("a place behind the end", spoil(l2, 1 << 40, 1)),

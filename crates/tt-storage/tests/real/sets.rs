@@ -23,6 +23,8 @@ fn a_data_directory_in_a_pool_gets_data_sets() {
     let Some(pool) = Pool::try_new(256, test) else { return };
     let data = pool.set("data").join("tt");
     fs::create_dir(&data).unwrap();
+    // Of somebody else.
+    zfs(&["create", "-o", "mountpoint=none", "tank/data/tt-probe-results"]).unwrap();
     let (before, found) = (names(), tt_storage::Pool::find(None, &data).unwrap().unwrap());
     assert_eq!((found.name.as_str(), found.is_configured), ("tank/data", false));
     // By a probe that was killed.
@@ -68,6 +70,50 @@ fn disks_are_found_unmounted_and_where_the_data_directory_was_once() {
     create(&sets, &record);
     assert_eq!(sets.content(&record), content);
     sets.storage().destroy_image(&record).unwrap();
+}
+
+#[test]
+fn a_disk_whose_directory_was_lost_is_kept_and_never_made_anew() {
+    let test = "a_disk_whose_directory_was_lost_is_kept_and_never_made_anew";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let sets = Sets::new(&pool);
+    let mut life = Life::new(&sets, 1);
+    life.write();
+    let content = sets.content(&life.vm);
+    let set = format!("{}/v/1.0", sets.root());
+    let lose = || {
+        zfs(&["umount", &set]).unwrap();
+        let dir = sets.files.layout.images_of(life.vm.id);
+        // Only what is empty, and once the server has heard of the unmount, see `create`.
+        let is_lost =
+            || fs::remove_dir(dir.join("0.zfs")).and_then(|()| fs::remove_dir(&dir)).is_ok();
+        let lost = (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            is_lost()
+        });
+        assert!(
+            lost,
+            "{:?}",
+            fs::read_dir(&dir).map(|all| all.flatten().map(|e| e.path()).collect::<Vec<_>>())
+        );
+    };
+    lose();
+    // Refused because the disk has another size than what was asked for: what was there is no new disk.
+    let mut smaller = life.vm.clone();
+    smaller.resource.disk_size = 1;
+    for _ in 0..20 {
+        let refused = sets.storage().create_image(&smaller);
+        match refused.unwrap_err() {
+            StorageError::Pool { .. } => std::thread::sleep(Duration::from_millis(50)),
+            _ => break,
+        }
+    }
+    create(&sets, &life.vm);
+    assert_eq!(sets.content(&life.vm), content);
+    lose();
+    assert!(sets.storage().keep_image(&life.vm).unwrap());
+    assert_eq!(sets.content(&life.vm), content);
+    sets.storage().remove_stray(life.vm.id).unwrap();
 }
 
 /// A `zfs-fuse` that has not heard of the last unmount yet may undo a mount that follows at once: that is tried again, as a host
