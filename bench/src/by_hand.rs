@@ -32,8 +32,9 @@ impl Recipe {
     pub fn of(lab: &Lab, env: &str, vm: &str) -> Self {
         let record = lab.vm(env, vm);
         let id = record["id"].as_u64().must("an id");
-        let marker = lab.run_dir().join("ram").join(id.to_string());
-        let argv = argv_with(&marker.display().to_string());
+        let machines = lab.machine_ids();
+        let (_, pid) = machines.iter().find(|(of, _)| *of == id).must("the guest's machine");
+        let argv = argv_of(*pid);
         let template = record["template"]["path"].as_str().must("a template");
         let setup = Setup {
             hostname: vm.to_owned(),
@@ -65,7 +66,7 @@ impl Recipe {
         make_overlay(&self.backing, &disk, self.disk_mb);
         let tap = lab.host.run(open_tap);
         let begin = Instant::now();
-        let sockets = ["console", "agent", "monitor"].map(|name| dir.path().join(name));
+        let sockets = ["console", "agent", "monitor", "end"].map(|name| dir.path().join(name));
         let listeners = sockets.clone().map(|path| UnixListener::bind(path).must("a socket"));
         let descriptors: Vec<i32> = std::iter::once(tap.as_raw_fd())
             .chain(listeners.iter().map(AsRawFd::as_raw_fd))
@@ -81,7 +82,7 @@ impl Recipe {
 
     /// The command line with other files and descriptors.
     fn argv_for(&self, dir: &Path, disk: &Path, descriptors: &[i32]) -> Vec<String> {
-        let names = ["tap,", "id=console,", "id=agent,", "id=monitor,"];
+        let names = ["tap,", "id=console,", "id=agent,", "id=monitor,", "id=end,"];
         self.argv
             .iter()
             .map(|argument| {
@@ -170,17 +171,11 @@ fn spawn(argv: &[String], dir: &Path, descriptors: &[i32]) -> Child {
         .must("start QEMU")
 }
 
-/// The command line of the process that has `marker` in it.
-fn argv_with(marker: &str) -> Vec<String> {
-    let wanted = format!("{marker}\"");
-    let processes = std::fs::read_dir("/proc").must("processes").flatten();
-    let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
-    let argvs = lines.map(|line| {
-        let arguments = line.split(|byte| *byte == 0).filter(|part| !part.is_empty());
-        arguments.map(|part| String::from_utf8_lossy(part).into_owned()).collect::<Vec<_>>()
-    });
-    let mut machines = argvs.filter(|argv| argv.iter().any(|part| part.contains(&wanted)));
-    machines.next().must("the guest's machine")
+/// The command line of a process.
+fn argv_of(pid: i32) -> Vec<String> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).must("its command line");
+    let arguments = line.split(|byte| *byte == 0).filter(|part| !part.is_empty());
+    arguments.map(|part| String::from_utf8_lossy(part).into_owned()).collect()
 }
 
 fn replace_path(argument: &str, key: &str, path: &Path) -> String {
