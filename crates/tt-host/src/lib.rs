@@ -23,6 +23,7 @@ mod report;
 mod service;
 mod settle;
 mod snapshots;
+mod stale;
 mod sweep;
 mod templates;
 mod visit;
@@ -39,6 +40,7 @@ pub use recover::{Recovered, recover};
 pub use service::{HostConfig, HostService};
 pub use settle::{Layer, Pause, settle};
 pub use snapshots::SnapshotTaker;
+pub use stale::take_back;
 pub use sweep::{Finding, FindingKind, Report};
 pub use visit::{Errands, Next, Visitor};
 

@@ -9,7 +9,7 @@ use crate::templates::TemplateMaker;
 use crate::watch::Follower;
 use crate::{
     Clock, Drivers, Errands, HostError, LayerMerger, Metas, Next, Queue, SnapshotTaker, Visitor,
-    layers,
+    layers, take_back,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,8 +73,12 @@ pub struct HostService {
 }
 
 impl HostService {
-    /// Starts to match the host to its records.
+    /// Starts to match the host to its records. On return no status says of a machine that ended meanwhile that it runs.
     pub fn start(config: HostConfig) -> Result<Self, HostError> {
+        let ended = take_back(&config.tables, &config.drivers, &*config.clock, config.host)?;
+        if ended > 0 {
+            tracing::info!(ended, "machines ended while no daemon looked");
+        }
         let sweeper = Arc::new(Sweeper::new(&config));
         let service = Self {
             vms: config.vms.clone(),

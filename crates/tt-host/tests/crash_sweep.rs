@@ -9,7 +9,7 @@ mod sweep;
 mod world;
 
 use tt_model::plan::HIDDEN_MAX;
-use tt_model::{Goal, SnapshotState, StorageKind, Vm, VmUpdate};
+use tt_model::{Goal, Phase, SnapshotState, StorageKind, Vm, VmUpdate};
 use world::{Death, World};
 
 const GOALS: [Goal; 5] = [Goal::Gone, Goal::Stopped, Goal::Suspended, Goal::Paused, Goal::Running];
@@ -102,6 +102,33 @@ fn a_machine_that_ends_is_started_again_and_one_that_powers_off_stays_off() {
     world.exit_all("shop", true);
     world.converge(Death::Never);
     world.assert_settled("shop", Goal::Stopped);
+}
+
+#[test]
+fn what_ended_while_no_daemon_looked_is_not_called_ready() {
+    let world = World::new();
+    for name in ["ran", "lives", "off"] {
+        world.create(name, MEMBERS);
+    }
+    world.converge(Death::Never);
+    world.set_goal("off", Goal::Stopped);
+    world.converge(Death::Never);
+    world.exit_all("ran", false);
+    let take_back = || {
+        let (drivers, host) = (world.drivers(), world.host.id);
+        tt_host::take_back(&world.tables(), &drivers, &*world.clock, host).unwrap()
+    };
+    assert_eq!((take_back(), take_back()), (2, 0));
+    let told = |name: &str, phase: Phase| {
+        world.members(name).iter().all(|vm| {
+            let status = world.tables().status(vm.id).unwrap();
+            status.is_some_and(|row| row.value.phase == phase)
+        })
+    };
+    assert!(told("ran", Phase::Machine) && told("lives", Phase::Ready));
+    assert!(told("off", Phase::Stopped));
+    world.converge(Death::Never);
+    world.assert_settled("ran", Goal::Running);
 }
 
 #[test]
