@@ -55,8 +55,7 @@ pub fn install(wanted: &[&str]) -> Outcome<Vec<String>> {
             )));
         }
     }
-    let mut missing = missing(wanted, installed()?);
-    missing.retain(|name| *name != POOLS || !crate::command::has_program("zpool"));
+    let missing = absent(wanted)?;
     if missing.is_empty() {
         say::line("nothing is missing");
         refresh_if_unknown(KERNEL)?;
@@ -73,7 +72,20 @@ pub fn install(wanted: &[&str]) -> Outcome<Vec<String>> {
     if !emulator.is_empty() {
         done.extend(install_emulator()?);
     }
-    Ok(done)
+    match absent(wanted)?.as_slice() {
+        [] => Ok(done),
+        left => {
+            let left = left.join(" ");
+            Err(Failure::new(format!("apt succeeded, and {left} is missing all the same")))
+        }
+    }
+}
+
+/// Those of `wanted` that the machine lacks.
+fn absent<'a>(wanted: &[&'a str]) -> Outcome<Vec<&'a str>> {
+    let mut missing = missing(wanted, installed()?);
+    missing.retain(|name| *name != POOLS || !crate::command::has_program("zpool"));
+    Ok(missing)
 }
 
 /// What a command says at its end of what [`install`] returned; nothing came of one that failed or was not tried.
@@ -119,7 +131,9 @@ fn accepts(suite: Option<&str>) -> Outcome<bool> {
 }
 
 fn apt_install(names: &[&str], suite: Option<&str>) -> Argv {
-    let argv = apt().args(["install", "--yes", "--quiet", "--no-install-recommends"]);
+    // Rather than give up a part of a newer suite that the machine has, apt would take it away.
+    let argv =
+        apt().args(["install", "--yes", "--quiet", "--no-install-recommends", "--no-remove"]);
     let argv = match suite {
         Some(suite) => argv.args(["-t", suite]),
         None => argv,
@@ -219,8 +233,8 @@ mod tests {
     #[test]
     fn apt_is_asked_for_no_more_than_what_is_named() {
         assert!(apt_install(&["a", "b"], Some("x-backports")).to_string().ends_with(
-            "apt-get -o DPkg::Lock::Timeout=120 install --yes --quiet --no-install-recommends -t \
-             x-backports a b"
+            "apt-get -o DPkg::Lock::Timeout=120 install --yes --quiet --no-install-recommends \
+             --no-remove -t x-backports a b"
         ));
     }
 }
