@@ -334,7 +334,7 @@ fn edge_chains() -> String {
 	chain asked {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "{BRIDGE}" accept
-		fib daddr oif "{BRIDGE}" notrack
+		fib daddr oifname "{BRIDGE}" notrack
 		fib daddr type != {{ local, broadcast }} accept
 		udp dport {{ 53, 67 }} notrack
 		tcp dport 53 notrack
