@@ -1,13 +1,15 @@
 //! What tests do with a lab: commands, and what their answers say.
 
+use crate::hostile::Frames;
 use crate::run::run;
-use crate::{HOST, Lab, Must, Run};
+use crate::{HOST, Lab, Must, Run, Space};
 use serde_json::Value;
 use std::io::Read;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
+use tt_model::{VmId, names};
 
 /// Where the helper lies in guests.
 const HELPER: &str = "/usr/local/bin/helper";
@@ -84,6 +86,15 @@ impl Lab {
         let vm = self.vm(env, vm);
         let port = vm["resource"]["port_map"][inner].as_u64();
         port.and_then(|port| u16::try_from(port).ok()).must("a public port")
+    }
+
+    /// A packet socket on the host's end of a member's link: what the member sends and gets.
+    #[track_caller]
+    pub fn frames(&self, env: &str, vm: &str) -> Frames {
+        let record = self.vm(env, vm);
+        let id = |name: &str| record[name].as_u64().must(name);
+        let space = Space::at(&self.run_dir().join("netns").join(id("env_id").to_string()));
+        space.must("the namespace of an env").frames(&names::tap(VmId(id("id"))))
     }
 
     /// Waits until an Env is in `phase`, which is `gone` for one that is not there.

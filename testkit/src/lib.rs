@@ -6,6 +6,7 @@ mod act;
 mod api;
 mod death;
 mod guard;
+pub mod hostile;
 mod lab;
 pub mod oci;
 mod programs;

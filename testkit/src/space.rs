@@ -2,11 +2,13 @@
 //! sockets and start programs, and end there.
 
 use crate::Must;
+use crate::hostile::Frames;
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +35,19 @@ impl Space {
             ip("link set lo up");
             Ok(Self(Arc::new(File::open("/proc/thread-self/ns/net")?)))
         })
+    }
+
+    /// The one that a file stands for.
+    ///
+    /// # Errors
+    /// If there is no such file.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self(Arc::new(File::open(path)?)))
+    }
+
+    /// A packet socket on a link inside.
+    pub fn frames(&self, link: &str) -> Frames {
+        self.run(|| Frames::on(link))
     }
 
     /// Runs `action` on a thread inside.

@@ -310,34 +310,4 @@ mod tests {
             assert_eq!(ours.known.targets.len(), 600);
         });
     }
-
-    #[test]
-    #[ignore = "measures"]
-    fn one_element_among_many() {
-        with_table(|| {
-            let mut ports = Ports::open("tt_0001".into(), "10.0.0.0/16".parse().unwrap()).unwrap();
-            let one = vm_with_ports(1, 65_000, 1);
-            for others in [0, 1, 60] {
-                for number in 0..others {
-                    let first = 1 + 1000 * number as u16;
-                    ports.set(&vm_with_ports(100 + number, first, 1000)).unwrap();
-                }
-                let (mut add, mut remove) = (vec![], vec![]);
-                for _ in 0..500 {
-                    let start = std::time::Instant::now();
-                    ports.set(&one).unwrap();
-                    add.push(start.elapsed());
-                    let start = std::time::Instant::now();
-                    ports.remove(one.id).unwrap();
-                    remove.push(start.elapsed());
-                }
-                add.sort();
-                remove.sort();
-                println!("{others},000 others: add {:?}, remove {:?}", add[250], remove[250]);
-                let start = std::time::Instant::now();
-                ports.read().unwrap();
-                println!("read all: {:?}", start.elapsed());
-            }
-        });
-    }
 }

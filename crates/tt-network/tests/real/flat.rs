@@ -1,13 +1,13 @@
 //! Members with flat addresses, on several hosts: who reaches them and who does not, what a cut and a
 //! replaced host do to the others, and that full-size packets arrive.
 
-use crate::frame::{self, Frames};
 use crate::lab::{Echo, Guest, Space, echoes, is_cut, run};
 use crate::sites::{CLIENT, Site, Sites};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
+use testkit::hostile::frame;
 use tt_model::{MacAddr, NetKind};
 use tt_network::{Network, TUNNEL_ID, TUNNEL_PORT};
 
@@ -298,7 +298,7 @@ fn nobody_but_a_peer_puts_anything_into_the_tunnel() {
     Sites::run(2, MTU, |sites| {
         let [here, there] = &sites.hosts[..] else { panic!() };
         let (flat, far) = (here.flat(1, 0), there.flat(1, 0));
-        let seen = Frames::new(&far.space, "eth0");
+        let seen = far.space.frames();
         let forged = |mark: &[u8]| tunnelled(TUNNEL_ID, Ipv4Addr::new(10, 1, 7, 7), &far, mark);
         let send = |space: &Space, mark: &[u8]| {
             let socket = space.udp(([0, 0, 0, 0], 0));

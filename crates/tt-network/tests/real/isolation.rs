@@ -1,8 +1,8 @@
 //! What must not be reachable, with hostile guests.
 
-use crate::frame::{self, BROADCAST, Frames};
 use crate::lab::{CLIENT, Echo, GATEWAY, Guest, HOST, Lab, Space, echoes, ip, is_cut};
 use std::net::Ipv4Addr;
+use testkit::hostile::frame::{self, BROADCAST};
 use tt_model::{EnvId, MacAddr};
 use tt_network::Network;
 
@@ -17,8 +17,7 @@ fn no_frame_leaves_under_another_name() {
     Lab::run(|lab| {
         lab.net.init().unwrap();
         let [attacker, victim, other] = [0, 1, 2].map(|index| lab.guest(EnvId(1), index));
-        let (out, seen) =
-            (Frames::new(&attacker.space, "eth0"), Frames::new(&victim.space, "eth0"));
+        let (out, seen) = (attacker.space.frames(), victim.space.frames());
         let ((mac, addr), (to_mac, to)) = (identity(&attacker), identity(&victim));
         let (other_mac, other_addr) = identity(&other);
         let gateway_mac = MacAddr::of_ip(GATEWAY);
@@ -68,7 +67,7 @@ fn no_frame_gets_in_beside_the_bridge() {
     Lab::run(|lab| {
         lab.net.init().unwrap();
         let guest = lab.guest(EnvId(1), 0);
-        let frames = Frames::new(&guest.space, "eth0");
+        let frames = guest.space.frames();
         let (mac, addr) = identity(&guest);
         let ping = |to: MacAddr, from: Ipv4Addr, mark: &str| {
             frame::ping((mac, to), from, GATEWAY, mark.as_bytes())

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use tempfile::TempDir;
+use testkit::hostile::Frames;
 use tt_model::{EnvId, Instance, Layout, Vm, names};
 use tt_network::conformance::sample_vm;
 use tt_network::{NetnsNetwork, Network, NetworkConfig, TUNNEL_PORT};
@@ -69,6 +70,11 @@ impl Space {
 
     pub fn ip(&self, arguments: &str) {
         self.run(|| ip(arguments));
+    }
+
+    /// A packet socket on a stand-in's link.
+    pub fn frames(&self) -> Frames {
+        self.run(|| Frames::on("eth0"))
     }
 
     /// As `ip` takes it.

@@ -1,12 +1,12 @@
 //! DHCP: real clients, and messages by hand, honest or not.
 
-use crate::frame::{self, BROADCAST, Frames};
 use crate::lab::{ARRIVES, GATEWAY, Guest, Lab, NEVER, has_program, run};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use testkit::hostile::frame::{self, BROADCAST};
 use tt_model::{EnvId, MacAddr};
 use tt_network::{EnvNames, Network};
 
@@ -212,7 +212,7 @@ fn hostile_questions_get_no_answer_and_starve_nobody() {
         assert!(hearing.recv(&mut buffer).is_err(), "and the victim hears nothing");
         let nobodys = message(DISCOVER, MacAddr([0x82, 0x17, 0x0d, 9, 9, 9]), NOBODY, None, 1);
         assert_eq!(ask(&asking, GATEWAY, &nobodys), None, "nobody's hardware address");
-        let frames = Frames::new(&attacker.space, "eth0");
+        let frames = attacker.space.frames();
         let macs = (mac, BROADCAST);
         let all = (Ipv4Addr::BROADCAST, 67);
         let mut relayed = message(DISCOVER, mac, NOBODY, None, 1);

@@ -8,8 +8,6 @@ mod changes;
 #[cfg(test)]
 mod flat;
 #[cfg(test)]
-mod frame;
-#[cfg(test)]
 mod hostile;
 #[cfg(test)]
 mod isolation;
@@ -19,8 +17,6 @@ mod lab;
 mod leases;
 #[cfg(test)]
 mod life;
-#[cfg(test)]
-mod measure;
 #[cfg(test)]
 mod mend;
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! What must be reachable: members, published ports, the outside.
 
-use crate::frame::{self, Frames};
 use crate::lab::{CLIENT, Echo, GATEWAY, HOST, Lab, echoes, is_cut, run};
 use std::net::Ipv4Addr;
+use testkit::hostile::frame;
 use tt_model::{EnvId, MacAddr};
 use tt_network::Network;
 
@@ -14,7 +14,7 @@ fn members_reach_each_other_and_the_gateway_answers_ping() {
         let _echo = Echo::new(&b.space, 80);
         assert!(a.space.reaches((b.addr(), 80)));
         assert!(a.space.reaches_udp((b.addr(), 80)));
-        let frames = Frames::new(&a.space, "eth0");
+        let frames = a.space.frames();
         let macs = (a.vm.resource.mac_addr, MacAddr::of_ip(GATEWAY));
         frames.send(&frame::ping(macs, a.addr(), GATEWAY, b"are you there"));
         assert!(frames.sees(b"are you there"));

@@ -1,11 +1,11 @@
 //! Where a member may connect to, how much it sends and receives, how many connections it opens, and
 //! what is counted of it.
 
-use crate::frame::{self, Frames};
 use crate::lab::{CLIENT, Echo, GATEWAY, Guest, HOST, Lab, Space, echoes, is_cut, run};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
+use testkit::hostile::frame;
 use tt_model::{EnvId, MacAddr};
 use tt_network::Network;
 
@@ -156,7 +156,7 @@ fn what_a_member_sends_gets_and_may_not_is_counted() {
         let (guest, friend) = (lab.guest(EnvId(1), 0), lab.guest(EnvId(1), 1));
         let other = lab.guest(EnvId(2), 0);
         let traffic = |guest: &Guest| lab.net.traffic(&guest.vm).unwrap();
-        let frames = Frames::new(&guest.space, "eth0");
+        let frames = guest.space.frames();
         let macs = (guest.vm.resource.mac_addr, friend.vm.resource.mac_addr);
         let (before, at_friend) = (traffic(&guest), traffic(&friend));
         for _ in 0..50 {

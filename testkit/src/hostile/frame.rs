@@ -1,12 +1,9 @@
-//! Frames as bytes, honest or not, and a socket for them.
+//! Frames as bytes, honest or not.
 
-use crate::lab::{ARRIVES, NEVER, Space};
-use std::mem;
 use std::net::Ipv4Addr;
-use std::os::fd::{FromRawFd, OwnedFd};
-use std::time::{Duration, Instant};
 use tt_model::MacAddr;
 
+/// All on a link.
 pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 
 const IPV4: u16 = 0x0800;
@@ -127,78 +124,4 @@ fn checksum(bytes: &[u8]) -> u16 {
     let sum: u32 = words.sum();
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
-}
-
-/// A packet socket on the stand-in's link: sees and sends whole frames.
-pub struct Frames(OwnedFd);
-
-impl Frames {
-    pub fn new(space: &Space, link: &str) -> Self {
-        space.run(|| {
-            let protocol = i32::from((libc::ETH_P_ALL as u16).to_be());
-            // SAFETY: plain calls with numbers, and one structure of integers that outlives its
-            // call; the descriptor belongs to nobody else.
-            let fd = unsafe {
-                let fd =
-                    libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol);
-                assert!(fd >= 0);
-                let mut addr: libc::sockaddr_ll = mem::zeroed();
-                addr.sll_family = libc::AF_PACKET as u16;
-                addr.sll_protocol = protocol as u16;
-                let name = std::ffi::CString::new(link).unwrap();
-                addr.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
-                let length = size_of_val(&addr) as u32;
-                assert_eq!(libc::bind(fd, (&raw const addr).cast(), length), 0);
-                OwnedFd::from_raw_fd(fd)
-            };
-            let wait = Some(Duration::from_millis(20));
-            rustix::net::sockopt::set_socket_timeout(
-                &fd,
-                rustix::net::sockopt::Timeout::Recv,
-                wait,
-            )
-            .unwrap();
-            Self(fd)
-        })
-    }
-
-    pub fn send(&self, frame: &[u8]) {
-        rustix::io::write(&self.0, frame).unwrap();
-    }
-
-    pub fn try_send(&self, frame: &[u8]) {
-        let _ = rustix::io::write(&self.0, frame);
-    }
-
-    /// Whether a frame that contains `mark` comes in.
-    pub fn sees(&self, mark: &[u8]) -> bool {
-        self.waits(mark, ARRIVES)
-    }
-
-    pub fn sees_not(&self, mark: &[u8]) -> bool {
-        !self.waits(mark, NEVER)
-    }
-
-    /// All that came in until now.
-    pub fn drain(&self) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        let mut frame = [0; 2048];
-        while let Ok(length) = rustix::io::read(&self.0, &mut frame) {
-            frames.push(frame[..length].to_vec());
-        }
-        frames
-    }
-
-    fn waits(&self, mark: &[u8], wait: Duration) -> bool {
-        let end = Instant::now() + wait;
-        let mut frame = [0; 2048];
-        while Instant::now() < end {
-            if let Ok(length) = rustix::io::read(&self.0, &mut frame)
-                && frame[..length].windows(mark.len()).any(|part| part == mark)
-            {
-                return true;
-            }
-        }
-        false
-    }
 }
