@@ -12,11 +12,15 @@ mod cgroup;
 pub mod conformance;
 mod error;
 pub mod fake;
+mod kvm;
+mod life;
 mod memory;
+mod probe;
 mod process;
 pub mod qemu;
 mod remains;
 mod seed;
+mod tap;
 mod watch;
 
 pub use error::EngineError;

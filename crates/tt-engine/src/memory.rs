@@ -1,4 +1,6 @@
-//! Which memory on disk a Vm names. It looks at nothing: what is there is each engine's to know.
+//! Which memory on disk a Vm names. It looks at nothing: what is there is known by `files`.
+
+pub(crate) mod files;
 
 use tt_model::{Goal, Vm, names};
 

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::FdFlags;
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
-use rustix::thread::UnshareFlags;
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -37,8 +37,12 @@ pub(crate) struct Confined<'a> {
     pub extra_group: Option<u32>,
     /// What writes its own process into the machine's cgroups; see [`Cgroups::create`].
     pub doors: &'a [File],
+    /// The network namespace that it is in, for a program that opens its tap by name; `None`: an empty one of its own.
+    pub netns: Option<&'a File>,
     /// What it inherits beside its standard streams, under the same numbers.
     pub fds: &'a [OwnedFd],
+    /// Its standard input and output; `None`: nothing.
+    pub stdio: Option<[File; 2]>,
     /// Where its messages go.
     pub stderr: File,
 }
@@ -47,29 +51,29 @@ impl Confined<'_> {
     /// Starts it. What it is before it executes is in its cgroups already, or dies with the caller: from the moment of
     /// the return, and after a crash at any moment before, its cgroup tells whether it lives.
     ///
-    /// The program has no network, no IPC namespace of others, no privileges and no way to get any, a session of its
-    /// own, and no descriptors but those named. It does not end when the caller does.
+    /// The program has no network but that of `netns`, no IPC namespace of others, no privileges and no way to get any, a
+    /// session of its own, and no descriptors but those named. It does not end when the caller does.
     ///
     /// # Errors
     /// Why it was not started; then no process is left.
     pub fn spawn(self) -> io::Result<Process> {
         let mut command = Command::new(&self.program);
-        command
-            .args(&self.args)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(self.stderr);
+        let [stdin, stdout] = match self.stdio {
+            Some(files) => files.map(Stdio::from),
+            None => [Stdio::null(), Stdio::null()],
+        };
+        command.args(&self.args).env_clear().stdin(stdin).stdout(stdout).stderr(self.stderr);
         let parent = rustix::process::getpid();
         let doors: Vec<_> = self.doors.iter().map(AsRawFd::as_raw_fd).collect();
         let fds: Vec<_> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
         let dir = self.dir.as_raw_fd();
+        let netns = self.netns.map(AsRawFd::as_raw_fd);
         let (uid, extra) = (self.uid, self.extra_group.map(Gid::from_raw));
         let child = move || {
             // SAFETY: `self` keeps these descriptors open until the child has executed the program or failed.
             let borrow = |fd: &i32| unsafe { BorrowedFd::borrow_raw(*fd) };
             enter(parent, doors.iter().map(borrow))?;
-            confine(borrow(&dir), uid, extra.as_slice())?;
+            confine(borrow(&dir), netns.as_ref().map(borrow), uid, extra.as_slice())?;
             keep(fds.iter().map(borrow))
         };
         // SAFETY: the closure runs between fork and exec; it makes system calls on values that were prepared before,
@@ -94,7 +98,12 @@ fn enter<'a>(parent: Pid, doors: impl Iterator<Item = BorrowedFd<'a>>) -> io::Re
     Ok(())
 }
 
-fn confine(dir: BorrowedFd<'_>, uid: u32, extra: &[Gid]) -> io::Result<()> {
+fn confine(
+    dir: BorrowedFd<'_>,
+    netns: Option<BorrowedFd<'_>>,
+    uid: u32,
+    extra: &[Gid],
+) -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     for (resource, limit) in [(Resource::Nofile, NOFILE_MAX), (Resource::Core, 0)] {
@@ -102,8 +111,13 @@ fn confine(dir: BorrowedFd<'_>, uid: u32, extra: &[Gid]) -> io::Result<()> {
         let both = Rlimit { current: limit, maximum: limit };
         rustix::process::setrlimit(resource, both)?;
     }
+    let mut namespaces = UnshareFlags::NEWIPC;
+    match netns {
+        Some(netns) => move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?,
+        None => namespaces |= UnshareFlags::NEWNET,
+    }
     // SAFETY: no descriptor is shared; only the namespaces of this process change.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET | UnshareFlags::NEWIPC)? };
+    unsafe { rustix::thread::unshare_unsafe(namespaces)? };
     rustix::process::fchdir(dir)?;
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
     rustix::thread::set_thread_groups(extra)?;

@@ -177,6 +177,12 @@ pub(crate) fn impassable(path: &Path) -> Option<PathBuf> {
     path.ancestors().filter(closed).last().map(Path::to_owned)
 }
 
+/// Writes a small file into a machine's directory.
+pub(crate) fn note(remains: &Remains<'_>, name: &str, text: &str) -> Result<(), EngineError> {
+    let path = remains.file(name);
+    fs::write(&path, text).map_err(|e| make("marker", &path, e))
+}
+
 /// Listens on a socket that only the daemon's user can connect to.
 pub(crate) fn listen(path: &Path) -> Result<UnixListener, EngineError> {
     gone(fs::remove_file(path), path)?;

@@ -1,11 +1,11 @@
 //! A machine's memory on its way to disk. It copies while the guest runs, needs it to stand still for the last bit, and
 //! completes the copy while the guest runs again. Whether the guest goes on is its caller's choice.
 
-use super::memory::{Draft, Meta};
 use super::migration::{self, Progress};
 use super::mould::{self, Mould};
 use super::{Host, MONITOR, boot, disk, unusable};
 use crate::EngineError;
+use crate::memory::files::{Draft, Meta};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -148,7 +148,7 @@ impl Capture {
         let state = mould.state(&self.target).map_err(|error| self.explain(error))?;
         // It has nothing to write any more.
         drop(mould);
-        let meta = Meta::new(usable, self.vm.machine, &state);
+        let meta = Meta::new(&usable.writer(), self.vm.machine, &state);
         let uid = self.host.config.layout.uid(self.vm.id);
         draft.publish(&state, &meta, uid, usable.reads_only)
     }

@@ -4,7 +4,7 @@ use super::node::{Disk, Layer, file_node, image};
 use super::qmp::Qmp;
 use super::{MONITOR, machine};
 use crate::EngineError;
-use crate::remains::{Remains, give};
+use crate::remains::{Remains, give, note};
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -76,7 +76,7 @@ fn node_name(epoch: &u32) -> String {
 
 /// Notes that the machine has the layers that the record names.
 pub(super) fn note_chain(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> {
-    machine::note(remains, CHAIN, &text(vm))
+    note(remains, CHAIN, &text(vm))
 }
 
 /// The epochs of the layers of a Vm's disk, upper ones first, as JSON.
@@ -105,7 +105,7 @@ pub(super) fn update(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> 
     if vm.storage.is_layered() && chain != text(vm) {
         switch(remains, vm)?;
         // Whoever finds none after a death tells the machine of all layers once more.
-        machine::note(remains, CHAIN, "")?;
+        note(remains, CHAIN, "")?;
         let known: Vec<u32> = serde_json::from_str(&chain).unwrap_or_default();
         arrange(remains, vm, &known)?;
         note_chain(remains, vm)?;
@@ -126,7 +126,7 @@ fn grow(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> {
     if top.bytes <= wanted {
         qmp.order("block_resize", json!({"node-name": top.node, "size": wanted}))?;
     }
-    machine::note(remains, GROWN, &vm.resource.disk_size.to_string())
+    note(remains, GROWN, &vm.resource.disk_size.to_string())
 }
 
 /// Lets the machine write to `vm.runtime_image`, an empty overlay over what it has.

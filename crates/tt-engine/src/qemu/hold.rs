@@ -1,8 +1,10 @@
 //! A machine that is held still for a moment, and one that is suspended. Whatever fails, the guest goes on.
 
 use super::capture::Capture;
-use super::memory::{self, Draft, Memory};
-use super::{Host, PAUSED, disk, machine};
+use super::{Host, disk};
+use crate::life::PAUSED;
+use crate::memory::files::{self as memory, Draft, Memory};
+use crate::remains::note;
 use crate::{EngineError, Hold, Machine};
 use std::sync::Arc;
 use tt_model::{Vm, VmId, names};
@@ -19,7 +21,7 @@ pub(super) fn prepare(
         _ => return absent(host, vm, path),
     };
     // It may stand still from here on, and a later daemon is to see that.
-    machine::note(&host.remains(vm.id), PAUSED, "")?;
+    note(&host.remains(vm.id), PAUSED, "")?;
     let mut hold = Held { host: host.clone(), id: vm.id, ran, step: Step::Prepared, capture: None };
     if let Some(path) = path {
         let capture = hold.capture.insert(Capture::begin(host, vm, path)?);

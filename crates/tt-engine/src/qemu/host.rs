@@ -1,10 +1,11 @@
 //! Looks at the host once: what is there, what is missing and how to get it, and what all machines share.
 
-use super::{Accelerator, AcceleratorChoice, Host, QemuConfig, probe};
-use crate::Wake;
+use super::{Accelerator, AcceleratorChoice, Host, NAME, QemuConfig};
 use crate::cgroup::Cgroups;
+use crate::memory::files::Writer;
 use crate::remains;
 use crate::watch::Watcher;
+use crate::{Wake, probe};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,21 @@ pub(super) struct Usable {
     pub uefi: Option<UefiFiles>,
     /// Whether a machine can map a file privately that it may not write to (`rom=off`, since 8.2).
     pub reads_only: bool,
+}
+
+impl Usable {
+    /// What writes machines' memory here.
+    pub fn writer(&self) -> Writer {
+        Writer {
+            engine: NAME,
+            version: self.version.clone(),
+            accelerator: match self.accelerator {
+                Accelerator::Kvm => "kvm",
+                Accelerator::Tcg => "tcg",
+            },
+            qboot: self.firmware.is_some(),
+        }
+    }
 }
 
 /// UEFI firmware, as a distribution brings it.

@@ -2,15 +2,14 @@
 
 use super::argv::{Channel, END, Incoming, MachineSpec, Ram, TRANSLATIONS_MB, argv};
 use super::host::Usable;
-use super::memory::Memory;
 use super::node::Disk;
-use super::{
-    Accelerator, INCARNATION, LOADING, MONITOR, NAME, PAUSED, QemuConfig, boot, disk, tap,
-};
+use super::{Accelerator, MONITOR, NAME, QemuConfig, boot, disk};
 use crate::cgroup::Limits;
+use crate::life::{INCARNATION, LOADING, PAUSED};
+use crate::memory::files::Memory;
 use crate::process::{Confined, Process};
-use crate::remains::{self, MESSAGES, Remains, give};
-use crate::{EngineError, Machine, seed};
+use crate::remains::{self, MESSAGES, Remains, give, note};
+use crate::{EngineError, Machine, seed, tap};
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -99,16 +98,12 @@ pub(super) fn start(
         uid,
         extra_group: usable.kvm_group,
         doors: &doors,
+        netns: None,
         fds: &fds,
+        stdio: None,
         stderr,
     };
     confined.spawn().map_err(|source| EngineError::Spawn { program: config.binary.clone(), source })
-}
-
-/// Writes a small file into the machine's directory.
-pub(super) fn note(remains: &Remains<'_>, name: &str, text: &str) -> Result<(), EngineError> {
-    let path = remains.file(name);
-    fs::write(&path, text).map_err(|source| EngineError::Make { what: "marker", path, source })
 }
 
 /// QEMU's name for the format of a disk.

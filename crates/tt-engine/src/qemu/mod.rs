@@ -8,19 +8,16 @@ mod capture;
 mod disk;
 mod hold;
 mod host;
-mod kvm;
 mod machine;
-mod memory;
 mod migration;
 mod mould;
 mod node;
-mod probe;
 mod qmp;
 mod restore;
 mod state;
-mod tap;
 
 use crate::cgroup::Cgroups;
+use crate::memory::files as memory;
 use crate::remains;
 use crate::watch::Watcher;
 use crate::{EngineError, GuestNetwork, Hold, Machine, VmEngine, Wake};
@@ -43,12 +40,6 @@ const FEATURES: VmEngineFeat = feat::PAUSE
     | feat::EXEC;
 /// Socket of the monitor, in the machine's directory.
 const MONITOR: &str = "qmp.sock";
-/// There from before a machine may stand still until after it went on: without it nobody needs to ask the monitor.
-const PAUSED: &str = "paused";
-/// There from before the process is made that begins from memory until that memory is consumed.
-const LOADING: &str = "loading";
-/// Holds the incarnation of the process.
-const INCARNATION: &str = "incarnation";
 /// How guests' code is executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AcceleratorChoice {
@@ -144,10 +135,10 @@ impl VmEngine for QemuEngine {
         let host = self.host()?;
         match host.look(vm)? {
             Machine::Running => return Ok(()),
-            Machine::Outdated => return Err(host.replace(vm)),
+            Machine::Outdated => return Err(host.life(vm.id).replace(vm)),
             Machine::Paused if host.is_loaded(vm)? => return host.resume(vm),
             Machine::Paused => host.end(vm)?,
-            Machine::Exited { .. } => host.remove(vm.id)?,
+            Machine::Exited { .. } => host.life(vm.id).remove()?,
             Machine::Absent => {}
         }
         host.begin(vm)
@@ -159,7 +150,7 @@ impl VmEngine for QemuEngine {
         if mode == StopMode::Kill {
             return match host.kill(vm.id)? {
                 true => Ok(()),
-                false => host.remove(vm.id),
+                false => host.life(vm.id).remove(),
             };
         }
         match (mode, host.look(vm)?) {

@@ -4,14 +4,14 @@
 use super::argv::{Channel, Incoming, MachineSpec, Ram, argv};
 use super::begin::Boot;
 use super::host::Usable;
-use super::memory::STATE_BYTES_MAX;
 use super::migration::{self, Progress};
 use super::node::Disk;
 use super::qmp::Qmp;
-use super::{QemuConfig, machine, tap};
-use crate::EngineError;
+use super::{QemuConfig, machine};
+use crate::memory::files::STATE_BYTES_MAX;
 use crate::process::{self, Confined, Process};
 use crate::remains::Remains;
+use crate::{EngineError, tap};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::Signal;
 use std::fs::File;
@@ -100,7 +100,9 @@ pub(super) fn start(
         uid,
         extra_group: usable.kvm_group,
         doors: &doors,
+        netns: None,
         fds: &fds,
+        stdio: None,
         stderr: remains.make_messages(MESSAGES)?,
     };
     let process = Ended(

@@ -1,9 +1,9 @@
 //! From memory on disk to a running machine. It never lets a guest run whose memory could be begun from again.
 
-use super::memory::Memory;
 use super::migration::{self, Progress};
 use super::{Host, MONITOR, machine, unusable};
 use crate::EngineError;
+use crate::memory::files::Memory;
 use crate::remains::MESSAGES;
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -19,7 +19,7 @@ impl Host {
     pub fn begin(&self, vm: &Vm) -> Result<(), EngineError> {
         let usable = self.usable.as_ref().map_err(|why| unusable(why))?;
         let memory = Memory::of(&self.config.layout, vm)?;
-        let state = memory.as_ref().map(|m| m.check(usable, vm.machine)).transpose()?;
+        let state = memory.as_ref().map(|m| m.check(&usable.writer(), vm.machine)).transpose()?;
         let remains = self.remains(vm.id);
         let process = machine::start(&self.config, usable, &remains, vm, memory.as_ref())?;
         let pid = process.pid;

@@ -1,29 +1,24 @@
 //! What there is of a machine, and how it stands still, goes on and ends. It starts nothing.
 
-use super::memory::{self, Memory};
 use super::qmp::Qmp;
-use super::{Host, INCARNATION, LOADING, MONITOR, PAUSED, machine, migration, mould};
-use crate::process::Process;
-use crate::remains::{Remains, gone};
+use super::{Host, MONITOR, machine, migration, mould};
+use crate::life::{LOADING, Life, PAUSED};
+use crate::memory::files::{self as memory, Memory};
+use crate::remains::{Remains, gone, note};
 use crate::{EngineError, Machine};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::sync::{MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 use tt_model::{Vm, VmId};
-
-/// How often the process of a machine is looked up anew because it ended meanwhile.
-const LOOKS_MAX: u32 = 10;
-/// How long a process that hung up may take to be gone: the kernel frees its memory meanwhile.
-const DYING_MAX: Duration = Duration::from_millis(250);
-/// How long a process that was killed is waited for.
-const END_MAX: Duration = Duration::from_secs(5);
 
 impl Host {
     pub fn remains(&self, id: VmId) -> Remains<'_> {
         Remains { layout: &self.config.layout, groups: &self.groups, id }
+    }
+
+    /// The machine's process.
+    pub fn life(&self, id: VmId) -> Life<'_> {
+        Life { remains: self.remains(id), watcher: self.watcher.as_ref() }
     }
 
     /// A conversation with the machine's monitor.
@@ -37,9 +32,9 @@ impl Host {
 
     pub fn look(&self, vm: &Vm) -> Result<Machine, EngineError> {
         self.end_stray_mould(vm.id)?;
-        let remains = self.remains(vm.id);
-        if self.lives(&remains)? {
-            if incarnation(&remains) < vm.incarnation {
+        let (remains, life) = (self.remains(vm.id), self.life(vm.id));
+        if life.lives()? {
+            if life.incarnation() < vm.incarnation {
                 return Ok(Machine::Outdated);
             }
             if !remains.file(PAUSED).exists() {
@@ -48,7 +43,7 @@ impl Host {
             match self.monitor(vm.id).and_then(|mut qmp| qmp.running()) {
                 Ok(true) => return Ok(Machine::Running),
                 Ok(false) => return Ok(Machine::Paused),
-                Err(error) if self.stays(&remains)? => return Err(error),
+                Err(error) if life.stays()? => return Err(error),
                 Err(_) => {}
             }
         }
@@ -87,46 +82,19 @@ impl Host {
     }
 
     pub fn pause(&self, id: VmId) -> Result<(), EngineError> {
-        machine::note(&self.remains(id), PAUSED, "")?;
+        note(&self.remains(id), PAUSED, "")?;
         self.order(id, "stop")
     }
 
     /// Kills the machine. False if there is no process.
     pub fn kill(&self, id: VmId) -> Result<bool, EngineError> {
         self.end_stray_mould(id)?;
-        let remains = self.remains(id);
-        match self.lives(&remains)? {
-            true => remains.kill(),
-            false => Ok(false),
-        }
-    }
-
-    /// Removes everything of a machine without a process.
-    pub fn remove(&self, id: VmId) -> Result<(), EngineError> {
-        match self.remains(id).remove()? {
-            true => Ok(()),
-            false => Err(EngineError::Remove {
-                path: self.config.layout.cgroup(id),
-                source: io::Error::from_raw_os_error(libc::EBUSY),
-            }),
-        }
+        self.life(id).kill()
     }
 
     /// Kills a machine, waits for its end and removes everything of it.
     pub fn end(&self, vm: &Vm) -> Result<(), EngineError> {
-        let remains = self.remains(vm.id);
-        remains.kill()?;
-        let until = Instant::now() + END_MAX;
-        while self.lives(&remains)? && Instant::now() < until {
-            thread::sleep(END_MAX / 1000);
-        }
-        self.remove(vm.id)
-    }
-
-    /// The refusal to start where a machine of an earlier incarnation lives.
-    pub fn replace(&self, vm: &Vm) -> EngineError {
-        let found = incarnation(&self.remains(vm.id));
-        EngineError::Replace { id: vm.id, found, wanted: vm.incarnation }
+        self.life(vm.id).end()
     }
 
     /// Ends the mould that a dead daemon has left, with what it has made.
@@ -144,49 +112,4 @@ impl Host {
     pub fn held(&self) -> MutexGuard<'_, BTreeSet<VmId>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// Whether the machine has a process; if so, its end will be told.
-    fn lives(&self, remains: &Remains<'_>) -> Result<bool, EngineError> {
-        for _ in 0..LOOKS_MAX {
-            let Some(pid) = remains.pids()?.first().copied() else {
-                return Ok(false);
-            };
-            let Some(watcher) = &self.watcher else {
-                return Ok(true);
-            };
-            if watcher.watches(remains.id, pid) {
-                return Ok(true);
-            }
-            let failed = |source| EngineError::Process { action: "watch", pid, source };
-            match Process::open(pid) {
-                // Held by its descriptor and still in the cgroup: it is the machine's, not a later one of that number.
-                Ok(process) if remains.pids()?.contains(&pid) => {
-                    watcher.watch(remains.id, process).map_err(failed)?;
-                    return Ok(true);
-                }
-                Ok(_) => {}
-                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-                Err(e) => return Err(failed(e)),
-            }
-        }
-        Ok(true)
-    }
-
-    /// Whether it goes on living: a process that is being killed hangs up before it is gone.
-    fn stays(&self, remains: &Remains<'_>) -> Result<bool, EngineError> {
-        let until = Instant::now() + DYING_MAX;
-        while Instant::now() < until {
-            if !self.lives(remains)? {
-                return Ok(false);
-            }
-            thread::sleep(DYING_MAX / 50);
-        }
-        Ok(true)
-    }
-}
-
-/// The incarnation of the process; that of a process without a note is the first one.
-fn incarnation(remains: &Remains<'_>) -> u32 {
-    let text = fs::read_to_string(remains.file(INCARNATION)).unwrap_or_default();
-    text.trim().parse().unwrap_or(0)
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// How often the guest is run: a busy host may take the processor away during one run.
 const RUNS: usize = 3;
 /// Turns of the guest's counting loop, of two instructions each.
-pub(super) const TURNS: u32 = 20_000;
+pub(crate) const TURNS: u32 = 20_000;
 
 // What the counting loop finds out: whether the processor executes the guest, or the kernel interprets it instruction by
 // instruction. The second loop changes a page table and sees that the change holds. Answer: 0 on port 0x80.
@@ -176,7 +176,7 @@ struct Report {
 
 /// How the test guest did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     /// It ran and answered rightly; the time of its fastest run.
     Ran(Duration),
     /// It ran and came to a wrong answer, or left in an unexpected way (`KVM_EXIT_…`).
@@ -191,7 +191,7 @@ pub(super) enum Outcome {
 ///
 /// # Errors
 /// The device can not be opened, or no process be made.
-pub(super) fn run(device: &Path, bound: Duration) -> io::Result<Outcome> {
+pub(crate) fn run(device: &Path, bound: Duration) -> io::Result<Outcome> {
     let kvm = OpenOptions::new().read(true).write(true).open(device)?;
     let shared = Shared::new()?;
     let parent = rustix::process::getpid();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const BUSY_MAX: Duration = Duration::from_millis(250);
 
 /// Opens `name` in the namespace of the file `netns`, for frames with a virtio header.
-pub(super) fn open(netns: &Path, name: &str) -> Result<OwnedFd, EngineError> {
+pub(crate) fn open(netns: &Path, name: &str) -> Result<OwnedFd, EngineError> {
     let until = Instant::now() + BUSY_MAX;
     let opened = loop {
         match on_thread(|| open_inside(netns, name)) {
@@ -34,7 +34,7 @@ pub(super) fn open(netns: &Path, name: &str) -> Result<OwnedFd, EngineError> {
 }
 
 /// Makes a tap that leads nowhere, as a machine's one to look at. It goes with its descriptor.
-pub(super) fn nowhere() -> Result<OwnedFd, EngineError> {
+pub(crate) fn nowhere() -> Result<OwnedFd, EngineError> {
     const NAME: &str = "mould";
     on_thread(|| {
         // SAFETY: no descriptor is shared; only the namespace of this thread, which then ends, changes.

@@ -1,10 +1,8 @@
 //! A machine's memory on disk: a directory that is complete, or is not there. It never touches a process.
 //!
-//! In it lie `ram` (the guest's memory as it is, sparse), `state` (QEMU's migration stream without the memory) and
-//! `meta` (JSON, see [`Meta`]).
+//! In it lie `ram` (the guest's memory as it is, sparse), `state` (what the engine needs beside it: QEMU's migration stream,
+//! Firecracker's state file) and `meta` (JSON, see [`Meta`]).
 
-use super::Accelerator;
-use super::host::Usable;
 use crate::EngineError;
 use crate::remains::{self, PASSABLE, give, gone};
 use serde::{Deserialize, Serialize};
@@ -26,15 +24,31 @@ const FORMAT: u32 = 1;
 /// Most bytes of a meta.
 const META_BYTES_MAX: u64 = 4096;
 /// Most bytes of a state: 0.3 MB are usual, and each processor and device adds some KB.
-pub(super) const STATE_BYTES_MAX: u64 = 64 << 20;
+pub(crate) const STATE_BYTES_MAX: u64 = 64 << 20;
 /// Room that is kept free beside the memory itself, in MB: for the state, and for disks of others.
 const SPARE_MB: u64 = STATE_BYTES_MAX >> 20;
 
+/// What writes memory here, and what it can begin from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Writer {
+    /// The engine's name.
+    pub engine: &'static str,
+    /// Version of its program.
+    pub version: String,
+    /// What guests' code is executed by.
+    pub accelerator: &'static str,
+    /// Whether machines are started by qboot.
+    pub qboot: bool,
+}
+
 /// What memory is of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Meta {
+pub(crate) struct Meta {
     format: u32,
-    /// Version of the QEMU that wrote it.
+    /// The engine that wrote it.
+    #[serde(default = "first_engine")]
+    engine: String,
+    /// Version of the program that wrote it.
     pub version: String,
     accelerator: String,
     cpu_num: u16,
@@ -47,7 +61,7 @@ pub(super) struct Meta {
 
 /// Memory that lies complete on disk.
 #[derive(Clone, Debug)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     pub dir: PathBuf,
     pub meta: Meta,
     /// Whether it was left by a suspend: then it goes when it is begun from.
@@ -56,34 +70,36 @@ pub(super) struct Memory {
 
 /// Memory that is being made. What there is of it goes when it is dropped.
 #[derive(Debug)]
-pub(super) struct Draft {
+pub(crate) struct Draft {
     partial: PathBuf,
     target: PathBuf,
 }
 
 impl Meta {
-    pub fn new(usable: &Usable, size: MachineSize, state: &[u8]) -> Self {
+    pub fn new(writer: &Writer, size: MachineSize, state: &[u8]) -> Self {
         Self {
             format: FORMAT,
-            version: usable.version.clone(),
-            accelerator: accelerator(usable.accelerator).to_owned(),
+            engine: writer.engine.to_owned(),
+            version: writer.version.clone(),
+            accelerator: writer.accelerator.to_owned(),
             cpu_num: size.cpu_num,
             mem_mb: size.mem_size,
-            qboot: usable.firmware.is_some(),
+            qboot: writer.qboot,
             state_bytes: state.len() as u64,
             state_crc32: crc32fast::hash(state),
         }
     }
 
     /// Why a machine of this size can not begin from it here.
-    fn misfit(&self, usable: &Usable, size: MachineSize) -> Option<String> {
-        let here = Self::new(usable, size, b"");
+    fn misfit(&self, writer: &Writer, size: MachineSize) -> Option<String> {
+        let here = Self::new(writer, size, b"");
         let unlike = |what: &str, its: &dyn std::fmt::Display, ours: &dyn std::fmt::Display| {
             Some(format!("it was written with {what} {its}, here is {ours}"))
         };
         match self {
             m if m.format != FORMAT => unlike("format", &m.format, &FORMAT),
-            m if m.version != here.version => unlike("QEMU", &m.version, &here.version),
+            m if m.engine != here.engine => unlike("engine", &m.engine, &here.engine),
+            m if m.version != here.version => unlike("version", &m.version, &here.version),
             m if m.accelerator != here.accelerator => {
                 unlike("accelerator", &m.accelerator, &here.accelerator)
             }
@@ -118,9 +134,9 @@ impl Memory {
     }
 
     /// Its state, after everything that can be known beforehand is checked.
-    pub fn check(&self, usable: &Usable, size: MachineSize) -> Result<Vec<u8>, EngineError> {
+    pub fn check(&self, writer: &Writer, size: MachineSize) -> Result<Vec<u8>, EngineError> {
         let refuse = |problem| EngineError::Load { path: self.dir.clone(), problem };
-        if let Some(misfit) = self.meta.misfit(usable, size) {
+        if let Some(misfit) = self.meta.misfit(writer, size) {
             return Err(refuse(misfit));
         }
         let ram = self.ram();
@@ -150,12 +166,12 @@ impl Memory {
 }
 
 /// As [`Memory::consume`], for what a suspend in this incarnation left, if anything.
-pub(super) fn consume_suspended(layout: &Layout, vm: &Vm) -> Result<(), EngineError> {
+pub(crate) fn consume_suspended(layout: &Layout, vm: &Vm) -> Result<(), EngineError> {
     discard(&layout.data.join(names::suspended(vm.id, vm.incarnation)))
 }
 
 /// Whether what a suspend in this incarnation left is there and complete.
-pub(super) fn is_suspended(layout: &Layout, vm: &Vm) -> Result<bool, EngineError> {
+pub(crate) fn is_suspended(layout: &Layout, vm: &Vm) -> Result<bool, EngineError> {
     let dir = layout.data.join(names::suspended(vm.id, vm.incarnation));
     Ok(read_meta(&dir)?.is_some())
 }
@@ -252,7 +268,7 @@ impl Drop for Draft {
 }
 
 /// Removes the directories of `id` that are half made.
-pub(super) fn remove_partial(layout: &Layout, id: VmId) -> Result<(), EngineError> {
+pub(crate) fn remove_partial(layout: &Layout, id: VmId) -> Result<(), EngineError> {
     for path in entries(&layout.memory_of(id))? {
         if path.extension().is_some_and(|e| e == PARTIAL) {
             gone(fs::remove_dir_all(&path), &path)?;
@@ -262,7 +278,7 @@ pub(super) fn remove_partial(layout: &Layout, id: VmId) -> Result<(), EngineErro
 }
 
 /// Removes what there is of `id` but the directories in `named` and the mark that `needs_mark` holds for.
-pub(super) fn remove(
+pub(crate) fn remove(
     layout: &Layout,
     id: VmId,
     named: &[String],
@@ -288,7 +304,7 @@ pub(super) fn remove(
 }
 
 /// Every id that has a directory of memory.
-pub(super) fn ids(layout: &Layout) -> Result<Vec<VmId>, EngineError> {
+pub(crate) fn ids(layout: &Layout) -> Result<Vec<VmId>, EngineError> {
     let mut ids = remains::ids_in(&layout.data.join("memory"))?;
     ids.sort_unstable();
     Ok(ids)
@@ -317,7 +333,7 @@ fn begun(layout: &Layout, vm: &Vm) -> PathBuf {
     layout.memory_of(vm.id).join(format!("{BEGUN}{}", vm.incarnation))
 }
 
-pub(super) fn make_dirs(layout: &Layout, id: VmId) -> Result<(), EngineError> {
+pub(crate) fn make_dirs(layout: &Layout, id: VmId) -> Result<(), EngineError> {
     remains::make_dir(&layout.data.join("memory"), PASSABLE)?;
     remains::make_dir(&layout.memory_of(id), PASSABLE)
 }
@@ -352,14 +368,12 @@ fn read_bounded(path: &Path, bytes_max: u64) -> Result<Vec<u8>, EngineError> {
     Ok(bytes)
 }
 
-fn accelerator(accelerator: Accelerator) -> &'static str {
-    match accelerator {
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg",
-    }
+/// What wrote memory whose meta does not say it.
+fn first_engine() -> String {
+    "qemu".to_owned()
 }
 
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 

@@ -1,6 +1,6 @@
 //! Whether machines can use KVM here. It trusts no device file: it runs a guest and measures.
 
-use super::kvm::{self, Outcome, TURNS};
+use crate::kvm::{self, Outcome, TURNS};
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// KVM's device.
-pub(super) const DEVICE: &str = "/dev/kvm";
+pub(crate) const DEVICE: &str = "/dev/kvm";
 /// How long the test guest may take. A processor does its 40,000 instructions in some 20 us, and even an emulated one in
 /// 1 ms; a KVM that interprets the code of stock guests (as PVM does) takes 1 to 2 us for each instruction.
 const RUN_MAX: Duration = Duration::from_millis(10);
@@ -17,7 +17,7 @@ const BOUND: Duration = Duration::from_millis(800);
 
 /// KVM can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Kvm {
+pub(crate) struct Kvm {
     /// The group that a machine has to be in to open the device; `None` if anyone may.
     pub group: Option<u32>,
     /// What the test guest took.
@@ -28,7 +28,7 @@ pub(super) struct Kvm {
 ///
 /// # Errors
 /// Why KVM can not be used, and what to do, in one sentence.
-pub(super) fn probe(device: &Path) -> Result<Kvm, String> {
+pub(crate) fn probe(device: &Path) -> Result<Kvm, String> {
     let shown = device.display();
     let meta = fs::metadata(device).map_err(|e| no_device(device, &e))?;
     let outcome = kvm::run(device, BOUND).map_err(|e| no_device(device, &e))?;
