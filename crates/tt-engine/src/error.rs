@@ -98,6 +98,16 @@ pub enum EngineError {
         /// What came back instead, bounded.
         problem: String,
     },
+    /// An engine's program did not do what it was asked. A retry may help.
+    #[error("ask {program:?} to {verb}: {problem}")]
+    Program {
+        /// The program.
+        program: PathBuf,
+        /// What it was asked.
+        verb: &'static str,
+        /// What came back instead, bounded.
+        problem: String,
+    },
     /// A machine of an earlier incarnation lives where a new one is wanted. A retry helps once it is killed.
     #[error("start incarnation {wanted} of {id}: incarnation {found} has to be killed first")]
     Replace {
@@ -170,6 +180,7 @@ impl EngineError {
             | Self::Spawn { .. }
             | Self::Process { .. }
             | Self::Monitor { .. }
+            | Self::Program { .. }
             | Self::Replace { .. }
             | Self::Room { .. }
             | Self::Capture { .. }

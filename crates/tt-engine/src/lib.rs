@@ -11,6 +11,7 @@ use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId};
 mod cgroup;
 pub mod conformance;
 mod error;
+pub mod exec;
 pub mod fake;
 mod kvm;
 mod life;

@@ -3,10 +3,11 @@
 #[cfg(test)]
 mod crash;
 #[cfg(test)]
+mod exec;
+#[cfg(test)]
 mod firmware;
 #[cfg(test)]
 mod guest;
-#[cfg(test)]
 #[cfg(test)]
 #[path = "../common/layers.rs"]
 mod layers;
