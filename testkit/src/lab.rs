@@ -1,7 +1,7 @@
 //! The lab: a directory, a host and a client outside of it in network namespaces, and a daemon on the host.
 
 use crate::guard::Guard;
-use crate::programs::{Programs, fill_debian, programs};
+use crate::programs::{Programs, example_engine, fill_debian, programs};
 use crate::space::Space;
 use crate::wait::within;
 use crate::{Must, remains, skip};
@@ -97,6 +97,17 @@ impl Setup {
     pub fn data_size(mut self, size: &str) -> Self {
         self.data_size = Some(size.into());
         self
+    }
+
+    /// As [`Setup::start`], with the example of an engine of others.
+    pub fn start_with_example(self) -> Option<Lab> {
+        match example_engine() {
+            Ok(path) => self.top(&format!("exec.program = {path:?}")).start(),
+            Err(reason) => {
+                skip(self.name, &reason);
+                None
+            }
+        }
     }
 
     /// As [`Setup::start`], once all that `debian-12` is built from is at hand: its first build takes minutes.

@@ -70,6 +70,17 @@ fn prepare() -> Result<Programs, String> {
     Ok(Programs { tt, agent, helper, guard, cache })
 }
 
+/// The example of an engine of others, or why there is none.
+pub(crate) fn example_engine() -> Result<PathBuf, String> {
+    let tt = &programs()?.tt;
+    let path = tt.with_file_name("tt-example-engine");
+    if !path.is_file() {
+        let target = tt.ancestors().nth(2).unwrap_or(Path::new("/"));
+        cargo(target, &["build", "--package", "tt-engine", "--bin", "tt-example-engine"], None)?;
+    }
+    if path.is_file() { Ok(path) } else { Err(format!("there is no {}", path.display())) }
+}
+
 fn is_in_path(tool: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(tool).is_file())

@@ -4,6 +4,7 @@
 // Clippy lets helpers unwrap only in what says that it is for tests.
 #[cfg(test)]
 mod whole {
+    mod external;
     mod imports;
     mod kept;
     mod members;

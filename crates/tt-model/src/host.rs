@@ -48,6 +48,9 @@ pub struct Host {
     pub engines: Vec<EngineFacts>,
 }
 
+/// The name of the engine that runs a program of others.
+pub const ENGINE_EXEC: &str = "exec";
+
 /// What an engine can do on a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]

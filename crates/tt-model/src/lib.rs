@@ -32,7 +32,7 @@ pub mod vm;
 pub use env::{AtEnd, Env, EnvState};
 pub use error::{ErrorCode, Refusal};
 pub use goal::{Goal, StopMode};
-pub use host::{EngineFacts, Host, Usage};
+pub use host::{ENGINE_EXEC, EngineFacts, Host, Usage};
 pub use id::{EnvId, HostId, VmId};
 pub use image::KeptImage;
 pub use names::{Instance, Layout};

@@ -47,6 +47,8 @@ pub struct Config {
     pub upstream_dns: Vec<SocketAddr>,
     /// The QEMU engine.
     pub qemu: Qemu,
+    /// The program of an engine of others, if there is one.
+    pub exec_program: Option<PathBuf>,
     /// The back end for new runtime images.
     pub storage: StorageChoice,
     /// What data sets lie below; to be found out if nothing is said.

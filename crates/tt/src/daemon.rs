@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tt_api::server::{Api, ApiConfig};
+use tt_engine::exec::{ExecConfig, ExecEngine};
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
 use tt_engine::{GuestNetwork, VmEngine, Wake};
 use tt_host::{
@@ -192,8 +193,14 @@ fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
         gateway: tt_model::host::gateway(config.range),
         prefix_len: config.range.prefix_len(),
     };
-    let (layout, binary) = (layout.clone(), config.qemu.binary.clone());
-    vec![Arc::new(QemuEngine::new(QemuConfig { layout, binary, accelerator, network }))]
+    let binary = config.qemu.binary.clone();
+    let qemu = QemuConfig { layout: layout.clone(), binary, accelerator, network };
+    let mut engines: Vec<Arc<dyn VmEngine>> = vec![Arc::new(QemuEngine::new(qemu))];
+    if let Some(program) = config.exec_program.clone() {
+        let exec = ExecConfig { layout: layout.clone(), program };
+        engines.push(Arc::new(ExecEngine::new(exec)));
+    }
+    engines
 }
 
 /// The back end for new images, and why that one; and the pool of those that have one.

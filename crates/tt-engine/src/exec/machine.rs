@@ -1,7 +1,7 @@
 //! One machine: from the plan, over what the program answers, to a running process; and how it ended.
 
 use super::protocol::{Call, Disk, Ended, Kernel, Program, Start, Verdict};
-use super::{Host, NAME, unusable};
+use super::{Host, unusable};
 use crate::cgroup::Limits;
 use crate::life::INCARNATION;
 use crate::process::Confined;
@@ -11,7 +11,7 @@ use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use tt_model::template::FEATURE_KERNEL;
-use tt_model::{Layout, Vm, names};
+use tt_model::{ENGINE_EXEC, Layout, Vm, names};
 
 /// Threads beside the processors': main loops and workers.
 const THREADS: u32 = 128;
@@ -48,7 +48,7 @@ pub(super) fn start(host: &Host, vm: &Vm) -> Result<(), EngineError> {
     };
     let program: Program = host.run("start", Call::Start(Box::new(start)))?;
     program.check().map_err(|problem| EngineError::Describe {
-        engine: NAME,
+        engine: ENGINE_EXEC,
         what: format!("what {} answers", host.config.program.display()),
         problem,
     })?;

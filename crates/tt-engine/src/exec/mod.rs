@@ -19,10 +19,7 @@ use serde::de::DeserializeOwned;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use tt_model::{EngineFacts, Layout, StopMode, Vm, VmEngineFeat, VmId};
-
-/// Its name in records and specs.
-pub const NAME: &str = "exec";
+use tt_model::{ENGINE_EXEC, EngineFacts, Layout, StopMode, Vm, VmEngineFeat, VmId};
 
 /// What the driver is told once.
 #[derive(Clone, Debug)]
@@ -74,7 +71,7 @@ impl ExecEngine {
 
 impl VmEngine for ExecEngine {
     fn name(&self) -> &'static str {
-        NAME
+        ENGINE_EXEC
     }
 
     fn init(&self, wake: Wake) -> EngineFacts {
@@ -84,7 +81,7 @@ impl VmEngine for ExecEngine {
             Err(why) => (None, Some(why.clone())),
         };
         EngineFacts {
-            name: NAME.to_owned(),
+            name: ENGINE_EXEC.to_owned(),
             version: usable.as_ref().map(|usable| usable.version.clone()).unwrap_or_default(),
             detail: usable.map(|usable| usable.detail).unwrap_or_default(),
             features: self.features(),
@@ -117,7 +114,7 @@ impl VmEngine for ExecEngine {
     fn stop_vm(&self, vm: &Vm, mode: StopMode) -> Result<(), EngineError> {
         let host = self.host()?;
         if mode != StopMode::Kill && !self.check_feat(&[mode.feature()]) {
-            return Err(EngineError::Mode { engine: NAME, mode });
+            return Err(EngineError::Mode { engine: ENGINE_EXEC, mode });
         }
         // Without asking the program: a machine that it can not deal with can be killed.
         if mode == StopMode::Kill {
@@ -149,7 +146,7 @@ impl VmEngine for ExecEngine {
 
     fn prepare_hold(&self, _vm: &Vm, _memory: Option<&str>) -> Result<Box<dyn Hold>, EngineError> {
         Err(EngineError::Describe {
-            engine: NAME,
+            engine: ENGINE_EXEC,
             what: "a snapshot".to_owned(),
             problem: "programs do not hold machines still; see its features".to_owned(),
         })
@@ -302,5 +299,5 @@ fn check(config: &ExecConfig) -> Result<Usable, String> {
 }
 
 fn unusable(why: &str) -> EngineError {
-    EngineError::Unusable { engine: NAME, why: why.to_owned() }
+    EngineError::Unusable { engine: ENGINE_EXEC, why: why.to_owned() }
 }

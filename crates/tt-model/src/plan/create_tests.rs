@@ -1,6 +1,7 @@
 //! Tests of planning a new Env.
 
 use super::*;
+use crate::{ENGINE_EXEC, EngineFacts};
 use proptest::prelude::*;
 
 pub fn host() -> Host {
@@ -23,6 +24,7 @@ fn templates() -> BTreeMap<String, VmTemplate> {
         ("cloud".into(), with("cloud-init")),
         ("uefi".into(), with("uefi")),
         ("agent".into(), with("agent")),
+        ("disk".into(), with("disk")),
         ("micro".into(), micro),
         ("github.com/a/box_1".into(), other),
     ])
@@ -108,6 +110,23 @@ fn a_flat_member_is_reached_at_its_own_address() {
     unable.engines[0].features = feat::NAT;
     let spec = env(vec![VmSpec { net_kind: NetKind::Flatten, ..VmSpec::new("micro") }]);
     let refusal = plan_with(&spec, &Usage::default(), &unable).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unsupported, "{refusal}");
+}
+
+#[test]
+fn a_program_of_others_gets_every_disk_and_comes_last() {
+    let mut host = host();
+    let exec = EngineFacts { name: ENGINE_EXEC.into(), ..host.engines[0].clone() };
+    host.engines.push(exec);
+    let engine = |asked: Option<&str>| {
+        let spec = VmSpec { engine: asked.map(str::to_owned), ..VmSpec::new("disk") };
+        plan_with(&env(vec![spec]), &Usage::default(), &host).map(|plan| plan.vms[0].engine.clone())
+    };
+    assert_eq!(engine(Some(ENGINE_EXEC)).unwrap(), ENGINE_EXEC);
+    assert_ne!(engine(None).unwrap(), ENGINE_EXEC);
+    let container =
+        VmSpec { engine: Some(ENGINE_EXEC.into()), ..VmSpec::new("github.com/a/box_1") };
+    let refusal = plan_with(&env(vec![container]), &Usage::default(), &host).unwrap_err();
     assert_eq!(refusal.code, ErrorCode::Unsupported, "{refusal}");
 }
 

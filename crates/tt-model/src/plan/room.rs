@@ -1,6 +1,9 @@
 //! What a host has: whether it is enough, and why an engine of it can not.
 
-use crate::{EngineFacts, ErrorCode, Host, Refusal, Usage, VmEngineFeat, VmTemplate, feat};
+use crate::template::FEATURE_DISK;
+use crate::{
+    ENGINE_EXEC, EngineFacts, ErrorCode, Host, Refusal, Usage, VmEngineFeat, VmTemplate, feat,
+};
 
 /// The host has no more of something that is counted.
 pub(super) fn exhausted(host: &Host, what: &str) -> Refusal {
@@ -59,7 +62,7 @@ pub(super) fn unable(
     if let Some(reason) = &engine.unusable {
         return Some(reason.clone());
     }
-    if !template.compatible_engines.contains(&engine.name) {
+    if !takes(engine, template) {
         let fit = template.compatible_engines.join(", ");
         return Some(format!("template {} is for: {fit}", template.name));
     }
@@ -72,4 +75,10 @@ pub(super) fn unable(
         ));
     }
     (missing != 0).then(|| format!("it can not do: {}", feat::names(missing).join(", ")))
+}
+
+/// Whether the template has a form that the engine runs. What a program of others can begin with is seen when it does.
+fn takes(engine: &EngineFacts, template: &VmTemplate) -> bool {
+    template.compatible_engines.contains(&engine.name)
+        || engine.name == ENGINE_EXEC && template.has(FEATURE_DISK)
 }

@@ -33,6 +33,7 @@ pub(super) struct File {
     pub log: Option<String>,
     pub sweep_grace: Option<Span>,
     pub qemu: QemuTable,
+    pub exec: ExecTable,
     pub zfs: ZfsTable,
     pub policy: PolicyTable,
     pub host: HostTable,
@@ -44,6 +45,13 @@ pub(super) struct File {
 pub(super) struct QemuTable {
     pub binary: Option<PathBuf>,
     pub accelerator: Accelerator,
+}
+
+/// `[exec]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ExecTable {
+    pub program: Option<PathBuf>,
 }
 
 /// `[zfs]`.

@@ -50,6 +50,7 @@ pub(super) fn resolve(
             binary: file.qemu.binary.unwrap_or_else(qemu_name),
             accelerator: args.accelerator.unwrap_or(file.qemu.accelerator),
         },
+        exec_program: file.exec.program.map(absolute),
         storage: args.storage.unwrap_or(file.storage),
         pool: file.zfs.pool.map(|pool| pool.0),
         guest_agent: agent.or_else(|| around.agents.first().cloned()).unwrap_or_default(),
@@ -280,6 +281,7 @@ mod tests {
                     binary: format!("qemu-system-{}", std::env::consts::ARCH).into(),
                     accelerator: Accelerator::Auto,
                 },
+                exec_program: None,
                 storage: StorageChoice::Auto,
                 pool: None,
                 guest_agent: "/usr/bin/tt-guest".into(),
@@ -310,6 +312,7 @@ mod tests {
             log = "debug"
             sweep_grace = "1h"
             zfs.pool = "tank/vms"
+            exec.program = "engine"
             qemu = { binary = "/opt/qemu", accelerator = "tcg" }
             host = { mem_size = "8G", cpu_num = 4 }
             [policy]
@@ -331,6 +334,7 @@ mod tests {
         assert_eq!(config.host, Capacity { mem_size: Some(8192), cpu_num: Some(4) });
         assert_eq!((config.storage, config.sweep_grace.as_secs()), (StorageChoice::Qcow2, 3600));
         assert_eq!(config.pool.as_deref(), Some("tank/vms"));
+        assert_eq!(config.exec_program, Some("/home/u/engine".into()));
 
         let args = ConfigArgs {
             data: Some("d".into()),
