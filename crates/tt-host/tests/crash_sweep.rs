@@ -107,26 +107,13 @@ fn a_machine_that_ends_is_started_again_and_one_that_powers_off_stays_off() {
 #[test]
 fn what_ended_while_no_daemon_looked_is_not_called_ready() {
     let world = World::new();
-    for name in ["ran", "lives", "off"] {
-        world.create(name, MEMBERS);
-    }
-    world.converge(Death::Never);
+    ["ran", "lives", "off"].iter().for_each(|name| world.create(name, MEMBERS));
     world.set_goal("off", Goal::Stopped);
     world.converge(Death::Never);
     world.exit_all("ran", false);
-    let take_back = || {
-        let (drivers, host) = (world.drivers(), world.host.id);
-        tt_host::take_back(&world.tables(), &drivers, &*world.clock, host).unwrap()
-    };
-    assert_eq!((take_back(), take_back()), (2, 0));
-    let told = |name: &str, phase: Phase| {
-        world.members(name).iter().all(|vm| {
-            let status = world.tables().status(vm.id).unwrap();
-            status.is_some_and(|row| row.value.phase == phase)
-        })
-    };
-    assert!(told("ran", Phase::Machine) && told("lives", Phase::Ready));
-    assert!(told("off", Phase::Stopped));
+    assert_eq!([world.take_back(), world.take_back()], [2, 0]);
+    let told = ["ran", "lives", "off"].map(|name| world.phases(name));
+    assert_eq!(told, [Phase::Machine, Phase::Ready, Phase::Stopped].map(|phase| vec![phase; 2]));
     world.converge(Death::Never);
     world.assert_settled("ran", Goal::Running);
 }

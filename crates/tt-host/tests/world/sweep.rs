@@ -3,13 +3,13 @@
 use crate::world::{Daemon, Death, World};
 use std::collections::{BTreeMap, BTreeSet};
 use tt_engine::Machine;
-use tt_host::Next;
+use tt_host::{Next, take_back};
 use tt_model::plan::{ApplyWorld, Policy, UpdateWorld, World as PlanWorld, needs};
 use tt_model::plan::{
     plan_apply, plan_destroy, plan_drop_snapshot, plan_env, plan_snapshot, plan_update,
 };
 use tt_model::{
-    Env, EnvSpec, Goal, HostId, Refusal, SnapshotSpec, SnapshotState, StorageKind, Vm, VmId,
+    Env, EnvSpec, Goal, HostId, Phase, Refusal, SnapshotSpec, SnapshotState, StorageKind, Vm, VmId,
     VmSpec, VmUpdate, names, sample,
 };
 use tt_network::fake::FakeWorld as FakeNets;
@@ -172,6 +172,17 @@ impl World {
         let tables = self.tables();
         let env = tables.env_by_name(name).unwrap().unwrap();
         tables.vms_of(&env.value).unwrap().into_iter().map(|row| row.value).collect()
+    }
+
+    /// What is told of the members of an Env.
+    pub fn phases(&self, name: &str) -> Vec<Phase> {
+        let status = |vm: Vm| self.tables().status(vm.id).unwrap().unwrap().value.phase;
+        self.members(name).into_iter().map(status).collect()
+    }
+
+    /// The first thing that a daemon does; answers how many were wrong.
+    pub fn take_back(&self) -> usize {
+        take_back(&self.tables(), &self.drivers(), &*self.clock, self.host.id).unwrap()
     }
 
     pub fn fail_always(&self, effect: &'static str) {
