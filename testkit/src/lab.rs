@@ -1,7 +1,7 @@
 //! The lab: a directory, a host and a client outside of it in network namespaces, and a daemon on the host.
 
 use crate::guard::Guard;
-use crate::programs::{Programs, example_engine, fill_debian, programs};
+use crate::programs::{Programs, example_engine, fill_debian, fill_recipe, programs};
 use crate::space::Space;
 use crate::wait::within;
 use crate::{Must, remains, skip};
@@ -113,6 +113,15 @@ impl Setup {
     /// As [`Setup::start`], once all that `debian-12` is built from is at hand: its first build takes minutes.
     pub fn start_with_debian(self) -> Option<Lab> {
         if let Err(reason) = programs().and_then(fill_debian) {
+            skip(self.name, &reason);
+            return None;
+        }
+        self.start()
+    }
+
+    /// As [`Setup::start`], once the packages of the recipe in `file` are at hand.
+    pub fn start_with_recipe(self, file: &Path) -> Option<Lab> {
+        if let Err(reason) = programs().and_then(|programs| fill_recipe(programs, file)) {
             skip(self.name, &reason);
             return None;
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 use tt_image::{Catalogue, ImageError, Packages};
+use tt_model::Recipe;
 
 /// The target of static programs.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -147,7 +148,7 @@ fn build_helper(target: &Path) -> Result<PathBuf, String> {
 /// labs can not.
 fn fill(cache: &Path, agent: &Path) -> Result<(), String> {
     build(cache, agent, "micro", |catalogue| {
-        catalogue.build_micro(Packages::Kept, &tt_image::Quiet).map(drop)
+        catalogue.build(tt_image::MICRO, Packages::Kept, &tt_image::Quiet).map(drop)
     })
 }
 
@@ -157,10 +158,19 @@ pub(crate) fn fill_debian(programs: &Programs) -> Result<(), String> {
         return Err(format!("there is no {tool}; install {package}"));
     }
     let built = build(&programs.cache, &programs.agent, "debian-12", |catalogue| {
-        catalogue.build_debian(Packages::Kept, &tt_image::Quiet).map(drop)
+        catalogue.build(tt_image::DEBIAN, Packages::Kept, &tt_image::Quiet).map(drop)
     });
     built.must("build it");
     Ok(())
+}
+
+/// The same for the recipe in a file; its packages are fetched once.
+pub(crate) fn fill_recipe(programs: &Programs, file: &Path) -> Result<(), String> {
+    let recipe = Recipe::parse(&fs::read_to_string(file).must("read the recipe"));
+    let (recipe, dir) = (recipe.must("read the recipe"), file.parent().unwrap_or(Path::new("/")));
+    build(&programs.cache, &programs.agent, "of the recipe", |catalogue| {
+        catalogue.build_recipe(&recipe, dir, Packages::Kept, &tt_image::Quiet).map(drop)
+    })
 }
 
 fn build(

@@ -11,6 +11,7 @@ mod whole {
     mod merges;
     mod policies;
     mod publish;
+    mod recipes;
     mod recovery;
     mod registry;
     mod snapshots;

@@ -3,13 +3,14 @@
 
 use crate::publish::Publisher;
 use crate::{Drivers, HostError, Queue, layers, volumes};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use tt_image::{Catalogue, DEBIAN, Facts, ImageError, Import, MICRO, Packages, Progress};
+use tt_image::{Catalogue, Facts, ImageError, Import, Packages, Progress};
 use tt_model::status::Trouble;
 use tt_model::template::{MEMO_BYTES_MAX, digest_digits};
-use tt_model::{HostId, Push, TemplateSource, VmTemplate, template};
+use tt_model::{HostId, Push, Recipe, TemplateSource, VmTemplate, template};
 use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
 /// How often the record of a template that is being made is looked at and brought up to date.
@@ -117,11 +118,15 @@ impl TemplateMaker {
         let unknown = |problem: String| ImageError::Format { what: "its source".into(), problem };
         match &record.source {
             None => Err(unknown("it is not known what it was made from".into()).into()),
-            Some(TemplateSource::Build { recipe }) if recipe == MICRO => {
-                Ok(self.catalogue.build_micro(Packages::Kept, &progress)?)
+            Some(TemplateSource::Build { recipe }) => {
+                Ok(self.catalogue.build(recipe, Packages::Kept, &progress)?)
             }
-            Some(TemplateSource::Build { recipe }) if recipe == DEBIAN => {
-                Ok(self.catalogue.build_debian(Packages::Kept, &progress)?)
+            Some(TemplateSource::Recipe { text, dir }) => {
+                // The API has checked it already.
+                let recipe = Recipe::parse(text).map_err(|e| unknown(e.to_string()))?;
+                let recipe = Recipe { memo: record.memo.clone().or(recipe.memo.clone()), ..recipe };
+                let packages = Packages::Kept;
+                Ok(self.catalogue.build_recipe(&recipe, Path::new(dir), packages, &progress)?)
             }
             Some(source @ TemplateSource::Import { from, digest, format, features }) => {
                 let import = Import {
@@ -152,10 +157,6 @@ impl TemplateMaker {
                     self.catalogue.discard(&record.name)?;
                 }
                 made
-            }
-            Some(TemplateSource::Build { recipe }) => {
-                Err(unknown(format!("there is no recipe {recipe:?}; there are: {MICRO}, {DEBIAN}"))
-                    .into())
             }
         }
     }

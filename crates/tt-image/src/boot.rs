@@ -47,8 +47,13 @@ pub(crate) enum First<'a> {
 
 impl Boot {
     /// Puts all modules of the kernel into `dir`, below its version. `work` is a new directory on the same file system.
-    pub(crate) fn put_modules(&self, work: &Path, dir: &Path) -> Result<(), ImageError> {
-        deb::unpack(&self.package, work)?;
+    pub(crate) fn put_modules(
+        &self,
+        work: &Path,
+        dir: &Path,
+        progress: &dyn Progress,
+    ) -> Result<(), ImageError> {
+        deb::unpack(&self.package, work, progress)?;
         let from = only(&lib(work), "")?;
         files::make_dir(dir)?;
         let to = dir.join(from.file_name().unwrap_or_default());
@@ -90,7 +95,7 @@ impl Catalogue {
     /// The file of a package.
     pub(crate) fn fetched(
         &self,
-        package: Package,
+        package: Package<'_>,
         packages: Packages,
         progress: &dyn Progress,
     ) -> Result<PathBuf, ImageError> {
@@ -127,7 +132,7 @@ impl Catalogue {
         progress.step(&format!("unpacking {}", boot.package()));
         let temporary = Temporary::create(&self.cache)?;
         let package = temporary.path().join("package");
-        deb::unpack(&boot.package, &package)?;
+        deb::unpack(&boot.package, &package, progress)?;
         let image = only(&package.join("boot"), "vmlinuz-")?;
         let image = kernel::unpacked(files::read(&image, KERNEL_BYTES_MAX)?)?;
         files::write(&temporary.path().join(KERNEL), &image)?;

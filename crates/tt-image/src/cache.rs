@@ -4,11 +4,12 @@
 use crate::deb::{self, Downloads};
 use crate::files::{self, Lock};
 use crate::oci::collect_blobs;
-use crate::{Catalogue, DEBIAN, ImageError, MICRO};
+use crate::{Catalogue, ImageError};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+use tt_model::recipe::BUILT_IN;
 
 /// Most that is kept beside what was used last on each shelf: a kernel unpacked has 60 MB, a build of `micro` 80 MB, one
 /// of `debian-12` 700 MB.
@@ -45,24 +46,23 @@ impl Catalogue {
     }
 
     fn bound_cache_to(&self, bounds: Bounds) -> Result<Vec<PathBuf>, ImageError> {
-        let debian = self.cache.join(DEBIAN);
         if !self.cache.is_dir() {
             return Ok(Vec::new());
         }
         collect_blobs(&self.cache)?;
         // In the order in which a build takes them.
-        let locks = if debian.is_dir() { vec![&debian, &self.cache] } else { vec![&self.cache] };
+        let shelves = BUILT_IN.map(|name| self.cache.join(name));
         let mut held = Vec::new();
-        for dir in locks {
+        for dir in shelves.iter().filter(|dir| dir.is_dir()).chain([&self.cache]) {
             match Lock::try_take(dir)? {
                 Some(lock) => held.push(lock),
                 None => return Ok(Vec::new()),
             }
         }
         let mut kept = Vec::new();
-        let shelves = ["kernels", MICRO, &format!("{DEBIAN}/roots"), &format!("{DEBIAN}/builds")];
-        for shelf in shelves {
-            let mut all = on_shelf(&self.cache.join(shelf))?;
+        let builds = shelves.iter().flat_map(|dir| [dir.join("roots"), dir.join("builds")]);
+        for shelf in builds.chain([self.cache.join("kernels")]) {
+            let mut all = on_shelf(&shelf)?;
             all.pop();
             kept.append(&mut all);
         }
@@ -190,8 +190,8 @@ mod tests {
             ("downloads/linux-image-6.1.0-1-cloud-amd64_6.1.1-1_amd64.deb", 9),
             ("kernels/a", 8),
             ("kernels/b", 7),
-            ("micro/a", 6),
-            ("micro/b", 5),
+            ("micro/builds/a", 6),
+            ("micro/builds/b", 5),
             ("debian-12/roots/a", 50),
             ("debian-12/builds/a", 4),
             ("debian-12/builds/b", 3),
@@ -219,10 +219,11 @@ mod tests {
         files::touch(&catalogue.cache.join("kernels/a"));
         assert_eq!(gone(&catalogue, 4, 40), [""; 0]);
         assert_eq!(gone(&catalogue, 2, 40), [old, "kernels/b"]);
-        assert_eq!(gone(&catalogue, 2, 5), ["micro/a"]);
+        assert_eq!(gone(&catalogue, 2, 5), ["micro/builds/a"]);
         assert_eq!(gone(&catalogue, 0, 5), ["debian-12/builds/a"]);
         assert_eq!(gone(&catalogue, 0, 0), [""; 0]);
-        let stays = [KERNEL, "kernels/a", "micro/b", "debian-12/roots/a", "debian-12/builds/b"];
+        let stays =
+            [KERNEL, "kernels/a", "micro/builds/b", "debian-12/roots/a", "debian-12/builds/b"];
         for name in stays {
             assert!(catalogue.cache.join(name).exists(), "{name}");
         }
@@ -233,7 +234,7 @@ mod tests {
         let (_dir, catalogue) = catalogue();
         shelves(&catalogue);
         let left = [".tmp-1-0", "debian-12/.tmp-1-0"].map(|name| catalogue.cache.join(name));
-        for dir in [&catalogue.cache, &catalogue.cache.join(DEBIAN)] {
+        for dir in [&catalogue.cache, &catalogue.cache.join(crate::DEBIAN)] {
             let _lock = Lock::take(dir).unwrap();
             assert_eq!(gone(&catalogue, 0, 1), [""; 0]);
         }

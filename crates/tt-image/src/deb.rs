@@ -20,15 +20,15 @@ pub(crate) const DOWNLOADS: &str = "downloads";
 
 /// A package, by how its file name begins and ends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Package {
-    begin: &'static str,
-    end: &'static str,
+pub(crate) struct Package<'a> {
+    begin: &'a str,
+    end: &'a str,
 }
 
 /// A kernel for virtual machines.
-pub(crate) const KERNEL: Package = Package { begin: "linux-image-", end: "-cloud-amd64" };
+pub(crate) const KERNEL: Package<'static> = Package { begin: "linux-image-", end: "-cloud-amd64" };
 /// A shell and tools without libraries.
-pub(crate) const BUSYBOX: Package = Package { begin: "busybox-static", end: "" };
+pub(crate) const BUSYBOX: Package<'static> = Package { begin: "busybox-static", end: "" };
 
 /// Where the files of fetched packages are kept. The caller has the lock of the cache.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Downloads {
     }
 
     /// The kept file of a package.
-    pub(crate) fn kept(&self, package: Package) -> Result<Option<PathBuf>, ImageError> {
+    pub(crate) fn kept(&self, package: Package<'_>) -> Result<Option<PathBuf>, ImageError> {
         let mut names = files::names(&self.dir)?;
         names.retain(|name| package.matches(name));
         Ok(names.last().map(|name| self.dir.join(name)))
@@ -55,16 +55,16 @@ impl Downloads {
     /// The file of the newest version of a package that apt knows; replaces the one that was kept.
     pub(crate) fn newest(
         &self,
-        package: Package,
+        package: Package<'_>,
         progress: &dyn Progress,
     ) -> Result<PathBuf, ImageError> {
         let name = match package.end {
             "" => package.begin.to_owned(),
-            _ => current_kernel()?,
+            _ => current_kernel(progress)?,
         };
         progress.step(&format!("fetching package {name}"));
         let temporary = Temporary::create(&self.cache)?;
-        fetch(&name, temporary.path()).run()?;
+        fetch(&name, temporary.path()).run_for(progress)?;
         let fetched = files::names(temporary.path())?;
         let file = fetched.iter().find(|file| package.matches(file));
         let file = file.ok_or_else(|| unusable(&name, "apt fetched no file of it"))?;
@@ -81,7 +81,12 @@ impl Downloads {
     }
 }
 
-impl Package {
+impl<'a> Package<'a> {
+    /// The one of this name.
+    pub(crate) fn named(name: &'a str) -> Self {
+        Self { begin: name, end: "" }
+    }
+
     /// Whether `file` is `NAME_VERSION_ARCHITECTURE.deb` of it.
     fn matches(self, file: &str) -> bool {
         let name = file.strip_suffix(".deb").and_then(|f| f.split_once('_'));
@@ -97,15 +102,15 @@ impl Package {
 }
 
 /// Unpacks all files of a package into `to`.
-pub(crate) fn unpack(deb: &Path, to: &Path) -> Result<(), ImageError> {
+pub(crate) fn unpack(deb: &Path, to: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
     let tool = Tool::new("dpkg-deb", "dpkg", UNPACK_TIMEOUT);
-    tool.arg("-x").arg(deb).arg(to).run().map(drop)
+    tool.arg("-x").arg(deb).arg(to).run_for(progress).map(drop)
 }
 
 /// Reads apt's index only, not the network.
-fn current_kernel() -> Result<String, ImageError> {
+fn current_kernel(progress: &dyn Progress) -> Result<String, ImageError> {
     let tool = Tool::new("apt-cache", "apt", QUERY_TIMEOUT);
-    let listing = tool.args(["depends", KERNEL_META]).run()?;
+    let listing = tool.args(["depends", KERNEL_META]).run_for(progress)?;
     let listing = String::from_utf8_lossy(&listing);
     let name = dependency(&listing);
     name.ok_or_else(|| unusable(KERNEL_META, "apt knows no kernel behind it; run `apt-get update`"))

@@ -6,6 +6,7 @@
 //! another content is another digest, and a Vm keeps the one that it was made from.
 
 mod boot;
+mod busybox;
 mod cache;
 mod catalogue;
 mod cpio;
@@ -21,10 +22,10 @@ mod http;
 mod import;
 mod kernel;
 mod lz4;
-mod micro;
 mod modules;
 mod oci;
 mod progress;
+mod recipe;
 mod record;
 mod rootfs;
 mod sources;
@@ -35,13 +36,12 @@ mod unpack;
 
 pub use boot::Packages;
 pub use catalogue::Catalogue;
-pub use debian::DEBIAN;
 pub use draft::{Draft, Facts};
 pub use error::ImageError;
 pub use export::{Export, ExportForm};
 pub use import::Import;
-pub use micro::MICRO;
 pub use progress::{Progress, Quiet};
+pub use recipe::{DEBIAN, MICRO};
 
 /// Longest name of a template, in bytes: with every `/` escaped it is still a file name.
 pub const NAME_BYTES_MAX: usize = tt_model::check::TEMPLATE_NAME_BYTES_MAX;

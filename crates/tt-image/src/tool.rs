@@ -139,7 +139,8 @@ impl Tool {
         self.run_all_for(&Quiet)
     }
 
-    fn run_all_for(&self, progress: &dyn Progress) -> Result<Printed, ImageError> {
+    /// As [`Tool::run_all`] and [`Tool::run_for`].
+    pub(crate) fn run_all_for(&self, progress: &dyn Progress) -> Result<Printed, ImageError> {
         let failed =
             |source| ImageError::Run { program: self.program.to_string_lossy().into(), source };
         // Files in memory instead of pipes: nobody has to read while it runs, and nobody can be blocked.

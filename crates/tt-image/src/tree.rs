@@ -47,7 +47,7 @@ impl Catalogue {
     /// `root` is best in `draft.dir()`: it is removed with it.
     ///
     /// # Errors
-    /// [`ImageError::Format`] for a tree that is too large; those of [`Catalogue::build_micro`].
+    /// [`ImageError::Format`] for a tree that is too large; those of [`Catalogue::build`].
     pub fn install_rootfs(
         &self,
         draft: &Draft,
@@ -64,7 +64,7 @@ impl Catalogue {
             }
             self.put_boot(&boot, First::Agent(entry), draft.dir(), progress)?;
         }
-        make_disk(root, &draft.dir().join(DISK), progress)?;
+        make_disk(root, &draft.dir().join(DISK), None, progress)?;
         let mut facts = facts.clone();
         if !facts.inside.iter().any(|feature| feature == FEATURE_AGENT) {
             facts.inside.push(FEATURE_AGENT.into());
@@ -73,30 +73,49 @@ impl Catalogue {
     }
 }
 
-/// Makes the ext4 image `disk` of the tree in `root`.
+/// Makes the ext4 image `disk` of the tree in `root`: of the size `size_mb` (MB of 2^20 bytes), else as large as it must be.
 pub(crate) fn make_disk(
     root: &Path,
     disk: &Path,
+    size_mb: Option<u32>,
     progress: &dyn Progress,
 ) -> Result<(), ImageError> {
     progress.step("measuring the root file system");
     let mut extent = Extent::default();
     measure(root, DEPTH_MAX, &mut extent, &mut HashSet::new(), progress)?;
+    let need_mb = extent.disk_mb();
+    let size_mb = size_mb.map_or(need_mb, u64::from);
+    if size_mb < need_mb {
+        return Err(ImageError::Format {
+            what: format!("size {size_mb}M of the disk"),
+            problem: format!("its files take {need_mb} MB with what a guest needs to start"),
+        });
+    }
     progress.step("making the root file system");
     files::remove(disk)?;
     space::check_room(disk, extent.data_bytes)?;
-    mkfs(root, disk, extent).run_for(&space::Roomy { progress, path: disk })?;
+    mkfs(root, disk, extent, size_mb).run_for(&space::Roomy { progress, path: disk })?;
     files::settle(disk)
 }
 
-fn mkfs(root: &Path, disk: &Path, extent: Extent) -> Tool {
-    let nodes = extent.nodes + FREE_NODES;
-    let bytes = extent.blocks_bytes + FREE_BYTES + nodes * INODE_BYTES + (JOURNAL_MB << 20);
-    // A twentieth for what the file system keeps for itself: group descriptors, bitmaps, the room to grow.
-    let size_mb = (bytes + bytes / 20).div_ceil(1 << 20);
+impl Extent {
+    fn inodes(self) -> u64 {
+        self.nodes + FREE_NODES
+    }
+
+    /// What a disk of it takes, in MB.
+    fn disk_mb(self) -> u64 {
+        let inodes = self.inodes() * INODE_BYTES;
+        let bytes = self.blocks_bytes + FREE_BYTES + inodes + (JOURNAL_MB << 20);
+        // A twentieth for what the file system keeps for itself: group descriptors, bitmaps, the room to grow.
+        (bytes + bytes / 20).div_ceil(1 << 20)
+    }
+}
+
+fn mkfs(root: &Path, disk: &Path, extent: Extent, size_mb: u64) -> Tool {
     Tool::new("mkfs.ext4", "e2fsprogs", TIMEOUT)
         .args(["-q", "-F", "-L", "root", "-m", "0", "-b", "4096", "-I", "256"])
-        .args(["-N", &nodes.to_string(), "-J", &format!("size={JOURNAL_MB}")])
+        .args(["-N", &extent.inodes().to_string(), "-J", &format!("size={JOURNAL_MB}")])
         .args(["-O", "resize_inode", "-E"])
         // The root directory is root's, whoever unpacked the tree.
         .arg(format!(
@@ -168,7 +187,7 @@ mod tests {
         fs::set_permissions(root.join("usr/bin/tool"), Permissions::from_mode(0o4755)).unwrap();
         symlink("/etc/shadow", root.join("link")).unwrap();
         let disk = dir.path().join(DISK);
-        make_disk(&root, &disk, &Quiet).unwrap();
+        make_disk(&root, &disk, None, &Quiet).unwrap();
         let run = |program: &str, args: &[&str]| {
             let tool = Tool::new(program, "e2fsprogs", TIMEOUT).dir(dir.path());
             String::from_utf8(tool.args(args.iter().copied()).run().unwrap()).unwrap()
@@ -189,10 +208,10 @@ mod tests {
         fs::write(root.join("large"), vec![7; 40 << 20]).unwrap();
         space::with_little_room(dir.path(), |small| {
             let disk = small.join(DISK);
-            let made = make_disk(&root, &disk, &Quiet);
+            let made = make_disk(&root, &disk, None, &Quiet);
             assert!(matches!(made, Err(ImageError::NoRoom { .. })), "{made:?}");
             fs::remove_file(root.join("large")).unwrap();
-            make_disk(&root, &disk, &Quiet).unwrap();
+            make_disk(&root, &disk, None, &Quiet).unwrap();
         });
     }
 
@@ -206,7 +225,7 @@ mod tests {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        let made = make_disk(dir.path(), &dir.path().join(DISK), &Unwanted);
+        let made = make_disk(dir.path(), &dir.path().join(DISK), None, &Unwanted);
         assert!(matches!(made, Err(ImageError::Unwanted)), "{made:?}");
     }
 }

@@ -29,7 +29,7 @@ fn shared_cache() -> PathBuf {
 fn fresh() -> (TempDir, Catalogue) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let shared = Catalogue::new(dir.path().join("other"), shared_cache(), agent());
-    shared.build_micro(Packages::Kept, &Quiet).unwrap();
+    shared.build(MICRO, Packages::Kept, &Quiet).unwrap();
     let downloads = dir.path().join("cache/downloads");
     fs::create_dir_all(&downloads).unwrap();
     for entry in fs::read_dir(shared_cache().join("downloads")).unwrap() {
@@ -64,7 +64,7 @@ fn micro_is_built_once_and_is_the_same_everywhere() {
     let steps = Mutex::new(Vec::new());
     let note = |step: &str| steps.lock().unwrap().push(step.to_owned());
     let start = Instant::now();
-    let built = catalogue.build_micro(Packages::Kept, &note).unwrap();
+    let built = catalogue.build(MICRO, Packages::Kept, &note).unwrap();
     let first = start.elapsed();
     assert!(steps.lock().unwrap().iter().any(|step| step.starts_with("unpacking linux-image-")));
 
@@ -84,7 +84,7 @@ fn micro_is_built_once_and_is_the_same_everywhere() {
     steps.lock().unwrap().clear();
     let second = Catalogue::new(dir.path().join("data2"), dir.path().join("cache"), agent());
     let start = Instant::now();
-    assert_eq!(second.build_micro(Packages::Kept, &note).unwrap(), built);
+    assert_eq!(second.build(MICRO, Packages::Kept, &note).unwrap(), built);
     println!("built in {first:?}, from the cache in {:?}", start.elapsed());
     assert_eq!(*steps.lock().unwrap(), ["installing"]);
     let linked = dir.path().join("data2").join(&built.path).join("disk.raw");
@@ -92,7 +92,7 @@ fn micro_is_built_once_and_is_the_same_everywhere() {
 
     // Another cache comes to the same content.
     let (_dir, elsewhere) = fresh();
-    assert_eq!(elsewhere.build_micro(Packages::Kept, &Quiet).unwrap(), built);
+    assert_eq!(elsewhere.build(MICRO, Packages::Kept, &Quiet).unwrap(), built);
     assert_eq!(unfinished(dir.path()), Vec::<PathBuf>::new());
 }
 
@@ -102,11 +102,11 @@ fn a_rebuild_needs_no_network() {
     std::thread::spawn(move || {
         // SAFETY: only the network namespace of this thread and of its children changes, no memory or descriptors.
         unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
-        let built = catalogue.build_micro(Packages::Kept, &Quiet).unwrap();
-        let error = catalogue.build_micro(Packages::Newest, &Quiet).unwrap_err();
+        let built = catalogue.build(MICRO, Packages::Kept, &Quiet).unwrap();
+        let error = catalogue.build(MICRO, Packages::Newest, &Quiet).unwrap_err();
         assert!(matches!(error, ImageError::Tool { .. }) && error.is_retryable(), "{error}");
         assert_eq!(catalogue.get(MICRO).unwrap(), built);
-        catalogue.build_micro(Packages::Kept, &Quiet).unwrap();
+        catalogue.build(MICRO, Packages::Kept, &Quiet).unwrap();
     })
     .join()
     .unwrap();
@@ -117,11 +117,11 @@ fn two_builders_at_once_get_one_template() {
     let (dir, catalogue) = fresh();
     let built = std::thread::scope(|scope| {
         let builders =
-            [0, 1].map(|_| scope.spawn(|| catalogue.build_micro(Packages::Kept, &Quiet)));
+            [0, 1].map(|_| scope.spawn(|| catalogue.build(MICRO, Packages::Kept, &Quiet)));
         builders.map(|builder| builder.join().unwrap().unwrap())
     });
     assert_eq!(built[0], built[1]);
-    assert_eq!(fs::read_dir(dir.path().join("cache/micro")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(dir.path().join("cache/micro/builds")).unwrap().count(), 1);
     assert_eq!(unfinished(dir.path()), Vec::<PathBuf>::new());
 }
 
@@ -129,7 +129,7 @@ fn two_builders_at_once_get_one_template() {
 fn a_killed_build_leaves_no_half_template() {
     if let Some(dir) = std::env::var_os(KILL_DIR) {
         // The child: it is killed somewhere in here, or reaches the end.
-        catalogue_in(Path::new(&dir)).build_micro(Packages::Kept, &Quiet).unwrap();
+        catalogue_in(Path::new(&dir)).build(MICRO, Packages::Kept, &Quiet).unwrap();
         return;
     }
     let (dir, catalogue) = fresh();
@@ -153,7 +153,7 @@ fn a_killed_build_leaves_no_half_template() {
         }
     }
     assert!(cut > 0, "every build was over before it was killed");
-    let built = catalogue.build_micro(Packages::Kept, &Quiet).unwrap();
+    let built = catalogue.build(MICRO, Packages::Kept, &Quiet).unwrap();
     assert_eq!(catalogue.get(MICRO).unwrap(), built);
     assert_eq!(unfinished(dir.path()), Vec::<PathBuf>::new());
 }
@@ -161,13 +161,13 @@ fn a_killed_build_leaves_no_half_template() {
 #[test]
 fn a_new_agent_is_a_new_digest_and_vms_keep_the_old_one() {
     let (dir, catalogue) = fresh();
-    let old = catalogue.build_micro(Packages::Kept, &Quiet).unwrap();
+    let old = catalogue.build(MICRO, Packages::Kept, &Quiet).unwrap();
     // What follows the end of a program changes nothing but its digest.
     let agent = dir.path().join("agent");
     fs::write(&agent, [fs::read("/bin/busybox").unwrap(), b"newer".to_vec()].concat()).unwrap();
     let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), agent);
     let start = Instant::now();
-    let new = catalogue.build_micro(Packages::Kept, &Quiet).unwrap();
+    let new = catalogue.build(MICRO, Packages::Kept, &Quiet).unwrap();
     println!("built with a new agent in {:?}", start.elapsed());
     assert_ne!(old.digest, new.digest);
     assert_eq!(catalogue.list().unwrap().as_slice(), std::slice::from_ref(&new));
@@ -193,7 +193,7 @@ fn an_agent_that_is_not_static_is_refused() {
     let (dir, _) = fresh();
     let own = std::env::current_exe().unwrap();
     let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), own);
-    let error = catalogue.build_micro(Packages::Kept, &Quiet).unwrap_err();
+    let error = catalogue.build(MICRO, Packages::Kept, &Quiet).unwrap_err();
     assert!(matches!(error, ImageError::Format { .. }), "{error}");
     assert!(!dir.path().join("data").exists());
 }

@@ -1,8 +1,9 @@
 //! The template: what runtime images are cloned from, what it is made of, and how it is asked for.
 
 use crate::check::{check_name, check_template_name, quoted};
+use crate::recipe::check_dir;
 use crate::remote::Remote;
-use crate::{ErrorCode, Refusal, VmId, shown_url};
+use crate::{ErrorCode, Recipe, Refusal, VmId, shown_url};
 use serde::{Deserialize, Serialize};
 
 /// What runtime images are cloned from. Immutable: another content is another digest.
@@ -78,10 +79,17 @@ pub struct Progress {
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TemplateSource {
-    /// Packages of a distribution, put together by a recipe.
+    /// What a recipe that is built in says.
     Build {
         /// The recipe's name, e.g. `micro`.
         recipe: String,
+    },
+    /// What a recipe of a user says.
+    Recipe {
+        /// The recipe, as TOML; see `docs/recipes.md`. It names the same template as the request.
+        text: String,
+        /// Folder of the host in which the recipe lies: its files are looked for there.
+        dir: String,
     },
     /// A disk, or a root file system, which gets TT's kernel and agent.
     Import {
@@ -181,6 +189,7 @@ impl TemplateSource {
     pub fn describe(&self) -> String {
         match self {
             Self::Build { recipe } => format!("recipe {recipe}"),
+            Self::Recipe { dir, .. } => format!("a recipe in {dir}"),
             Self::Import { from, .. } if from.contains("://") => shown_url(from),
             Self::Import { from, .. } => from.clone(),
             Self::Publish { vm, snapshot: None } => vm.clone(),
@@ -240,6 +249,7 @@ pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
             return snapshot.as_ref().map_or(Ok(()), |name| check_name("snapshot", name));
         }
         TemplateSource::Pull(from) => return from.check().map(drop),
+        TemplateSource::Recipe { text, dir } => return check_recipe(spec, text, dir),
         TemplateSource::Build { .. } | TemplateSource::PublishImage { .. } => return Ok(()),
     };
     let is_place =
@@ -270,6 +280,17 @@ pub fn check_spec(spec: &TemplateSpec) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
+}
+
+fn check_recipe(spec: &TemplateSpec, text: &str, dir: &str) -> Result<(), Refusal> {
+    check_dir(dir)?;
+    let recipe = Recipe::parse(text)?;
+    if recipe.name == spec.name {
+        return Ok(());
+    }
+    let problem = format!("its recipe makes {}", quoted(&recipe.name));
+    let what = format!("template {}", quoted(&spec.name));
+    Err(Refusal::new(ErrorCode::Invalid, what, problem, "ask for it by the recipe's name"))
 }
 
 fn x86_64() -> String {
@@ -314,78 +335,4 @@ pub fn resolve<'a>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_asked_for_is_checked_before_anything_is_looked_at() {
-        let spec = |from: &str, digest: Option<&str>, memo: Option<&str>| TemplateSpec {
-            name: "a.org/x".into(),
-            memo: memo.map(str::to_owned),
-            source: TemplateSource::Import {
-                from: from.into(),
-                digest: digest.map(str::to_owned),
-                format: None,
-                features: Vec::new(),
-            },
-        };
-        let right = format!("sha256:{}", "0f".repeat(32));
-        for from in ["/d/x.qcow2", "http://a/x", "https://a.org/x?y"] {
-            check_spec(&spec(from, Some(&right), Some("a disk"))).unwrap();
-        }
-        let long = format!("/{}", "x".repeat(FROM_BYTES_MAX));
-        for from in ["", "x.qcow2", "./x", "file:///etc/shadow", "ftp://a/x", "/a\nb", &long] {
-            check_spec(&spec(from, None, None)).unwrap_err();
-        }
-        for digest in ["", "sha256:", &right.to_uppercase(), &right[7..], "md5:00"] {
-            check_spec(&spec("/x", Some(digest), None)).unwrap_err();
-        }
-        check_spec(&spec("/x", None, Some("two\nlines"))).unwrap_err();
-        check_spec(&spec("/x", None, Some(&"m".repeat(MEMO_BYTES_MAX + 1)))).unwrap_err();
-        check_spec(&TemplateSpec { name: "../x".into(), ..spec("/x", None, None) }).unwrap_err();
-        let said = |said: &[&str]| {
-            let mut spec = spec("/x", None, None);
-            if let TemplateSource::Import { features, .. } = &mut spec.source {
-                *features = said.iter().map(ToString::to_string).collect();
-            }
-            check_spec(&spec)
-        };
-        said(&["cloud-init", "uefi"]).unwrap();
-        for wrong in ["agent", "kernel", ""] {
-            said(&["uefi", wrong]).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn forms_decide_about_engines() {
-        for (forms, engines) in [
-            (&[][..], &[][..]),
-            (&[FEATURE_DISK], &["qemu"]),
-            (&[FEATURE_DISK, FEATURE_KERNEL], &["qemu", "firecracker"]),
-            (&[FEATURE_KERNEL], &[]),
-            (&[FEATURE_CONTAINER, FEATURE_AGENT], &["docker"]),
-            (&[FEATURE_CONTAINER, FEATURE_DISK], &["qemu", "docker"]),
-        ] {
-            let features: Vec<String> = forms.iter().map(|form| (*form).to_owned()).collect();
-            assert_eq!(engines_for(&features), engines, "{forms:?}");
-        }
-    }
-
-    #[test]
-    fn a_short_name_means_the_only_template_that_ends_in_it() {
-        let known = ["micro", "github.com/ktmlm/alpine", "a.org/x/debian", "b.org/debian"];
-        for (wanted, want) in [
-            ("micro", Some("micro")),
-            ("alpine", Some("github.com/ktmlm/alpine")),
-            ("ktmlm/alpine", Some("github.com/ktmlm/alpine")),
-            ("x/debian", Some("a.org/x/debian")),
-            ("lpine", None),
-            ("", None),
-        ] {
-            assert_eq!(resolve(wanted, known), Ok(want), "{wanted:?}");
-        }
-        let refusal = resolve("debian", known).unwrap_err();
-        assert!(refusal.to_string().contains("a.org/x/debian, b.org/debian"), "{refusal}");
-        assert_eq!(resolve("debian", known.into_iter().chain(["debian"])), Ok(Some("debian")));
-    }
-}
+mod tests;

@@ -12,12 +12,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use tt_model::check::quoted;
 use tt_model::plan::{plan_publish, plan_publish_image};
+use tt_model::recipe::BUILT_IN;
 use tt_model::template::Origin;
 use tt_model::{ErrorCode, Refusal, TemplateSource, TemplateSpec, template};
 use tt_store::tables::{Change, Row, Tables, TemplateRecord};
-
-/// The recipes there are; each makes the template of its name.
-const RECIPES: [&str; 2] = ["micro", "debian-12"];
 
 /// All templates, by name.
 #[utoipa::path(
@@ -93,7 +91,7 @@ pub(super) async fn remove(
 fn check(spec: &TemplateSpec) -> Result<(), Refusal> {
     template::check_spec(spec)?;
     let TemplateSource::Build { recipe } = &spec.source else { return Ok(()) };
-    let what = if !RECIPES.contains(&recipe.as_str()) {
+    let what = if !BUILT_IN.contains(&recipe.as_str()) {
         format!("recipe {}", quoted(recipe))
     } else if spec.name != *recipe {
         format!("template {}", quoted(&spec.name))
@@ -104,7 +102,7 @@ fn check(spec: &TemplateSpec) -> Result<(), Refusal> {
         ErrorCode::Unsupported,
         what,
         "it can not be built",
-        "build the recipe `micro` or `debian-12` under its own name",
+        format!("build one of {} under its own name, or a file of yours", BUILT_IN.join(", ")),
     ))
 }
 
@@ -187,9 +185,10 @@ fn plan_origin(
             })?;
             Ok((Some(plan_publish_image(&row.value)?), Change::new().image(&row)?))
         }
-        TemplateSource::Build { .. } | TemplateSource::Import { .. } | TemplateSource::Pull(_) => {
-            Ok((None, Change::new()))
-        }
+        TemplateSource::Build { .. }
+        | TemplateSource::Recipe { .. }
+        | TemplateSource::Import { .. }
+        | TemplateSource::Pull(_) => Ok((None, Change::new())),
     }
 }
 

@@ -15,7 +15,7 @@ mod runs;
 mod source;
 mod spec;
 mod tar;
-mod tree;
+pub(crate) mod tree;
 mod unpack;
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ const BENEATH: ResolveFlags =
 
 /// Why something can not be put into the tree.
 #[derive(Debug)]
-pub(super) enum TreeError {
+pub(crate) enum TreeError {
     /// What was asked for makes no sense here.
     Refuse(String),
     /// The system failed.
@@ -48,30 +48,30 @@ impl From<Errno> for TreeError {
 
 /// Whose a thing is, and when it was changed.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Meta {
-    pub(super) mode: u32,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) mtime: i64,
+pub(crate) struct Meta {
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: i64,
 }
 
 /// The directory.
 #[derive(Debug)]
-pub(super) struct Tree {
+pub(crate) struct Tree {
     root: OwnedFd,
     root_depth: usize,
 }
 
 /// A place in the tree: an open directory and a name in it, which is one part and neither `.` nor `..`.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     dir: OwnedFd,
     name: Vec<u8>,
 }
 
 impl Tree {
     /// The tree below `path`, which is ours.
-    pub(super) fn open(path: &Path) -> Result<Self, Errno> {
+    pub(crate) fn open(path: &Path) -> Result<Self, Errno> {
         let root = rustix::fs::open(path, DIR_FLAGS, Mode::empty())?;
         let root_depth = depth(&root)?;
         Ok(Self { root, root_depth })
@@ -83,7 +83,7 @@ impl Tree {
     }
 
     /// The place that `parts` name; directories on the way that are missing are made.
-    pub(super) fn make_way(&self, parts: &[&[u8]]) -> Result<Place, TreeError> {
+    pub(crate) fn make_way(&self, parts: &[&[u8]]) -> Result<Place, TreeError> {
         let (name, dirs) = split(parts)?;
         let dir = match self.enter(dirs) {
             Err(TreeError::System(Errno::NOENT)) => {
@@ -144,7 +144,7 @@ impl Tree {
 
 impl Place {
     /// Makes it a directory, or takes the one that is there.
-    pub(super) fn directory(&self) -> Result<OwnedFd, TreeError> {
+    pub(crate) fn directory(&self) -> Result<OwnedFd, TreeError> {
         if self.kind()?.is_some_and(|kind| kind != FileType::Directory) {
             self.remove()?;
         }
@@ -156,7 +156,7 @@ impl Place {
     }
 
     /// Makes it an empty file that nobody else may read yet.
-    pub(super) fn file(&self) -> Result<File, TreeError> {
+    pub(crate) fn file(&self) -> Result<File, TreeError> {
         self.remove()?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -165,7 +165,7 @@ impl Place {
     }
 
     /// Makes it a symbolic link.
-    pub(super) fn symlink(&self, target: &[u8], meta: Meta) -> Result<(), TreeError> {
+    pub(crate) fn symlink(&self, target: &[u8], meta: Meta) -> Result<(), TreeError> {
         if target.is_empty() || target.len() > LINK_BYTES_MAX {
             return Err(refused("its target is empty or too long"));
         }
@@ -204,6 +204,11 @@ impl Place {
         Ok(remove(self.dir.as_fd(), &self.name)?)
     }
 
+    /// Whether a directory is there.
+    pub(crate) fn is_directory(&self) -> Result<bool, TreeError> {
+        Ok(self.kind()? == Some(FileType::Directory))
+    }
+
     /// What is there.
     fn kind(&self) -> Result<Option<FileType>, Errno> {
         match rustix::fs::statat(&self.dir, &*self.name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -236,7 +241,7 @@ impl Place {
 }
 
 /// Gives an open file or directory its owner, mode, attributes and time, in the order in which none takes another away.
-pub(super) fn describe(
+pub(crate) fn describe(
     fd: impl AsFd,
     meta: Meta,
     xattrs: &[(String, Vec<u8>)],

@@ -7,15 +7,18 @@ use super::text::{Table, one_line};
 use super::{Context, lines, template_export};
 use clap::Subcommand;
 use serde_json::json;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 use tt_api::ClientError;
 use tt_api::views::{TemplatePhase, TemplateView};
 use tt_model::check::quoted;
+use tt_model::recipe::RECIPE_BYTES_MAX;
 use tt_model::template::{DiskFormat, FEATURES_SAID};
 use tt_model::units::format_size_mb;
-use tt_model::{ErrorCode, TemplateSource, TemplateSpec};
+use tt_model::{ErrorCode, Recipe, Refusal, TemplateSource, TemplateSpec};
 
 /// How often a template that is being made or removed is looked at: templates have no events.
 const LOOK_INTERVAL: Duration = Duration::from_millis(300);
@@ -30,9 +33,11 @@ pub enum TemplateCommand {
         /// Which template
         template: String,
     },
-    /// Make a built-in template, and wait until Vms can be made from it
+    /// Make a template by a recipe, and wait until Vms can be made from it
     Build {
-        /// How it is made: `micro` is a kernel with TT's agent and BusyBox, `debian-12` a full Debian with systemd
+        /// How it is made: `micro` is a kernel with TT's agent and BusyBox, `debian-12` a full Debian with systemd; a file
+        /// of yours has more (docs/recipes.md)
+        #[arg(value_name = "RECIPE|FILE.toml")]
         recipe: String,
         /// Return at once
         #[arg(long)]
@@ -167,8 +172,7 @@ pub async fn run(context: &Context, command: TemplateCommand) -> Result<Exit, Cl
             output.result(&view, || facts(&view))?;
         }
         TemplateCommand::Build { recipe, no_wait } => {
-            let source = TemplateSource::Build { recipe: recipe.clone() };
-            make(context, &TemplateSpec { name: recipe, source, memo: None }, no_wait).await?;
+            make(context, &by_recipe(recipe)?, no_wait).await?;
         }
         TemplateCommand::Import { name, from, digest, format, features, memo, no_wait } => {
             let source = TemplateSource::Import { from: absolute(from)?, digest, format, features };
@@ -216,6 +220,27 @@ async fn make(context: &Context, spec: &TemplateSpec, no_wait: bool) -> Result<(
     }
     context.output.result(&view, || template_list(std::slice::from_ref(&view)))?;
     Ok(())
+}
+
+/// What a recipe makes: one that is built in, or one in a file here.
+fn by_recipe(recipe: String) -> Result<TemplateSpec, CliError> {
+    if !recipe.contains('/') && !recipe.ends_with(".toml") {
+        let source = TemplateSource::Build { recipe: recipe.clone() };
+        return Ok(TemplateSpec { name: recipe, source, memo: None });
+    }
+    let path = absolute(recipe)?;
+    let failed = |source| CliError::System { action: "read the recipe", source };
+    let mut text = String::new();
+    // One byte more than it may have: what is too large is then seen, and refused.
+    let file = File::open(&path).map_err(failed)?;
+    file.take(RECIPE_BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(failed)?;
+    let refused = |refusal: Refusal| CliError::Use {
+        problem: format!("{}: {}", refusal.what, refusal.problem),
+        remedy: refusal.remedy,
+    };
+    let name = Recipe::parse(&text).map_err(refused)?.name;
+    let dir = Path::new(&path).parent().unwrap_or(Path::new("/")).to_string_lossy().into_owned();
+    Ok(TemplateSpec { name, source: TemplateSource::Recipe { text, dir }, memo: None })
 }
 
 /// A path as seen from here, since the daemon is elsewhere. A URL stays as it is.
