@@ -141,7 +141,7 @@ pub struct SnapshotSpec {
     /// Seconds after which it is removed; kept as long as its Vm if missing.
     #[serde(default)]
     pub life_time: Option<u64>,
-    /// Whether memory is kept, too.
+    /// Whether memory is kept, too, of members whose engine can.
     #[serde(default = "yes")]
     pub with_memory: bool,
 }

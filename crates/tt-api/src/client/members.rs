@@ -3,7 +3,7 @@
 use super::http::{Body, segment};
 use super::{Client, env_path, vm_path};
 use crate::error::ClientError;
-use crate::views::{EnvView, ImageList, SnapshotList, VmList, VmView};
+use crate::views::{EnvView, ImageList, SnapshotList, SnapshotView, VmList, VmView};
 use hyper::Method;
 use tt_model::{KeptImage, SnapshotSpec, VmId, VmSpec, VmUpdate};
 
@@ -67,6 +67,17 @@ impl Client {
         spec: &SnapshotSpec,
     ) -> Result<EnvView, ClientError> {
         self.call(Method::POST, &snapshots_path(env, vm), Body::json(spec)?).await
+    }
+
+    /// What [`Client::create_snapshot`] would keep of each; nothing is changed.
+    pub async fn preview_snapshot(
+        &self,
+        env: &str,
+        vm: Option<&str>,
+        spec: &SnapshotSpec,
+    ) -> Result<SnapshotView, ClientError> {
+        let path = format!("{}?dry_run=true", snapshots_path(env, vm));
+        self.call(Method::POST, &path, Body::json(spec)?).await
     }
 
     /// Brings one member, or all of an Env, back to a snapshot and lets them run.

@@ -2,7 +2,7 @@
 //! host's work: here it is only asked for.
 
 use super::edit::{Which, committed, edit, members};
-use super::extract::{EnvName, EnvSnapshot, JsonBody, VmName, VmSnapshot};
+use super::extract::{EnvName, EnvSnapshot, JsonBody, VmName, VmSnapshot, shown};
 use super::ground::free_ports;
 use super::problem::Refusals;
 use super::templates::publications;
@@ -11,14 +11,23 @@ use super::work::{
 };
 use super::{Api, ApiConfig};
 use crate::error::ApiError;
-use crate::views::{EnvView, SnapshotList};
-use axum::extract::State;
+use crate::views::{EnvView, SnapshotList, SnapshotView};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use serde::Deserialize;
 use tt_model::check::quoted;
 use tt_model::plan::{ApplyWorld, plan_apply, plan_drop_snapshot, plan_snapshot};
 use tt_model::template::Origin;
-use tt_model::{Env, Refusal, SnapshotSpec, SnapshotState, Vm};
+use tt_model::{Env, ErrorCode, Refusal, SnapshotSpec, SnapshotState, Vm};
 use tt_store::tables::Change;
+
+/// What may follow the path of a wish for a snapshot.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TrialQuery {
+    dry_run: Option<bool>,
+}
 
 /// The snapshots of an Env, by name.
 #[utoipa::path(
@@ -61,16 +70,29 @@ pub(super) async fn list_one(State(api): State<Api>, name: VmName) -> Result<Ans
 #[utoipa::path(
     post, path = "/v1/envs/{env}/snapshots", tag = "snapshots",
     operation_id = "create_env_snapshot",
-    params(("env" = String, Path, description = "Name of the Env")),
+    params(
+        ("env" = String, Path, description = "Name of the Env"),
+        ("dry_run" = Option<bool>, Query, description = "Only say what would be kept")
+    ),
     request_body = SnapshotSpec,
-    responses((status = 202, description = "It is being taken", body = EnvView), Refusals)
+    responses(
+        (status = 200, description = "What would be kept of each member", body = SnapshotView),
+        (status = 202, description = "It is being taken", body = EnvView),
+        Refusals
+    )
 )]
 pub(super) async fn create(
     State(api): State<Api>,
     EnvName(name): EnvName,
+    query: Result<Query<TrialQuery>, QueryRejection>,
     JsonBody(spec): JsonBody<SnapshotSpec>,
 ) -> Result<Answer, ApiError> {
-    api.call(move |config| accepted(&want(config, &name, None, &spec)?)).await
+    let is_trial = is_trial(query)?;
+    api.call(move |config| match is_trial {
+        true => Answer::ok(&preview(config, &name, None, &spec)?),
+        false => accepted(&want(config, &name, None, &spec)?),
+    })
+    .await
 }
 
 /// Asks for a snapshot of one member; the Env's events tell when it is there, or why not.
@@ -79,17 +101,28 @@ pub(super) async fn create(
     operation_id = "create_vm_snapshot",
     params(
         ("env" = String, Path, description = "Name of the Env"),
-        ("vm" = String, Path, description = "Name of the Vm")
+        ("vm" = String, Path, description = "Name of the Vm"),
+        ("dry_run" = Option<bool>, Query, description = "Only say what would be kept")
     ),
     request_body = SnapshotSpec,
-    responses((status = 202, description = "It is being taken", body = EnvView), Refusals)
+    responses(
+        (status = 200, description = "What would be kept of it", body = SnapshotView),
+        (status = 202, description = "It is being taken", body = EnvView),
+        Refusals
+    )
 )]
 pub(super) async fn create_one(
     State(api): State<Api>,
     name: VmName,
+    query: Result<Query<TrialQuery>, QueryRejection>,
     JsonBody(spec): JsonBody<SnapshotSpec>,
 ) -> Result<Answer, ApiError> {
-    api.call(move |config| accepted(&want(config, &name.env, Some(&name.vm), &spec)?)).await
+    let is_trial = is_trial(query)?;
+    api.call(move |config| match is_trial {
+        true => Answer::ok(&preview(config, &name.env, Some(&name.vm), &spec)?),
+        false => accepted(&want(config, &name.env, Some(&name.vm), &spec)?),
+    })
+    .await
 }
 
 /// Brings all members back to a snapshot that each of them has, and lets them run.
@@ -180,6 +213,36 @@ fn want(
         let now = config.access.now_unix_secs();
         plan_snapshot(env, vms, spec, &host, now, &config.policy)
     })
+}
+
+/// What a snapshot would keep; nothing is changed.
+fn preview(
+    config: &ApiConfig,
+    env: &str,
+    only: Option<&str>,
+    spec: &SnapshotSpec,
+) -> Result<SnapshotView, ApiError> {
+    let (host, now) = (host(config)?, config.access.now_unix_secs());
+    let mut env = env_row(&config.tables, env)?.value;
+    let (rows, _) = members(&config.tables, &env, Which::of(only))?;
+    let mut vms: Vec<Vm> = rows.into_iter().map(|row| row.value).collect();
+    plan_snapshot(&mut env, &mut vms, spec, &host, now, &config.policy)?;
+    let planned = SnapshotList::of(vms.iter()).snapshots;
+    let planned = planned.into_iter().find(|snapshot| snapshot.name == spec.name);
+    planned.ok_or_else(|| {
+        let what = format!("env {}", quoted(&env.name));
+        Refusal::new(ErrorCode::State, what, "it has no members", "add some first").into()
+    })
+}
+
+fn is_trial(query: Result<Query<TrialQuery>, QueryRejection>) -> Result<bool, Refusal> {
+    match query {
+        Ok(Query(query)) => Ok(query.dry_run.unwrap_or(false)),
+        Err(rejection) => {
+            let problem = shown(&rejection.body_text());
+            Err(Refusal::new(ErrorCode::Invalid, "query", problem, "use dry_run=true or none"))
+        }
+    }
 }
 
 fn drop_it(

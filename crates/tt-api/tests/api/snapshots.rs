@@ -22,8 +22,12 @@ async fn env(server: &Server) {
         ..VmSpec::new("micro")
     };
     let spec = EnvSpec { vms: vec![vm], ..EnvSpec::default() };
-    server.client.create_env("shop", "k", &spec).await.unwrap();
-    let mut env = server.tables.env_by_name("shop").unwrap().unwrap();
+    create(server, "shop", &spec).await;
+}
+
+async fn create(server: &Server, name: &str, spec: &EnvSpec) {
+    server.client.create_env(name, name, spec).await.unwrap();
+    let mut env = server.tables.env_by_name(name).unwrap().unwrap();
     env.value.is_created = true;
     commit(&server.tables, &Change::new().env(&env).unwrap());
 }
@@ -166,4 +170,27 @@ async fn of_many_at_once_one_is_taken() {
         }
     }
     assert_eq!(taken, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_would_be_kept_and_keeps_nothing() {
+    let server = server();
+    let client = &server.client;
+    let member = |engine: &str| VmSpec { engine: Some(engine.into()), ..VmSpec::new("micro") };
+    let spec_of = |engines: &[&str]| EnvSpec {
+        vms: engines.iter().map(|engine| member(engine)).collect(),
+        ..EnvSpec::default()
+    };
+    create(&server, "mixed", &spec_of(&["full", "fake"])).await;
+    create(&server, "mute", &spec_of(&["mute"])).await;
+    server.later();
+    let whole = SnapshotSpec { with_memory: true, ..spec("s") };
+    for (only, kept) in [(None, vec![true, false]), (Some("micro-2"), vec![false])] {
+        let told = client.preview_snapshot("mixed", only, &whole).await.unwrap();
+        let members: Vec<_> = told.members.iter().map(|member| member.with_memory).collect();
+        assert_eq!((told.name.as_str(), members), ("s", kept));
+    }
+    let refused = client.preview_snapshot("mute", None, &whole).await.unwrap_err();
+    assert!(refused.to_string().contains("engine mute can not"), "{refused}");
+    assert!(client.snapshots("mixed", None).await.unwrap().snapshots.is_empty());
 }

@@ -208,7 +208,7 @@ fn lives() -> Vec<Wrong> {
         snap(r#"{"name":"a b"}"#, (400, Invalid, "`a b`")),
         snap(r#"{"name":"s","life_time":0}"#, (400, Invalid, "life_time 0")),
         snap(r#"{"name":"s","life_time":-1}"#, (400, Invalid, "life_time")),
-        snap(r#"{"name":"s"}"#, (422, Unsupported, "memory_snapshot")),
+        wrong("POST /v1/envs/shop/snapshots?dry=1", "", r#"{"name":"s"}"#, (400, Invalid, "dry")),
         snap(r#"{"name":"old","with_memory":false}"#, (409, Exists, "old")),
         snap("{}", (400, Invalid, "name")),
         snap(r#"{"name":"s","colour":1}"#, (400, Invalid, "colour")),

@@ -7,13 +7,14 @@ use super::room::{check_memory, check_sizes, exhausted};
 use crate::check::{SNAPSHOTS_PER_VM_MAX, check_name, quoted};
 use crate::{
     Env, ErrorCode, Goal, Host, PortMap, Refusal, Snapshot, SnapshotSpec, SnapshotState, Trouble,
-    Usage, Vm, feat, names,
+    Usage, Vm, VmEngineFeat, feat, names,
 };
 
 /// Most disks that lie one on the other: each costs a guest's reads a little, and QEMU a file.
 pub const LAYERS_MAX: usize = 64;
 
-/// Notes that a snapshot of `vms` is wanted: members of `env`, at one point in time.
+/// Notes that a snapshot of `vms` is wanted: members of `env`, at one point in time. Memory is kept of those whose engine
+/// can; the others begin by booting when it is applied.
 ///
 /// # Errors
 /// A name that is taken or not allowed, too many snapshots or layers, an engine that can not, a
@@ -44,7 +45,7 @@ pub fn plan_snapshot(
         let snapshot = Snapshot {
             name: spec.name.clone(),
             life_time: spec.life_time,
-            with_memory: spec.with_memory,
+            with_memory: spec.with_memory && can(vm, host, feat::MEMORY_SNAPSHOT),
             start_timestamp: now,
             ..Snapshot::default()
         };
@@ -223,19 +224,21 @@ fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refus
         };
         (format!("the Vm's disk has {LAYERS_MAX} layers"), remedy)
     } else {
-        let wanted = feat::SNAPSHOT | if spec.with_memory { feat::MEMORY_SNAPSHOT } else { 0 };
-        let features = host.engine(&vm.engine).map_or(0, |engine| engine.features);
-        return match wanted & !features {
-            0 => Ok(()),
-            missing => Err(Refusal::new(
+        return match can(vm, host, feat::SNAPSHOT) {
+            true => Ok(()),
+            false => Err(Refusal::new(
                 ErrorCode::Unsupported,
                 what(),
-                format!("engine {} can not {}", vm.engine, feat::names(missing).join(", ")),
-                "leave memory out (`--no-memory`) if the engine can do the rest",
+                format!("engine {} can not take one", vm.engine),
+                "take snapshots of single members (ENV/VM) whose engines can, see `tt host show`",
             )),
         };
     };
     Err(Refusal::new(ErrorCode::InUse, what(), too_many, remedy))
+}
+
+fn can(vm: &Vm, host: &Host, feature: VmEngineFeat) -> bool {
+    host.engine(&vm.engine).is_some_and(|engine| engine.features & feature != 0)
 }
 
 fn check_apply(vm: &Vm, name: &str, host: &Host) -> Result<(), Refusal> {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::plan::create::tests::planned;
-use crate::{StorageKind, sample};
+use crate::{EngineFacts, StorageKind, sample};
 use proptest::prelude::*;
 
 const NOW: u64 = 2000;
@@ -55,6 +55,29 @@ fn what_is_wrong_in_itself_is_said_though_it_is_too_soon() {
         let refused = plan_snapshot(&mut env, &mut vms, &spec, &host, NOW, &policy).unwrap_err();
         assert_eq!(refused.code, code, "{spec:?}");
     }
+}
+
+#[test]
+fn memory_is_kept_of_members_whose_engine_can() {
+    let (mut env, mut vms) = shop(StorageKind::File);
+    vms[1].engine = "box".into();
+    let mut host = sample::host("qemu");
+    let boxes = EngineFacts { name: "box".into(), ..host.engines[0].clone() };
+    let boxes = EngineFacts { features: boxes.features & !feat::MEMORY_SNAPSHOT, ..boxes };
+    host.engines.push(boxes);
+    plan_snapshot(&mut env, &mut vms, &spec("a"), &host, NOW, &policy()).unwrap();
+    assert_eq!([0, 1].map(|n: usize| vms[n].snapshots["a"].with_memory), [true, false]);
+    let disks = SnapshotSpec { with_memory: false, ..spec("b") };
+    plan_snapshot(&mut env, &mut vms, &disks, &host, NOW, &policy()).unwrap();
+    assert!(vms.iter().all(|vm| !vm.snapshots["b"].with_memory));
+
+    host.engines[1].features = 0;
+    let before = vms.clone();
+    let refused = plan_snapshot(&mut env, &mut vms, &spec("c"), &host, NOW, &policy());
+    let refused = refused.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unsupported);
+    assert!(refused.to_string().contains("engine box can not"), "{refused}");
+    assert_eq!(vms, before);
 }
 
 #[test]

@@ -28,6 +28,9 @@ pub enum SnapshotCommand {
         /// Keep the disks only
         #[arg(long)]
         no_memory: bool,
+        /// Only say what would be kept of each member: memory and disk, or the disk, with which it boots anew
+        #[arg(long)]
+        dry_run: bool,
         /// Return at once
         #[arg(long)]
         no_wait: bool,
@@ -68,9 +71,12 @@ pub enum SnapshotCommand {
 pub async fn run(context: &Context, command: SnapshotCommand) -> Result<Exit, CliError> {
     let Context { client, output } = context;
     match command {
-        SnapshotCommand::Create { target, name, ttl, no_memory, no_wait } => {
+        SnapshotCommand::Create { target, name, ttl, no_memory, dry_run, no_wait } => {
             let spec = SnapshotSpec { name, life_time: ttl, with_memory: !no_memory };
-            create(context, &target, &spec, no_wait).await?;
+            match dry_run {
+                true => preview(context, &target, &spec).await?,
+                false => create(context, &target, &spec, no_wait).await?,
+            }
         }
         SnapshotCommand::Ls { target } => {
             let list = client.snapshots(&target.env, target.vm.as_deref()).await?;
@@ -85,6 +91,18 @@ pub async fn run(context: &Context, command: SnapshotCommand) -> Result<Exit, Cl
         }
     }
     Ok(Exit::DONE)
+}
+
+async fn preview(context: &Context, target: &Target, spec: &SnapshotSpec) -> Result<(), CliError> {
+    let Context { client, output } = context;
+    let only = target.vm.as_deref();
+    let ask = async || client.preview_snapshot(&target.env, only, spec).await;
+    let planned = patiently(*output, ask).await?;
+    output.result(&planned, || {
+        let mut table = Table::default();
+        planned.members.iter().for_each(|member| table.row([member.vm.as_str(), kept(member)]));
+        table.render()
+    })
 }
 
 async fn create(

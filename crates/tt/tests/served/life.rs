@@ -6,6 +6,9 @@ use crate::daemon::Daemon;
 fn a_snapshot_is_taken_listed_applied_and_removed() {
     let daemon = Daemon::start();
     daemon.tt(&["env", "create", "shop", "--vm", "web=micro", "--vm", "db=micro"]);
+    let told = daemon.tt(&["snapshot", "create", "shop", "before", "--dry-run"]).out;
+    assert_eq!(told, "web  memory and disk\ndb   memory and disk\n");
+    assert_eq!(daemon.tt(&["snapshot", "ls", "shop"]).out.lines().count(), 1);
     let taken = daemon.tt(&["snapshot", "create", "shop", "before", "--ttl", "1d"]);
     let rows: Vec<&str> = taken.out.lines().collect();
     assert_eq!(rows.len(), 2, "{}{}", taken.out, taken.err);
