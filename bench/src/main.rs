@@ -5,10 +5,14 @@ mod begin;
 mod by_hand;
 mod create;
 mod disks;
+mod docker;
 mod freeze;
 mod list;
+mod many;
 mod mount;
+mod net;
 mod pause;
+mod plane;
 mod ports;
 mod pulse;
 mod table;
@@ -20,14 +24,18 @@ use table::Row;
 type Bench = (&'static str, fn() -> Vec<Row>);
 
 /// All benches, in the order in which they run: those that need a quiet machine first.
-const BENCHES: [Bench; 8] = [
+const BENCHES: [Bench; 12] = [
     ("create", create::one_guest),
     ("begin", begin::from_memory),
     ("pause", pause::silence_by_memory),
     ("ten", create::ten_guests),
     ("freeze", freeze::ten_gib),
     ("disks", disks::create_image),
+    ("net", net::set_up),
+    ("flow", net::throughput),
+    ("connect", ports::connections_among_many),
     ("ports", ports::one_among_many),
+    ("many", many::three_hundred_envs),
     ("list", list::ten_thousand_vms),
 ];
 

@@ -332,7 +332,7 @@ impl Drop for Lab {
 }
 
 /// A host and a client outside of it, which is its way to everywhere else.
-pub(crate) fn spaces() -> (Space, Space) {
+pub fn spaces() -> (Space, Space) {
     let (host, client) = (Space::new().must("a space"), Space::new().must("a space"));
     host.ip(&format!("link add up0 type veth peer name eth0 netns {}", client.path()));
     host.ip(&format!("addr add {HOST}/24 dev up0"));

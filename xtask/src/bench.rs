@@ -15,7 +15,7 @@ use crate::{interrupt, packages, say};
 pub fn run(names: &[String]) -> Outcome {
     interrupt::remember_interrupts();
     let _ticket = Ticket::take()?;
-    packages::install(&packages::TO_RUN)?;
+    packages::install(&[packages::TO_RUN.as_slice(), &packages::TO_BENCH].concat())?;
     let built = compile::build_release()?;
     let run = |command: &str| cargo([command, "--package", "bench", "--release", "--locked"]);
     run("build")?.run()?;

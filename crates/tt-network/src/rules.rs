@@ -327,6 +327,9 @@ fn edge_chains() -> String {
 		ip saddr @{REFUSED} drop
 		drop
 	}}
+	chain at_gateway {{
+		fib daddr type {{ local, broadcast }} notrack
+	}}
 	chain by_port {{
 		meta l4proto {{ tcp, udp }} ip saddr . ip daddr . meta l4proto . th dport @{ALLOWED} return
 		goto refuse
@@ -335,10 +338,9 @@ fn edge_chains() -> String {
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "{BRIDGE}" accept
 		fib daddr oifname "{BRIDGE}" notrack
-		fib daddr type != {{ local, broadcast }} accept
-		udp dport {{ 53, 67 }} notrack
-		tcp dport 53 notrack
-		icmp type echo-request notrack
+		udp dport {{ 53, 67 }} goto at_gateway
+		tcp dport 53 goto at_gateway
+		icmp type echo-request goto at_gateway
 	}}
 	chain answered {{
 		type filter hook output priority raw; policy accept;

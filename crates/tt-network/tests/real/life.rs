@@ -3,9 +3,9 @@
 use crate::lab::{Echo, HOST, Lab, echoes, ip, run};
 use std::collections::BTreeSet;
 use std::path::Path;
-use tt_model::EnvId;
+use tt_model::{EnvId, Vm};
 use tt_network::conformance::{self, sample_vm};
-use tt_network::{Network, NetworkError, host_networks, public_address};
+use tt_network::{Found, Network, NetworkError, host_networks, public_address};
 
 fn forwards() -> bool {
     std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim() == "1"
@@ -32,6 +32,31 @@ fn the_real_driver_keeps_the_contract_and_leaves_nothing() {
         let left: Vec<_> = std::fs::read_dir(&lab.layout.run).unwrap().collect();
         assert!(left.is_empty(), "{left:?}");
         assert!(lab.run_dir().exists());
+    });
+}
+
+/// `cargo xtask bench many` does it with 300.
+#[test]
+fn many_envs_at_once_come_and_go_without_a_trace() {
+    Lab::run(|lab| {
+        let before = host_state();
+        lab.net.init().unwrap();
+        let net = &lab.net;
+        let envs: Vec<_> = (1..=24).map(|env| [0, 1].map(|at| sample_vm(EnvId(env), at))).collect();
+        let at_once = |act: &(dyn Fn(&Vm) -> Result<(), NetworkError> + Sync)| {
+            std::thread::scope(|scope| {
+                for part in envs.chunks(6) {
+                    scope.spawn(|| part.iter().flatten().for_each(|vm| act(vm).unwrap()));
+                }
+            });
+        };
+        at_once(&|vm| net.set_net(vm));
+        let found = net.found().unwrap();
+        assert_eq!(found.envs.values().map(BTreeSet::len).sum::<usize>(), 48, "{found:?}");
+        at_once(&|vm| net.unset_net(vm));
+        assert_eq!(net.found().unwrap(), Found::default());
+        net.close().unwrap();
+        assert_eq!(host_state(), before);
     });
 }
 
