@@ -18,6 +18,8 @@ use tempfile::TempDir;
 pub const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// The client's address.
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// Where the daemon asks for names that it does not know; nobody listens there unless the test does.
+pub const NAME_SERVER: &str = "127.0.0.1:5300";
 /// How long a daemon may take to answer, or to end.
 pub(crate) const DAEMON: Duration = Duration::from_secs(60);
 /// How much of a daemon's log is shown when a test fails, in bytes.
@@ -283,7 +285,7 @@ impl Lab {
         }
         let text = format!(
             "data_dir = {data:?}\nrun_dir = {run:?}\ncache_dir = {cache:?}\nguest_agent = {agent:?}\n\
-             public_addr = \"{HOST}\"\nupstream_dns = []\nlog = {log:?}\n{top}\
+             public_addr = \"{HOST}\"\nupstream_dns = [\"{NAME_SERVER}\"]\nlog = {log:?}\n{top}\
              [qemu]\naccelerator = \"{ACCELERATOR}\"\n{binary}[policy]\n{policy}"
         );
         fs::write(&self.config, text).must("write the configuration");

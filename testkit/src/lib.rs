@@ -19,7 +19,7 @@ mod wait;
 
 pub use api::Answer;
 pub use guard::guard;
-pub use lab::{CLIENT, HOST, Lab, Setup, spaces};
+pub use lab::{CLIENT, HOST, Lab, NAME_SERVER, Setup, spaces};
 pub use run::{PATIENCE, Run, run};
 pub use space::{Echo, Space, is_alive};
 pub use wait::{eventually, within};

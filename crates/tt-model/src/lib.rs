@@ -41,7 +41,7 @@ pub use net::{InnerPort, MacAddr, PortMap, Protocol};
 pub use recipe::Recipe;
 pub use reference::Reference;
 pub use remote::{Push, PushSpec, Remote};
-pub use rule::NetRule;
+pub use rule::{Destination, NamePattern, NetRule};
 pub use snapshot::{Snapshot, SnapshotState};
 pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};

@@ -1,35 +1,120 @@
-//! Where a Vm may connect to: a network, and one of its ports if not all. Values only.
+//! Where a Vm may connect to: a network or a name, and one of its ports if not all. Values only.
 
 use crate::InnerPort;
+use crate::check::quoted;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
-/// Addresses with a port or all ports. Written `192.0.2.7`, `192.0.2.0/24`, `192.0.2.7:443` (TCP),
-/// `192.0.2.0/24:53/udp`. Without a port it covers every protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// A name in a rule has at most that many bytes, so that a rule fits the comment of an element of nftables (255).
+pub const RULE_NAME_BYTES_MAX: usize = 240;
+/// Bytes of a label (RFC 1035 2.3.4).
+const LABEL_BYTES_MAX: usize = 63;
+/// Any name below another one.
+const BELOW: &str = "*.";
+
+/// A destination with a port or all ports. Written `192.0.2.7`, `192.0.2.0/24`, `192.0.2.7:443` (TCP),
+/// `192.0.2.0/24:53/udp`, `example.org`, `*.example.org:443`. Without a port it covers every protocol.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetRule {
-    /// The addresses; no bit is set beyond the prefix.
-    pub net: Ipv4Net,
+    /// Where.
+    pub to: Destination,
     /// The port; all if missing.
     pub port: Option<InnerPort>,
 }
 
+/// See [`NetRule`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Destination {
+    /// Addresses; no bit is set beyond the prefix.
+    Net(Ipv4Net),
+    /// What the Env's resolver finds under a name.
+    Name(NamePattern),
+}
+
+/// A name, or any name below one: `example.org`, `*.example.org`. In lower case, of letters, digits, `-`
+/// and `_`, of two labels at least: names of one label are those of members.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamePattern {
+    name: String,
+    is_below: bool,
+}
+
 impl NetRule {
-    /// Whether a packet of that protocol (number in the IP header) to that port is covered.
-    pub fn covers(&self, addr: Ipv4Addr, protocol: u8, port: u16) -> bool {
-        let is_port = |rule: InnerPort| rule.port == port && rule.protocol.number() == protocol;
-        self.net.contains(&addr) && self.port.is_none_or(is_port)
+    /// The name whose addresses it covers, if it is no network.
+    pub fn name(&self) -> Option<&NamePattern> {
+        match &self.to {
+            Destination::Net(_) => None,
+            Destination::Name(name) => Some(name),
+        }
+    }
+}
+
+impl NamePattern {
+    /// Whether `name` is covered: in lower case, without a dot at its end. `*.example.org` covers neither
+    /// `example.org` nor what is written with other characters than names of hosts.
+    pub fn covers(&self, name: &str) -> bool {
+        if !name.bytes().all(|byte| is_name_byte(byte) || byte == b'.') {
+            return false;
+        }
+        match self.is_below {
+            false => name == self.name,
+            true => name
+                .strip_suffix(&self.name)
+                .is_some_and(|head| head.strip_suffix('.').is_some_and(|below| !below.is_empty())),
+        }
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = ParseRuleError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, is_below) = match text.strip_prefix(BELOW) {
+            Some(name) => (name, true),
+            None => (text, false),
+        };
+        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+        let labels: Vec<&str> = name.split('.').collect();
+        let is_label = |label: &&str| {
+            let is_edge = |byte: Option<u8>| byte.is_some_and(|byte| byte != b'-');
+            let bytes = label.as_bytes();
+            bytes.len() <= LABEL_BYTES_MAX
+                && bytes.iter().all(|byte| is_name_byte(*byte))
+                && is_edge(bytes.first().copied())
+                && is_edge(bytes.last().copied())
+        };
+        // What ends with a number is an address, or was meant to be one.
+        let is_number = |label: &&str| label.bytes().all(|byte| byte.is_ascii_digit());
+        let is_name = name.len() <= RULE_NAME_BYTES_MAX
+            && (labels.len() >= 2 || is_below)
+            && labels.iter().all(is_label)
+            && !labels.last().is_some_and(is_number);
+        match is_name {
+            true => Ok(Self { name, is_below }),
+            false => Err(ParseRuleError { text: text.to_owned() }),
+        }
+    }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_'
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", if self.is_below { BELOW } else { "" }, self.name)
     }
 }
 
 impl fmt::Display for NetRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.net.prefix_len() {
-            32 => write!(f, "{}", self.net.addr())?,
-            _ => write!(f, "{}", self.net)?,
+        match &self.to {
+            Destination::Net(net) if net.prefix_len() == 32 => write!(f, "{}", net.addr())?,
+            Destination::Net(net) => write!(f, "{net}")?,
+            Destination::Name(name) => write!(f, "{name}")?,
         }
         match self.port {
             Some(port) => write!(f, ":{port}"),
@@ -41,7 +126,9 @@ impl fmt::Display for NetRule {
 /// A text that is no [`NetRule`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{text:?} is no destination; write 192.0.2.7, 192.0.2.0/24, 192.0.2.7:443 or 192.0.2.0/24:53/udp"
+    "{} is no destination; write 192.0.2.7, 192.0.2.0/24, 192.0.2.7:443, 192.0.2.0/24:53/udp, example.org \
+     or *.example.org:443",
+    quoted(.text)
 )]
 pub struct ParseRuleError {
     /// What was given.
@@ -53,18 +140,17 @@ impl FromStr for NetRule {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refuse = || ParseRuleError { text: text.to_owned() };
-        let (net, port) = match text.split_once(':') {
-            Some((net, port)) => (net, Some(port.parse().map_err(|_| refuse())?)),
+        let (to, port) = match text.split_once(':') {
+            Some((to, port)) => (to, Some(port.parse().map_err(|_| refuse())?)),
             None => (text, None),
         };
-        let net: Ipv4Net = match net.parse::<Ipv4Addr>() {
-            Ok(addr) => addr.into(),
-            Err(_) => net.parse().map_err(|_| refuse())?,
+        let to = match (to.parse::<Ipv4Addr>(), to.parse::<Ipv4Net>()) {
+            (Ok(addr), _) => Destination::Net(addr.into()),
+            (_, Ok(net)) if net == net.trunc() => Destination::Net(net),
+            (_, Ok(_)) => return Err(refuse()),
+            _ => Destination::Name(to.parse().map_err(|_| refuse())?),
         };
-        match net == net.trunc() {
-            true => Ok(Self { net, port }),
-            false => Err(refuse()),
-        }
+        Ok(Self { to, port })
     }
 }
 
@@ -83,45 +169,84 @@ impl<'de> Deserialize<'de> for NetRule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Protocol;
+
+    fn rule(text: &str) -> NetRule {
+        text.parse().unwrap()
+    }
 
     #[test]
     fn destinations_are_read_and_written() {
-        for text in
-            ["192.0.2.7", "192.0.2.0/24", "192.0.2.7:443", "192.0.2.0/24:53/udp", "0.0.0.0/0"]
-        {
-            let rule: NetRule = text.parse().unwrap();
-            assert_eq!(rule.to_string(), text);
-            let json = serde_json::to_string(&rule).unwrap();
-            assert_eq!(serde_json::from_str::<NetRule>(&json).unwrap(), rule);
+        for text in [
+            "192.0.2.7",
+            "192.0.2.0/24",
+            "192.0.2.7:443",
+            "192.0.2.0/24:53/udp",
+            "0.0.0.0/0",
+            "example.org",
+            "*.example.org",
+            "*.org:443",
+            "a-b.c_d.1a:53/udp",
+            "xn--bcher-kva.example:80",
+        ] {
+            assert_eq!(rule(text).to_string(), text);
+            let json = serde_json::to_string(&rule(text)).unwrap();
+            assert_eq!(serde_json::from_str::<NetRule>(&json).unwrap(), rule(text));
         }
+        assert_eq!(rule("Example.ORG.:443"), rule("example.org:443"));
+        let long = format!("{}org", "a.".repeat(RULE_NAME_BYTES_MAX / 2));
+        let label = format!("{}.org", "a".repeat(LABEL_BYTES_MAX + 1));
         for text in [
             "",
             ":",
             "192.0.2",
             "192.0.2.7/24",
             "192.0.2.0/33",
+            "192.0.2.300",
             "192.0.2.7:",
             "192.0.2.7:0",
             "192.0.2.7:80/sctp",
             ":80",
-            "example.com",
             "2001:db8::1",
             "192.0.2.7:80:80",
+            "*",
+            "*.",
+            "web",
+            "localhost:80",
+            "a.*.org",
+            "*a.org",
+            "**.org",
+            "a..org",
+            ".org",
+            "-a.org",
+            "a-.org",
+            "a b.org",
+            "b\u{fc}cher.example",
+            "example.org/24",
+            "https://example.org",
+            "example.org:443,",
+            &long,
+            &label,
         ] {
-            assert!(text.parse::<NetRule>().is_err(), "{text:?}");
+            let refused = text.parse::<NetRule>().unwrap_err().to_string();
+            assert!(refused.len() < 300, "{refused}");
         }
     }
 
     #[test]
-    fn a_rule_covers_its_network_and_port() {
-        let tcp = Protocol::Tcp.number();
-        let rule: NetRule = "192.0.2.0/24:443".parse().unwrap();
-        assert!(rule.covers([192, 0, 2, 9].into(), tcp, 443));
-        assert!(!rule.covers([192, 0, 3, 9].into(), tcp, 443));
-        assert!(!rule.covers([192, 0, 2, 9].into(), tcp, 80));
-        assert!(!rule.covers([192, 0, 2, 9].into(), Protocol::Udp.number(), 443));
-        let all: NetRule = "192.0.2.9".parse().unwrap();
-        assert!(all.covers([192, 0, 2, 9].into(), 1, 0));
+    fn a_name_covers_itself_or_what_is_below_it() {
+        let covers = |text: &str, name: &str| rule(text).name().unwrap().covers(name);
+        assert!(covers("example.org:443", "example.org"));
+        for name in ["a.example.org", "example.org.", "xexample.org", "org", ""] {
+            assert!(!covers("example.org", name), "{name}");
+        }
+        assert!(covers("*.example.org", "a.example.org"));
+        assert!(covers("*.example.org", "_a.b-2.example.org"));
+        for name in ["example.org", ".example.org", "aexample.org", "a.example.org.evil.net"] {
+            assert!(!covers("*.example.org", name), "{name}");
+        }
+        // Of one label below `org`, with a dot in it.
+        assert!(!covers("*.example.org", "a\\.example.org"));
+        assert!(!covers("*.example.org", "A.example.org"));
+        assert!(rule("192.0.2.7").name().is_none());
     }
 }

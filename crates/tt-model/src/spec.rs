@@ -88,7 +88,7 @@ pub struct VmSpec {
     /// runs. If missing, 22 where cloud-init is, else none.
     #[serde(default)]
     pub ready_port: Option<u16>,
-    /// Where alone it can connect to outside of its Env; everywhere if empty.
+    /// Where alone it can connect to outside of its Env, e.g. `192.0.2.0/24:443` or `*.example.org`; everywhere if empty.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub net_allowlist: Vec<NetRule>,
@@ -171,7 +171,7 @@ pub struct VmUpdate {
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
     pub net_blacklist: Option<Vec<Ipv4Addr>>,
-    /// Where alone it can connect to outside of its Env, all of it; everywhere if empty.
+    /// Where alone it can connect to outside of its Env, all of it, as in [`VmSpec::net_allowlist`]; everywhere if empty.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
     pub net_allowlist: Option<Vec<NetRule>>,

@@ -143,8 +143,8 @@ pub struct VmState {
     /// Addresses that it can not connect to.
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub net_blacklist: Vec<Ipv4Addr>,
-    /// Where alone it can connect to outside of its Env; everywhere if empty. What is in the blacklist
-    /// stays out of reach.
+    /// Where alone it can connect to outside of its Env, networks and names; everywhere if empty. What is in the
+    /// blacklist stays out of reach. With a name in it, its resolver knows members and these names alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
     pub net_allowlist: Vec<NetRule>,

@@ -2,6 +2,7 @@
 //! length in the message and never answers with more than a few times the question.
 
 use crate::EnvNames;
+use crate::named::Bounds;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
@@ -63,8 +64,8 @@ impl Zone {
     }
 
     /// Decides about `message`. `range`: where inner addresses come from; names for them are known
-    /// here or nowhere. `may_forward`: whether the guest may ask the outside at all.
-    pub(crate) fn decide(&self, message: &[u8], range: Ipv4Net, may_forward: bool) -> Verdict {
+    /// here or nowhere. `bounds`: what the guest may ask the outside.
+    pub(crate) fn decide(&self, message: &[u8], range: Ipv4Net, bounds: &Bounds) -> Verdict {
         if message.len() > MESSAGE_BYTES_MAX {
             return Verdict::Drop;
         }
@@ -82,8 +83,10 @@ impl Zone {
         let (code, records) = match self.look_up(query, range) {
             Some(Some(records)) => (ResponseCode::NoError, records),
             Some(None) => (ResponseCode::NXDomain, Vec::new()),
-            None if may_forward => return Verdict::Forward,
-            None => (ResponseCode::Refused, Vec::new()),
+            None if bounds.let_out(&text(query)) => return Verdict::Forward,
+            None if bounds.is_denied => (ResponseCode::Refused, Vec::new()),
+            // Some guests wait after a refusal, and none do after this one.
+            None => (ResponseCode::NXDomain, Vec::new()),
         };
         reply(&message, code, records).map_or(Verdict::Drop, Verdict::Answer)
     }
@@ -93,8 +96,8 @@ impl Zone {
         if query.query_class() != DNSClass::IN {
             return None;
         }
-        let text = query.name().to_ascii().to_ascii_lowercase();
-        let text = text.strip_suffix('.').unwrap_or(&text);
+        let text = text(query);
+        let text = text.as_str();
         let record = |data| Record::from_rdata(query.name().clone(), TTL_SECONDS, data);
         if let Some(addr) = reverse(text).filter(|addr| range.contains(addr)) {
             let Some(name) = self.by_addr.get(&addr) else {
@@ -124,6 +127,15 @@ impl Zone {
             None => None,
         }
     }
+}
+
+/// The name that is asked for, in lower case, without a dot at its end.
+pub(crate) fn text(query: &Query) -> String {
+    let mut text = query.name().to_ascii().to_ascii_lowercase();
+    if text.ends_with('.') {
+        text.pop();
+    }
+    text
 }
 
 /// The answer to `message` when nobody else gave one.
@@ -226,7 +238,7 @@ mod tests {
 
     fn ask(name: &str, kind: RecordType) -> Verdict {
         let range = "10.0.0.0/8".parse().unwrap();
-        zone().decide(&question(name, kind), range, true)
+        zone().decide(&question(name, kind), range, &Bounds::default())
     }
 
     fn answer(name: &str, kind: RecordType) -> (ResponseCode, Vec<String>) {
@@ -294,11 +306,17 @@ mod tests {
     fn who_may_not_ask_the_outside_is_refused() {
         let range = "10.0.0.0/8".parse().unwrap();
         let question = question("example.com.", RecordType::A);
-        let Verdict::Answer(bytes) = zone().decide(&question, range, false) else {
-            panic!("no answer");
+        let code = |bounds: &Bounds| match zone().decide(&question, range, bounds) {
+            Verdict::Answer(bytes) => {
+                Some(Message::from_vec(&bytes).unwrap().metadata.response_code)
+            }
+            _ => None,
         };
-        let message = Message::from_vec(&bytes).unwrap();
-        assert_eq!(message.metadata.response_code, ResponseCode::Refused);
+        let names = |name: &str| Bounds { is_denied: false, names: vec![name.parse().unwrap()] };
+        let denied = Bounds { is_denied: true, ..names("example.com") };
+        assert_eq!(code(&denied), Some(ResponseCode::Refused));
+        assert_eq!(code(&names("example.org")), Some(ResponseCode::NXDomain));
+        assert_eq!(code(&names("example.com")), None);
     }
 
     #[test]
@@ -306,13 +324,13 @@ mod tests {
         let range = "10.0.0.0/8".parse().unwrap();
         let good = question("db.", RecordType::A);
         for length in 0..good.len() {
-            assert_eq!(zone().decide(&good[..length], range, true), Verdict::Drop);
+            assert_eq!(zone().decide(&good[..length], range, &Bounds::default()), Verdict::Drop);
         }
         for at in 0..good.len() {
             for byte in 0..=255 {
                 let mut bad = good.clone();
                 bad[at] = byte;
-                if let Verdict::Answer(bytes) = zone().decide(&bad, range, true) {
+                if let Verdict::Answer(bytes) = zone().decide(&bad, range, &Bounds::default()) {
                     assert!(bytes.len() <= bad.len() + 32, "amplifies");
                 }
                 assert!(!is_answer(&good, &bad[..at]));
@@ -320,8 +338,8 @@ mod tests {
         }
         let mut response = good.clone();
         response[2] |= 0x80;
-        assert_eq!(zone().decide(&response, range, true), Verdict::Drop);
-        assert_eq!(zone().decide(&[0xff; 5000], range, true), Verdict::Drop);
+        assert_eq!(zone().decide(&response, range, &Bounds::default()), Verdict::Drop);
+        assert_eq!(zone().decide(&[0xff; 5000], range, &Bounds::default()), Verdict::Drop);
     }
 
     #[test]

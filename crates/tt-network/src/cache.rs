@@ -102,6 +102,16 @@ impl Kept {
     }
 }
 
+/// Lets nobody take an answer for younger than it may be: no age in it is above `seconds_max` then.
+pub(crate) fn cap_ages(answer: &mut [u8], seconds_max: u32) {
+    let Some((ages, _)) = read(answer) else { return };
+    for at in ages {
+        if let Some(age) = answer.get_mut(at..at + 4).and_then(|age| age.first_chunk_mut::<4>()) {
+            *age = u32::from_be_bytes(*age).min(seconds_max).to_be_bytes();
+        }
+    }
+}
+
 fn size(key: &[u8], kept: &Kept) -> usize {
     key.len() + kept.answer.len() + kept.ages.len() * size_of::<usize>()
 }

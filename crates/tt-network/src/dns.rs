@@ -83,18 +83,36 @@ impl Shared {
         if !door.names.take(member, now) {
             return false;
         }
-        let may_forward = !door.denied.contains(&member);
+        let bounds = door.bounds(member);
         let nobody = Zone::default();
         let zone = state.zones.get(&env).unwrap_or(&nobody);
-        match zone.decide(question, self.terms.range, may_forward) {
+        match zone.decide(question, self.terms.range, &bounds) {
             Verdict::Drop => return false,
             Verdict::Answer(answer) => self.deliver(state, env, client, question, &answer),
             Verdict::Forward => match door.cache.get(question, now) {
-                Some(answer) => self.deliver(state, env, client, question, &answer),
+                Some(answer) => self.tell(state, (env, member), client, question, answer),
                 None => self.forward(state, (env, member), client, question),
             },
         }
         true
+    }
+
+    /// Gives a member an answer from outside, and opens to it what that says.
+    fn tell(
+        &self,
+        state: &mut State,
+        (env, member): (EnvId, Ipv4Addr),
+        client: Client,
+        question: &[u8],
+        mut answer: Vec<u8>,
+    ) {
+        let Some(door) = state.doors.get_mut(&env) else { return };
+        if let Err(error) = door.open(member, &mut answer, self.terms.range) {
+            tracing::warn!(%env, %member, %error, "what a name stands for is not open");
+            let Some(failure) = answer::give_up(question) else { return };
+            answer = failure;
+        }
+        self.deliver(state, env, client, question, &answer);
     }
 
     /// Gives who asked its answer.
@@ -142,7 +160,7 @@ impl Shared {
                     Pending { env, member, client, question, id, tries: 1, link, deadline };
                 state.pending.insert(key, pending);
             }
-            _ => self.give_up(state, env, client, question),
+            _ => self.give_up(state, (env, member), client, question),
         }
     }
 
@@ -194,11 +212,11 @@ impl Shared {
                 }
                 answer[..2].copy_from_slice(&pending.question[..2]);
                 let Some(pending) = state.pending.remove(&key) else { return };
-                let Pending { env, client, question, .. } = pending;
+                let Pending { env, member, client, question, .. } = pending;
                 if let Some(door) = state.doors.get_mut(&env) {
                     door.cache.insert(&question, &answer, Instant::now());
                 }
-                self.deliver(state, env, client, &question, &answer);
+                self.tell(state, (env, member), client, &question, answer);
             }
             Ok(None) => {}
             // Nobody listens there.
@@ -248,16 +266,25 @@ impl Shared {
                 pending.deadline = Instant::now();
                 state.pending.insert(key, pending);
             }
-            None => self.give_up(state, pending.env, client, &pending.question),
+            None => {
+                let asker = (pending.env, pending.member);
+                self.give_up(state, asker, client, &pending.question);
+            }
         }
     }
 
     /// An answer that is out of date is better than none (RFC 8767).
-    fn give_up(&self, state: &mut State, env: EnvId, client: Client, question: &[u8]) {
+    fn give_up(
+        &self,
+        state: &mut State,
+        (env, member): (EnvId, Ipv4Addr),
+        client: Client,
+        question: &[u8],
+    ) {
         let Some(door) = state.doors.get(&env) else { return };
         let stale = door.cache.stale(question, Instant::now());
         if let Some(answer) = stale.or_else(|| answer::give_up(question)) {
-            self.deliver(state, env, client, question, &answer);
+            self.tell(state, (env, member), client, question, answer);
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::env::{BRIDGE_MTU, Inside, Plan};
 use crate::gate::Gate;
 use crate::locks::Locks;
 use crate::member::Member;
+use crate::named::Bounds;
 use crate::nat::Host;
 use crate::watch::RuleWatch;
 use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, netns, peers};
@@ -93,14 +94,14 @@ impl NetnsNetwork {
         let path = self.netns(env);
         let is_attached = made.gate.is_attached(env);
         let gateway = self.gateway();
-        let door = self.with_plan(made, env, |plan| {
+        let (door, is_new) = self.with_plan(made, env, |plan| {
             let set = || {
                 let mut inside = Inside::open()?;
-                inside.set(plan, member)?;
+                let is_new = inside.set(plan, member)?;
                 if is_attached {
-                    return Ok(None);
+                    return Ok((None, is_new));
                 }
-                Ok(Some((inside.open_gate(gateway)?, inside.denied()?)))
+                Ok((Some((inside.open_gate(gateway)?, inside.known()?)), is_new))
             };
             if netns::exists(&path) {
                 return netns::enter(&path, set);
@@ -110,11 +111,11 @@ impl NetnsNetwork {
             made.host.remove_edge(env)?;
             netns::make(&path, set)
         })?;
-        match door {
-            Some((sockets, denied)) => made.gate.attach(env, sockets, denied)?,
-            None => made.gate.set_denied(env, member.ip, member.is_denied),
+        if let Some((sockets, known)) = door {
+            made.gate.attach(env, sockets, known)?;
         }
-        Ok(())
+        made.gate.set_bounds(env, member.ip, member.bounds())?;
+        if is_new { made.gate.open_again(env) } else { Ok(()) }
     }
 
     /// Gives the gate its sockets in the namespaces that an earlier daemon left.
@@ -127,10 +128,10 @@ impl NetnsNetwork {
             }
             let open = || {
                 let mut inside = Inside::open()?;
-                Ok((inside.open_gate(gateway)?, inside.denied()?))
+                Ok((inside.open_gate(gateway)?, inside.known()?))
             };
             match netns::enter(&path, open) {
-                Ok((sockets, denied)) => made.gate.attach(env, sockets, denied)?,
+                Ok((sockets, known)) => made.gate.attach(env, sockets, known)?,
                 // The next `set_net` mends it, or the sweep removes it.
                 Err(error) => tracing::warn!(%env, %error, "no names in this env for now"),
             }
@@ -163,8 +164,7 @@ impl NetnsNetwork {
                 Err(NetworkError::NotSet { vm: vm.id })
             }
         })?;
-        made.gate.set_denied(vm.env_id, member.ip, member.is_denied);
-        Ok(())
+        made.gate.set_bounds(vm.env_id, member.ip, member.bounds())
     }
 
     fn members(&self, env: EnvId) -> Result<BTreeSet<VmId>, NetworkError> {
@@ -239,8 +239,7 @@ impl Network for NetnsNetwork {
         made.host.remove_route(env, vm.resource.ip_addr)?;
         let member = Member::from(vm);
         netns::enter(&self.netns(env), || Inside::open()?.unset_member(&member))?;
-        made.gate.set_denied(env, member.ip, false);
-        Ok(())
+        made.gate.set_bounds(env, member.ip, Bounds::default())
     }
 
     fn deny_outgoing(&self, vm: &Vm) -> Result<(), NetworkError> {

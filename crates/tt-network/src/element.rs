@@ -12,6 +12,7 @@ const COMMENT: u8 = 0;
 // Attributes of linux/netfilter/nf_tables.h.
 const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_SET_ELEM_DATA: u16 = 2;
+const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_SET_ELEM_USERDATA: u16 = 6;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_SET_ELEM_OBJREF: u16 = 9;
@@ -34,12 +35,14 @@ pub(crate) struct Element {
     pub(crate) key_end: Option<Vec<u8>>,
     /// The object that a map leads to.
     pub(crate) object: Option<String>,
+    /// How long it stays, for ever if missing; of one that was read, what is left of that.
+    pub(crate) life_ms: Option<u64>,
 }
 
 impl Element {
     /// An element of a set.
     pub(crate) fn of_key(key: Vec<u8>) -> Self {
-        Self { key, data: None, comment: None, key_end: None, object: None }
+        Self { key, data: None, comment: None, key_end: None, object: None, life_ms: None }
     }
 
     /// An element of a set of ranges.
@@ -67,6 +70,9 @@ pub(crate) fn emit_element(element: Element) -> ListAttribute<SetElementAttribut
     if let Some(end) = element.key_end {
         attributes.push(SetElementAttribute::KeyEnd(vec![DefaultNla::new(NFTA_DATA_VALUE, end)]));
     }
+    if let Some(life_ms) = element.life_ms {
+        attributes.push(SetElementAttribute::Timeout(life_ms));
+    }
     if let Some(name) = element.object {
         attributes.push(SetElementAttribute::ObjectRefrence(name));
     }
@@ -76,7 +82,7 @@ pub(crate) fn emit_element(element: Element) -> ListAttribute<SetElementAttribut
     if let Some(comment) = element.comment {
         let mut text = comment.into_bytes();
         text.push(0);
-        // Comments are two ids: far below the 255 bytes that the length can say.
+        // Comments are two ids or a rule: below the 255 bytes that the length can say.
         let mut bytes = vec![COMMENT, text.len() as u8];
         bytes.append(&mut text);
         attributes.push(SetElementAttribute::UserData(bytes));
@@ -92,6 +98,9 @@ pub(crate) fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {
             NFTA_SET_ELEM_KEY_END => found.key_end = Some(read_value(attribute.value())?),
             NFTA_SET_ELEM_OBJREF => found.object = Some(text(attribute.value())),
             NFTA_SET_ELEM_DATA => found.data = Some(read_value(attribute.value())?),
+            NFTA_SET_ELEM_EXPIRATION => {
+                found.life_ms = attribute.value().try_into().map(u64::from_be_bytes).ok();
+            }
             NFTA_SET_ELEM_USERDATA => found.comment = read_comment(attribute.value()),
             _ => {}
         }

@@ -127,6 +127,26 @@ impl Elements {
         if messages.is_empty() { Ok(()) } else { self.batch(messages) }
     }
 
+    /// Lets `element` take the place of what has its key, if anything has: at once, for whoever looks. Nobody
+    /// else may add that key meanwhile; what is there may end by itself.
+    pub(crate) fn replace(&mut self, set: Set<'_>, element: &Element) -> io::Result<()> {
+        let add = || Change { add: vec![element.clone()], ..Change::nothing(set) };
+        if self.find(set, &element.key)?.is_some() {
+            let remove = vec![Element::of_key(element.key.clone())];
+            match self.change_at_once(&[Change { remove, ..add() }]) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => return result,
+            }
+        }
+        self.change_at_once(&[add()])
+    }
+
+    /// Removes what has that key, if anything has.
+    pub(crate) fn discard(&mut self, set: Set<'_>, key: &[u8]) -> io::Result<()> {
+        let remove = vec![Element::of_key(key.to_owned())];
+        absent_as_none(self.change_at_once(&[Change { remove, ..Change::nothing(set) }])).map(drop)
+    }
+
     /// Makes all changes, removals first. What is removed must be there; what is added may be there
     /// already, leading to the same.
     ///

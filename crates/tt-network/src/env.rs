@@ -3,8 +3,8 @@
 //! except that a new edge has its other end on the host.
 
 use crate::dhcp::SERVER_PORT;
+use crate::door::Sockets;
 use crate::elements::Elements;
-use crate::gate::Sockets;
 use crate::link::{Link, Links, Route};
 use crate::member::{Member, fail};
 use crate::nft::{self, BRIDGE, EDGE, ENV_TABLE};
@@ -70,12 +70,15 @@ impl Inside {
     }
 
     /// Makes what is missing of bridge, edge and rules, and of a member, and takes away what the
-    /// member's record no longer says. Without its elements, nothing leaves a tap.
-    pub(crate) fn set(&mut self, plan: &Plan<'_>, member: &Member) -> Result<(), NetworkError> {
+    /// member's record no longer says. Without its elements, nothing leaves a tap. True if the rules were
+    /// loaded, so that nothing else is in their sets.
+    pub(crate) fn set(&mut self, plan: &Plan<'_>, member: &Member) -> Result<bool, NetworkError> {
         let loading = self.ensure(plan)?;
+        let is_new = loading.is_some();
         self.set_port(member)?;
         loading.map_or(Ok(()), nft::Loading::finish)?;
-        self.set_elements(member)
+        self.set_elements(member)?;
+        Ok(is_new)
     }
 
     fn ensure(&mut self, plan: &Plan<'_>) -> Result<Option<nft::Loading>, NetworkError> {
@@ -162,7 +165,7 @@ impl Inside {
             names.set_nonblocking(true)?;
             listener.set_nonblocking(true)?;
             leases.set_nonblocking(true)?;
-            Ok(Sockets { names, listener, leases })
+            Ok(Sockets { names, listener, leases, elements: Elements::open()? })
         };
         open().map_err(|source| NetworkError::Resolve { action: "open sockets for", source })
     }

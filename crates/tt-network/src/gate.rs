@@ -4,26 +4,24 @@
 //! rules let nobody else in.
 
 use crate::answer::Zone;
-use crate::cache::Cache;
 use crate::dhcp::{self, Terms};
 use crate::dns::Pending;
+use crate::door::{Door, Sockets};
+use crate::member::Known;
+use crate::named::Bounds;
 use crate::streams::Stream;
-use crate::{EnvNames, MEMBERS_MAX, NetworkError};
+use crate::{EnvNames, NetworkError};
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tt_model::EnvId;
 
-/// Questions for names that a member may ask in a second, and at once; those by UDP are held back before (`rules.rs`).
-const NAMES_RATE: Rate = Rate { per_second: 500.0, burst: 1000.0 };
-/// Questions for its address: a member asks a few times when it boots and once an hour.
-const LEASES_RATE: Rate = Rate { per_second: 5.0, burst: 20.0 };
 /// Messages read from one socket before the others have their turn.
 pub(crate) const READS_PER_TURN: usize = 32;
 /// Events read at once.
@@ -85,14 +83,6 @@ pub(crate) struct Gate {
     thread: Option<JoinHandle<()>>,
 }
 
-/// An Env's sockets on its gateway.
-#[derive(Debug)]
-pub(crate) struct Sockets {
-    pub(crate) names: UdpSocket,
-    pub(crate) listener: TcpListener,
-    pub(crate) leases: UdpSocket,
-}
-
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) epoll: OwnedFd,
@@ -109,16 +99,6 @@ pub(crate) struct State {
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) streams: BTreeMap<u64, Stream>,
     last_key: u64,
-}
-
-/// Where the members of an Env ask.
-#[derive(Debug)]
-pub(crate) struct Door {
-    pub(crate) sockets: Sockets,
-    pub(crate) denied: BTreeSet<Ipv4Addr>,
-    pub(crate) cache: Cache,
-    pub(crate) names: Buckets,
-    leases: Buckets,
 }
 
 impl Gate {
@@ -157,13 +137,12 @@ impl Gate {
         self.shared.state().doors.contains_key(&env)
     }
 
-    /// Answers on `sockets`, which lie in the Env's namespace. `denied`: members who get no answer
-    /// from outside.
+    /// Answers on `sockets`, which lie in the Env's namespace. `known`: what that says already.
     pub(crate) fn attach(
         &self,
         env: EnvId,
         sockets: Sockets,
-        denied: BTreeSet<Ipv4Addr>,
+        known: Known,
     ) -> Result<(), NetworkError> {
         let mut state = self.shared.state();
         let add = |socket: &dyn AsFd, source: Source| {
@@ -174,25 +153,30 @@ impl Gate {
         add(&sockets.names, Source::Names(env))?;
         add(&sockets.listener, Source::Listener(env))?;
         add(&sockets.leases, Source::Leases(env))?;
-        let door = Door {
-            sockets,
-            denied,
-            cache: Cache::default(),
-            names: Buckets::new(NAMES_RATE),
-            leases: Buckets::new(LEASES_RATE),
-        };
-        state.doors.insert(env, door);
+        state.doors.insert(env, Door::new(sockets, known));
         Ok(())
     }
 
-    /// Whether a member gets answers from outside.
-    pub(crate) fn set_denied(&self, env: EnvId, member: Ipv4Addr, is_denied: bool) {
-        if let Some(door) = self.shared.state().doors.get_mut(&env) {
-            if is_denied {
-                door.denied.insert(member);
-            } else {
-                door.denied.remove(&member);
-            }
+    /// Changes what a member gets from outside.
+    pub(crate) fn set_bounds(
+        &self,
+        env: EnvId,
+        member: Ipv4Addr,
+        bounds: Bounds,
+    ) -> Result<(), NetworkError> {
+        let fail = |source| NetworkError::Resolve { action: "close addresses by", source };
+        match self.shared.state().doors.get_mut(&env) {
+            Some(door) => door.set_bounds(member, bounds).map_err(fail),
+            None => Ok(()),
+        }
+    }
+
+    /// The rules of an Env were put back: opens again what answers had opened.
+    pub(crate) fn open_again(&self, env: EnvId) -> Result<(), NetworkError> {
+        let fail = |source| NetworkError::Resolve { action: "open addresses by", source };
+        match self.shared.state().doors.get_mut(&env) {
+            Some(door) => door.open_again().map_err(fail),
+            None => Ok(()),
         }
     }
 
@@ -286,51 +270,6 @@ impl State {
         let pending = self.pending.values().map(|pending| pending.deadline);
         let next = pending.chain(self.streams.values().map(|stream| stream.deadline)).min()?;
         Some(next.saturating_duration_since(Instant::now()))
-    }
-}
-
-/// How often something may be.
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    per_second: f64,
-    burst: f64,
-}
-
-/// A bucket of tokens for each member: who floods is not answered, and its neighbours are.
-#[derive(Debug)]
-pub(crate) struct Buckets {
-    rate: Rate,
-    of: BTreeMap<Ipv4Addr, Tokens>,
-}
-
-#[derive(Debug)]
-struct Tokens {
-    left: f64,
-    filled: Instant,
-}
-
-impl Buckets {
-    fn new(rate: Rate) -> Self {
-        Self { rate, of: BTreeMap::new() }
-    }
-
-    /// Takes one of a member's, if it has one. The rules let nobody ask under another one's address,
-    /// so there are no more buckets than an Env ever had members.
-    pub(crate) fn take(&mut self, member: Ipv4Addr, now: Instant) -> bool {
-        let Rate { per_second, burst } = self.rate;
-        if self.of.len() >= MEMBERS_MAX && !self.of.contains_key(&member) {
-            // Full again by now, or nearly: they are as good as new ones.
-            self.of.clear();
-        }
-        let tokens = self.of.entry(member).or_insert(Tokens { left: burst, filled: now });
-        let passed = now.saturating_duration_since(tokens.filled).as_secs_f64();
-        tokens.filled = now;
-        tokens.left = (tokens.left + passed * per_second).min(burst);
-        let has_one = tokens.left >= 1.0;
-        if has_one {
-            tokens.left -= 1.0;
-        }
-        has_one
     }
 }
 

@@ -4,17 +4,19 @@ use crate::element::Element;
 use crate::elements::{Change, Set};
 use crate::env::Inside;
 use crate::limit::Limit;
+use crate::named::{self, Bounds, Entry};
 use crate::nft::{
     ALLOWED, ASKERS, BLACKLIST, BLOCKED, DELIVERED, DENY_OUT, ENV_TABLE, LIMITED, MEMBERS,
-    RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED, TAPS,
+    NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED, TAPS,
 };
 use crate::{NetworkError, Traffic, rules};
+use ipnet::Ipv4Net;
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::Ipv4Addr;
-use tt_model::{MacAddr, NetRule, Vm, names};
+use tt_model::{Destination, MacAddr, NetRule, Vm, names};
 
 /// What the namespace knows of a member.
 #[derive(Clone, Debug)]
@@ -37,11 +39,26 @@ impl From<&Vm> for Member {
             mac: vm.resource.mac_addr,
             is_denied: vm.deny_outgoing,
             blacklist: vm.state.net_blacklist.iter().copied().collect(),
-            allowlist: vm.state.net_allowlist.iter().copied().collect(),
+            allowlist: vm.state.net_allowlist.iter().cloned().collect(),
             up_kbit: vm.resource.up_kbit,
             down_kbit: vm.resource.down_kbit,
         }
     }
+}
+
+impl Member {
+    /// What the resolver does for it.
+    pub(crate) fn bounds(&self) -> Bounds {
+        let rules = self.allowlist.iter().filter(|rule| rule.name().is_some());
+        Bounds { is_denied: self.is_denied, names: rules.cloned().collect() }
+    }
+}
+
+/// What the resolver finds of an earlier daemon's.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) bounds: BTreeMap<Ipv4Addr, Bounds>,
+    pub(crate) opened: Vec<Entry>,
 }
 
 impl Inside {
@@ -131,11 +148,32 @@ impl Inside {
         changed.map_err(|e| fail("change", map, e))
     }
 
-    /// Addresses of the members that may open no connection to the outside.
-    pub(crate) fn denied(&mut self) -> Result<BTreeSet<Ipv4Addr>, NetworkError> {
-        let elements = self.read(DENY_OUT)?;
-        let keys = elements.into_iter().map(|element| element.key);
-        Ok(keys.filter_map(|key| Some(<[u8; 4]>::try_from(key).ok()?.into())).collect())
+    /// What the resolver is to know of all members.
+    pub(crate) fn known(&mut self) -> Result<Known, NetworkError> {
+        let mut known = Known::default();
+        for element in self.read(DENY_OUT)? {
+            if let Some(member) = named::member_of(&element) {
+                known.bounds.entry(member).or_default().is_denied = true;
+            }
+        }
+        for element in self.read_if_there(NAME_RULES)? {
+            let rule = element.comment.as_deref().and_then(|text| text.parse::<NetRule>().ok());
+            if let (Some(member), Some(rule)) = (named::member_of(&element), rule) {
+                known.bounds.entry(member).or_default().names.push(rule);
+            }
+        }
+        for set in [NAMED, NAMED_PORTS] {
+            known.opened.extend(self.read_if_there(set)?.iter().filter_map(Entry::read));
+        }
+        Ok(known)
+    }
+
+    /// Rules of an earlier version may not have the set.
+    fn read_if_there(&mut self, name: &'static str) -> Result<Vec<Element>, NetworkError> {
+        match self.elements.read(set(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            result => result.map_err(|e| fail("read", name, e)),
+        }
     }
 
     /// Whether the rules are those of this version; somebody may have flushed them.
@@ -174,9 +212,12 @@ impl Inside {
     }
 }
 
-fn set(name: &'static str) -> Set<'static> {
-    let is_edge = [DENY_OUT, LIMITED, ALLOWED, REACHABLE, REFUSED].contains(&name);
-    let family = if is_edge { Family::Inet } else { Family::Bridge };
+/// Sets of the table that stands between members and the rest of the world.
+const EDGE_SETS: [&str; 8] =
+    [DENY_OUT, LIMITED, ALLOWED, REACHABLE, REFUSED, NAMED, NAMED_PORTS, NAME_RULES];
+
+pub(crate) fn set(name: &'static str) -> Set<'static> {
+    let family = if EDGE_SETS.contains(&name) { Family::Inet } else { Family::Bridge };
     Set { family, table: ENV_TABLE, name }
 }
 
@@ -216,7 +257,7 @@ fn mark(member: &Member) -> String {
 }
 
 /// All that a member has in sets but its blacklist and [`MEMBERS`]: set, how its keys begin, elements.
-fn wanted(member: &Member) -> [(&'static str, Vec<u8>, BTreeSet<Element>); 10] {
+fn wanted(member: &Member) -> [(&'static str, Vec<u8>, BTreeSet<Element>); 11] {
     let (tap, ip) = (tap_key(member), member.ip.octets().to_vec());
     let one = |key: &[u8]| BTreeSet::from([Element::of_key(key.to_vec())]);
     let none = BTreeSet::new;
@@ -232,32 +273,41 @@ fn wanted(member: &Member) -> [(&'static str, Vec<u8>, BTreeSet<Element>); 10] {
         (DENY_OUT, ip.clone(), if member.is_denied { one(&ip) } else { none() }),
         (LIMITED, ip.clone(), if is_limited { one(&ip) } else { none() }),
         (ALLOWED, ip.clone(), ranges(member, true)),
-        (REACHABLE, ip, ranges(member, false)),
+        (REACHABLE, ip.clone(), ranges(member, false)),
+        (NAME_RULES, ip, name_rules(member)),
     ]
 }
 
 /// Ranges of member and destination, with protocol and port where a rule names one.
 fn ranges(member: &Member, with_port: bool) -> BTreeSet<Element> {
     let key = |addr: Ipv4Addr, rule: &NetRule| {
-        let mut key = [member.ip.octets(), addr.octets()].concat();
-        if let Some(inner) = rule.port {
-            let [high, low] = inner.port.to_be_bytes();
-            key.extend([inner.protocol.number(), 0, 0, 0, high, low, 0, 0]);
-        }
-        key
+        let port = rule.port.map(named::port_bytes);
+        [&member.ip.octets()[..], &addr.octets(), &port.unwrap_or_default()].concat()
+    };
+    let nets = || {
+        member.allowlist.iter().filter_map(|rule| match rule.to {
+            Destination::Net(net) if rule.port.is_some() == with_port => Some((net, rule)),
+            _ => None,
+        })
     };
     // A set of ranges takes none that lies in another one.
-    let is_covered = |rule: &NetRule| {
-        let mut others = member.allowlist.iter().filter(|other| *other != rule);
-        others.any(|other| other.port == rule.port && other.net.contains(&rule.net))
+    let is_covered = |net: &Ipv4Net, rule: &NetRule| {
+        nets().any(|(of, other)| other != rule && other.port == rule.port && of.contains(net))
     };
-    let rules = member.allowlist.iter().filter(|rule| rule.port.is_some() == with_port);
-    rules
-        .filter(|rule| !is_covered(rule))
-        .map(|rule| {
-            Element::of_range(key(rule.net.network(), rule), key(rule.net.broadcast(), rule))
-        })
+    let alone = nets().filter(|(net, rule)| !is_covered(net, rule));
+    alone
+        .map(|(net, rule)| Element::of_range(key(net.network(), rule), key(net.broadcast(), rule)))
         .collect()
+}
+
+/// The rules with names, as the next daemon reads them.
+fn name_rules(member: &Member) -> BTreeSet<Element> {
+    let element = |rule: &NetRule| {
+        let key = [member.ip.octets(), named::mark(rule).to_ne_bytes()].concat();
+        Element { comment: Some(rule.to_string()), ..Element::of_key(key) }
+    };
+    let rules = member.allowlist.iter().filter(|rule| rule.name().is_some());
+    rules.map(element).collect()
 }
 
 fn listed(member: &Member) -> BTreeSet<Element> {

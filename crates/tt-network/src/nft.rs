@@ -45,6 +45,12 @@ pub(crate) const LIMITED: &str = "limited";
 /// and at one.
 pub(crate) const REACHABLE: &str = "reachable";
 pub(crate) const ALLOWED: &str = "allowed";
+/// Maps in the namespace: member and an address that the resolver has told it, to the rule that lets it
+/// connect there, at all ports and at one; for as long as the answer lives.
+pub(crate) const NAMED: &str = "named";
+pub(crate) const NAMED_PORTS: &str = "named_ports";
+/// Set in the namespace: member and the rules with names that it has.
+pub(crate) const NAME_RULES: &str = "name_rules";
 /// Set in the namespace that counts what of a member's may not leave.
 pub(crate) const REFUSED: &str = "refused";
 /// Set of the host's table that counts what of a member's the host stopped.

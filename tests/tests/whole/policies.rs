@@ -1,7 +1,8 @@
 //! Who may open connections to where, changed while connections are open.
 
+use std::net::UdpSocket;
 use std::time::Duration;
-use testkit::{CLIENT, Echo, HOST, Lab, within};
+use testkit::{CLIENT, Echo, HOST, Lab, NAME_SERVER, within};
 
 /// Where the outside listens.
 const OUTSIDE: u16 = 7000;
@@ -22,6 +23,7 @@ fn policies_hold_for_open_connections_and_through_every_rest() {
     one_member_is_denied(&lab);
     an_address_is_blocked(&lab);
     an_allow_list_and_rates_hold(&lab);
+    names_in_an_allow_list_hold(&lab);
     flushed_rules_come_back(&lab);
     a_whole_env_is_denied(&mut lab);
     drop(outside);
@@ -110,6 +112,48 @@ fn an_allow_list_and_rates_hold(lab: &Lab) {
     assert!(count("blocked_packets") > 0 && count("sent_bytes") > 0, "{traffic}");
     lab.tt(&["vm", "update", "shop/a", "--no-allow", "--up", "0", "--down", "0"]).good();
     goes_on(lab);
+}
+
+/// Answers every question for an address with the client's, until the message `end`.
+fn serve_names(socket: &UdpSocket) {
+    let mut message = [0; 512];
+    loop {
+        let (length, from) = socket.recv_from(&mut message).unwrap();
+        if &message[..length] == b"end" {
+            return;
+        }
+        // Behind the header stands the question: a name, two bytes of its kind, two of its class.
+        let end = 12 + message[12..].iter().position(|byte| *byte == 0).unwrap() + 5;
+        let is_v4 = message[end - 4..end - 2] == [0, 1];
+        let head = [&message[..2], &[0x81, 0x80, 0, 1, 0, is_v4.into(), 0, 0, 0, 0]].concat();
+        let record = [&[0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4], &CLIENT.octets()[..]].concat();
+        let record = if is_v4 { record } else { Vec::new() };
+        let answer = [&head[..], &message[12..end], &record].concat();
+        socket.send_to(&answer, from).unwrap();
+    }
+}
+
+fn names_in_an_allow_list_hold(lab: &Lab) {
+    let socket = lab.host.run(|| UdpSocket::bind(NAME_SERVER)).unwrap();
+    let server = std::thread::spawn(move || serve_names(&socket));
+    let resolves = |name: &str| lab.exec("shop/a", &["nslookup", name]).code == Some(0);
+    let (one, below) = ("www.example.org", "*.shop.example:7000");
+    lab.tt(&["vm", "update", "shop/a", "--allow", one, "--allow", below]).good();
+    let shown = lab.tt(&["vm", "show", "shop/a"]).good();
+    assert!(shown.contains(one) && shown.contains(below), "{shown}");
+    assert!(!opens(lab, "shop/a") && opens(lab, "shop/b"));
+    assert!(!resolves("example.org") && !resolves("secret.example.net") && resolves("b"));
+    assert!(!opens(lab, "shop/a"));
+    assert!(resolves("a.shop.example"));
+    assert!(opens(lab, "shop/a"));
+    // The rule under which it is open goes, and with it the way.
+    lab.tt(&["vm", "update", "shop/a", "--allow", one]).good();
+    assert!(!opens(lab, "shop/a") && resolves(one) && opens(lab, "shop/a"));
+    lab.tt(&["vm", "update", "shop/a", "--no-allow"]).good();
+    goes_on(lab);
+    let end = lab.host.run(|| UdpSocket::bind("127.0.0.1:0")).unwrap();
+    end.send_to(b"end", NAME_SERVER).unwrap();
+    server.join().unwrap();
 }
 
 /// An administrator flushes all rules of the host.

@@ -249,7 +249,7 @@ fn port_map(
 
 /// Each destination once, in one order.
 pub(super) fn unique(rules: &[NetRule]) -> Vec<NetRule> {
-    rules.iter().copied().collect::<BTreeSet<_>>().into_iter().collect()
+    rules.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn refuse(

@@ -44,7 +44,7 @@ impl FakeNetwork {
     }
 
     pub(super) fn set_allowed(&self, vm: &Vm) -> Result<(), NetworkError> {
-        let wanted: BTreeSet<NetRule> = vm.state.net_allowlist.iter().copied().collect();
+        let wanted: BTreeSet<NetRule> = vm.state.net_allowlist.iter().cloned().collect();
         self.act(
             "net.allowlist",
             |world| world.allowlists.get(&vm.id).cloned().unwrap_or_default() != wanted,

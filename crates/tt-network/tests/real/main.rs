@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod changes;
 #[cfg(test)]
+mod domains;
+#[cfg(test)]
 mod flat;
 #[cfg(test)]
 mod hostile;

@@ -20,7 +20,7 @@ const KEY_BYTES: usize = 16;
 pub const VM_HELP: &str = "A member, or several alike:\n\
     [NAME=]TEMPLATE[,engine=NAME][,cpu=N][,mem=SIZE][,disk=SIZE]\n\
     [,port=PORT[/udp]]..[,net=nat|flat][,count=N][,image=ID]\n\
-    [,allow=NET[:PORT[/udp]]]..[,up=KBIT][,down=KBIT]\n\
+    [,allow=NET|NAME[:PORT[/udp]]]..[,up=KBIT][,down=KBIT]\n\
     [,ready=PORT|running][,keep-image][,no-rand-uuid]";
 
 /// Arguments of `tt env create`.

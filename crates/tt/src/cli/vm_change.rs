@@ -72,8 +72,8 @@ struct Wanted {
     /// Forbid no address
     #[arg(long)]
     no_block: bool,
-    /// Where alone it can connect to outside of its Env, all of it
-    #[arg(long = "allow", value_name = "NET[:PORT[/udp]]", conflicts_with = "no_allow")]
+    /// Where alone it can connect to outside of its Env, all of it: networks, names, names below one
+    #[arg(long = "allow", value_name = "NET|NAME[:PORT[/udp]]", conflicts_with = "no_allow")]
     allowed: Vec<NetRule>,
     /// Let it connect to everywhere that is not blocked
     #[arg(long)]

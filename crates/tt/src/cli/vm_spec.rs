@@ -235,7 +235,7 @@ mod tests {
     fn every_option_lands_in_its_field() {
         let spec = parse_vm_spec(
             "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,allow=192.0.2.0/24:443,\
-             allow=192.0.2.9,up=1000,down=2000,count=3,image=7,ready=80,keep-image,no-rand-uuid",
+             allow=*.example.org:443,up=1000,down=2000,count=3,image=7,ready=80,keep-image,no-rand-uuid",
         );
         let port = |port, protocol| InnerPort { port, protocol };
         assert_eq!(
@@ -248,7 +248,9 @@ mod tests {
                 disk_size: Some(10240),
                 ports: vec![port(80, Protocol::Tcp), port(53, Protocol::Udp)],
                 net_kind: NetKind::Flatten,
-                net_allowlist: ["192.0.2.0/24:443", "192.0.2.9"].map(|r| r.parse().unwrap()).into(),
+                net_allowlist: ["192.0.2.0/24:443", "*.example.org:443"]
+                    .map(|r| r.parse().unwrap())
+                    .into(),
                 up_kbit: Some(1000),
                 down_kbit: Some(2000),
                 count: Some(3),

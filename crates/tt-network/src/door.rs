@@ -1,0 +1,103 @@
+//! Where the members of one Env ask: the sockets in its namespace, what each of them may ask, and what is
+//! opened to it by the answers. It never decides about a packet: the rules do.
+
+use crate::buckets::{Buckets, Rate};
+use crate::cache::{self, Cache};
+use crate::elements::Elements;
+use crate::member::{Known, set};
+use crate::named::{self, Bounds, LIFE_MAX_SECONDS, Opened, Place, Step};
+use crate::nft::{NAMED, NAMED_PORTS};
+use ipnet::Ipv4Net;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::time::Instant;
+
+/// Questions for names that a member may ask in a second, and at once; those by UDP are held back before
+/// (`rules/env.rs`).
+const NAMES_RATE: Rate = Rate { per_second: 500.0, burst: 1000.0 };
+/// Questions for its address: a member asks a few times when it boots and once an hour.
+const LEASES_RATE: Rate = Rate { per_second: 5.0, burst: 20.0 };
+
+/// An Env's sockets on its gateway.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) names: UdpSocket,
+    pub(crate) listener: TcpListener,
+    pub(crate) leases: UdpSocket,
+    /// For what answers open.
+    pub(crate) elements: Elements,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Door {
+    pub(crate) sockets: Sockets,
+    bounds: BTreeMap<Ipv4Addr, Bounds>,
+    opened: Opened,
+    pub(crate) cache: Cache,
+    pub(crate) names: Buckets,
+    pub(crate) leases: Buckets,
+}
+
+impl Door {
+    /// `known`: what the namespace says already.
+    pub(crate) fn new(sockets: Sockets, known: Known) -> Self {
+        let mut opened = Opened::default();
+        opened.take(known.opened, Instant::now());
+        Self {
+            sockets,
+            bounds: known.bounds,
+            opened,
+            cache: Cache::default(),
+            names: Buckets::new(NAMES_RATE),
+            leases: Buckets::new(LEASES_RATE),
+        }
+    }
+
+    /// What a member may ask.
+    pub(crate) fn bounds(&self, member: Ipv4Addr) -> Bounds {
+        self.bounds.get(&member).cloned().unwrap_or_default()
+    }
+
+    /// Changes that; what was open under names that are not among its rules any more is closed.
+    pub(crate) fn set_bounds(&mut self, member: Ipv4Addr, bounds: Bounds) -> io::Result<()> {
+        let steps = self.opened.bound(member, &bounds, Instant::now());
+        match bounds == Bounds::default() {
+            true => drop(self.bounds.remove(&member)),
+            false => drop(self.bounds.insert(member, bounds)),
+        }
+        self.carry_out(steps)
+    }
+
+    /// Opens what an answer from outside says to the member that is to get it.
+    pub(crate) fn open(
+        &mut self,
+        member: Ipv4Addr,
+        answer: &mut [u8],
+        range: Ipv4Net,
+    ) -> io::Result<()> {
+        let Some(bounds) = self.bounds.get(&member).filter(|bounds| !bounds.names.is_empty())
+        else {
+            return Ok(());
+        };
+        cache::cap_ages(answer, LIFE_MAX_SECONDS);
+        let steps = self.opened.open(member, bounds, answer, range, Instant::now());
+        self.carry_out(steps)
+    }
+
+    /// Opens again what was open: the rules were put back, and nothing was with them.
+    pub(crate) fn open_again(&mut self) -> io::Result<()> {
+        let steps = self.opened.again(Instant::now());
+        self.carry_out(steps)
+    }
+
+    fn carry_out(&mut self, steps: Vec<Step>) -> io::Result<()> {
+        let of = |(_, port): Place| set(if port.is_some() { NAMED_PORTS } else { NAMED });
+        let elements = &mut self.sockets.elements;
+        steps.into_iter().try_for_each(|step| match step {
+            Step::Write(entry) => elements.replace(of(entry.place), &entry.element()),
+            Step::Remove(member, place) => elements.discard(of(place), &named::key(member, place)),
+        })
+    }
+}
