@@ -3,7 +3,7 @@
 
 use crate::buckets::{Buckets, Rate};
 use crate::cache::{self, Cache};
-use crate::elements::Elements;
+use crate::elements::{Change, Element, Elements, Set};
 use crate::member::{Known, set};
 use crate::named::{self, Bounds, LIFE_MAX_SECONDS, Opened, Place, Step};
 use crate::nft::{NAMED, NAMED_PORTS};
@@ -92,12 +92,45 @@ impl Door {
         self.carry_out(steps)
     }
 
+    /// All of it at once; one at a time if the kernel has not what it is thought to have.
     fn carry_out(&mut self, steps: Vec<Step>) -> io::Result<()> {
-        let of = |(_, port): Place| set(if port.is_some() { NAMED_PORTS } else { NAMED });
+        if steps.is_empty() {
+            return Ok(());
+        }
         let elements = &mut self.sockets.elements;
+        if elements.change(changes(&steps)).is_ok() {
+            return Ok(());
+        }
         steps.into_iter().try_for_each(|step| match step {
-            Step::Write(entry) => elements.replace(of(entry.place), &entry.element()),
-            Step::Remove(member, place) => elements.discard(of(place), &named::key(member, place)),
+            Step::Write(entry, _) => elements.replace(map_of(entry.place), &entry.element()),
+            Step::Remove(member, place) => {
+                elements.discard(map_of(place), &named::key(member, place))
+            }
         })
     }
+}
+
+fn changes(steps: &[Step]) -> Vec<Change<'static>> {
+    let of_map = |name: &'static str| {
+        let mut change = Change { set: set(name), remove: Vec::new(), add: Vec::new() };
+        for step in steps {
+            let (place, gone, new) = match step {
+                Step::Write(entry, is_there) => {
+                    let key = named::key(entry.member, entry.place);
+                    (entry.place, is_there.then_some(key), Some(entry.element()))
+                }
+                Step::Remove(member, place) => (*place, Some(named::key(*member, *place)), None),
+            };
+            if map_of(place).name == name {
+                change.remove.extend(gone.map(Element::of_key));
+                change.add.extend(new);
+            }
+        }
+        change
+    };
+    vec![of_map(NAMED), of_map(NAMED_PORTS)]
+}
+
+fn map_of((_, port): Place) -> Set<'static> {
+    set(if port.is_some() { NAMED_PORTS } else { NAMED })
 }

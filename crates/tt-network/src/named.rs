@@ -15,7 +15,7 @@ use tt_model::{InnerPort, NetRule, Protocol};
 /// Addresses that are open to one member; the one that ends first makes room.
 pub(crate) const OPEN_PER_MEMBER_MAX: usize = 512;
 /// Addresses that one answer opens.
-const ADDRESSES_MAX: usize = 64;
+const ADDRESSES_MAX: usize = 32;
 /// Names that lead to one another in one answer.
 const CHAIN_MAX: usize = 16;
 /// An answer that lives shorter is for the connection that follows it.
@@ -128,7 +128,8 @@ pub(crate) fn key(member: Ipv4Addr, (addr, port): Place) -> Vec<u8> {
 /// What is to become of the kernel's elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    Write(Entry),
+    /// Whether something is to be there already, and to be replaced.
+    Write(Entry, bool),
     Remove(Ipv4Addr, Place),
 }
 
@@ -244,9 +245,10 @@ impl Opened {
 fn write(member: Ipv4Addr, place: Place, open: &mut Open, now: Instant) -> Option<Step> {
     let (mark, until) = open.best().filter(|_| open.is_behind())?;
     // What is written lives a little longer, so that the same answer again is no reason to write again.
+    let is_there = open.written.1 > now;
     open.written = (mark, until + GRACE);
     let life = open.written.1.saturating_duration_since(now);
-    Some(Step::Write(Entry { member, place, mark, life }))
+    Some(Step::Write(Entry { member, place, mark, life }, is_there))
 }
 
 /// The name that was asked for, in lower case, and the addresses that an answer says it has, through

@@ -37,7 +37,7 @@ fn range() -> Ipv4Net {
 /// Addresses, ports and seconds that are written.
 fn written(steps: &[Step]) -> Vec<(String, u64)> {
     let show = |step: &Step| match step {
-        Step::Write(entry) => {
+        Step::Write(entry, _) => {
             let (addr, port) = entry.place;
             let port = port.map(|port| format!(":{port}")).unwrap_or_default();
             Some((format!("{addr}{port}"), entry.life.as_secs()))
@@ -142,8 +142,8 @@ fn an_address_of_two_names_stays_open_when_one_of_them_is_removed() {
     let entry =
         Entry { member: MEMBER, place, mark: mark(&rest.names[0]), life: Duration::from_secs(205) };
     let port = Some("443".parse().unwrap());
-    assert_eq!(steps, [Step::Write(entry), Step::Remove(MEMBER, (place.0, port))]);
-    assert_eq!(opened.again(now), [Step::Write(entry)]);
+    assert_eq!(steps, [Step::Write(entry, true), Step::Remove(MEMBER, (place.0, port))]);
+    assert_eq!(opened.again(now), [Step::Write(entry, false)]);
     let closed = opened.bound(MEMBER, &Bounds::default(), now);
     assert_eq!(closed, [Step::Remove(MEMBER, place)]);
     assert!(opened.of.is_empty());
@@ -163,7 +163,7 @@ fn what_is_open_is_bounded_and_the_oldest_makes_room() {
     assert_eq!(opened.of[&MEMBER].len(), OPEN_PER_MEMBER_MAX);
     let removed = steps.iter().filter_map(|step| match step {
         Step::Remove(_, (addr, _)) => Some(addr.octets()[3]),
-        Step::Write(_) => None,
+        Step::Write(..) => None,
     });
     assert_eq!(removed.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
 }
