@@ -34,7 +34,9 @@ impl Plane {
             layout: layout.clone(),
             range: ipnet::Ipv4Net::new_assert([10, 0, 0, 0].into(), 8),
             block: ipnet::Ipv4Net::new_assert([10, 0, 0, 0].into(), 16),
+            public: None,
             underlay: None,
+            is_underlay_found: false,
             tunnel_port: tt_network::TUNNEL_PORT,
             upstream_dns: Vec::new(),
         });

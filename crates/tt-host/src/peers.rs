@@ -1,13 +1,15 @@
 //! What all Envs of a host share of its network: that it stays as it was made, whatever somebody else
-//! does to the host's rules, and which other hosts the members with flat addresses reach, those that
+//! does to the host's rules, where the host is reached, and which other hosts the members with flat addresses reach, those that
 //! the store has records of. It is looked at whenever one of these changes, and now and then.
 
+use crate::visit::COMMIT_TRIES;
 use crate::{HostError, Queue, layers};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
-use tt_model::{Host, HostId, VmId};
+use tt_model::{Host, HostId, NetKind, Vm, VmId};
 use tt_network::{Network, Peer};
-use tt_store::tables::{Key, Table, Tables};
+use tt_store::tables::{Change, Committed, Key, Row, Table, Tables};
 
 /// How often rules and tunnel are looked at without any event.
 const SAFETY_LOOK: Duration = Duration::from_secs(30);
@@ -25,7 +27,7 @@ impl Neighbours {
     /// Works until the queue is closed. Its only key is this host.
     pub(crate) fn run(&self, hosts: &Queue<HostId>) {
         while let Some(id) = hosts.take() {
-            match self.mend().and_then(|()| self.tell()) {
+            match self.mend().and_then(|()| self.follow()).and_then(|()| self.tell()) {
                 Ok(()) => hosts.done(&id, Some(SAFETY_LOOK)),
                 Err(error) => {
                     tracing::warn!(
@@ -53,6 +55,46 @@ impl Neighbours {
             }
         }
         Ok(())
+    }
+
+    /// Lets the records say where this host is reached now: its own, and those of members that are reached through
+    /// its ports.
+    fn follow(&self) -> Result<(), HostError> {
+        let reached = self.network.reached_at().map_err(|source| HostError::Look {
+            what: "addresses of the host",
+            source: Box::new(source),
+        })?;
+        let Some(row) = self.tables.hosts()?.into_iter().find(|row| row.value.id == self.host)
+        else {
+            return Ok(());
+        };
+        let mut host = row.value.clone();
+        host.public_addr = reached.public.unwrap_or(host.public_addr);
+        host.underlay_addr = reached.underlay.or(host.underlay_addr);
+        if host != row.value {
+            tracing::info!(addr = %host.public_addr, "this host is reached at another address");
+            self.tables.commit(&Change::new().host(&host)?)?;
+        }
+        for row in self.tables.vms()?.into_iter().filter(|row| row.value.host == self.host) {
+            self.readdress(row, host.public_addr)?;
+        }
+        Ok(())
+    }
+
+    fn readdress(&self, mut row: Row<Vm>, addr: Ipv4Addr) -> Result<(), HostError> {
+        let (id, addr) = (row.value.id, addr.to_string());
+        for _ in 0..COMMIT_TRIES {
+            if row.value.net_kind != NetKind::Nat || row.value.addr == addr {
+                return Ok(());
+            }
+            row.value.addr.clone_from(&addr);
+            if let Committed::Done(_) = self.tables.commit(&Change::new().vm(&row)?)? {
+                return Ok(());
+            }
+            let Some(newer) = self.tables.vm(id)? else { return Ok(()) };
+            row = newer;
+        }
+        Err(HostError::Contended { what: format!("vm {id}"), tries: COMMIT_TRIES })
     }
 
     fn tell(&self) -> Result<(), HostError> {
@@ -93,7 +135,6 @@ mod tests {
     use tt_model::{AtEnd, Env, EnvState, StorageKind, Usage, sample};
     use tt_network::FakeNetwork;
     use tt_store::memory::MemoryKv;
-    use tt_store::tables::Change;
 
     fn host(id: u64, block: &str) -> Host {
         Host {
@@ -113,19 +154,14 @@ mod tests {
         Neighbours { tables: tables.clone(), network: network.clone(), host: HostId(1), vms }
     }
 
-    #[test]
-    fn every_vm_is_visited_once_the_rules_are_back() {
-        let tables = Tables::new(Arc::new(MemoryKv::default()));
-        let network = Arc::new(FakeNetwork::new(Arc::default(), no_fault()));
-        network.init().unwrap();
-        let mut vm = sample::vm(7, "fake", StorageKind::File);
-        vm.resource.port_map.insert("80".parse().unwrap(), 20_000);
+    /// Writes the records of an Env of these.
+    fn plant(tables: &Tables, vms: Vec<Vm>) {
         let env = Env {
-            id: vm.env_id,
+            id: vms[0].env_id,
             name: "shop".into(),
             start_timestamp: 1,
             end_timestamp: 1000,
-            vm_set: [vm.id].into(),
+            vm_set: vms.iter().map(|vm| vm.id).collect(),
             state: EnvState::default(),
             at_end: AtEnd::Stop,
             request_key: "k".into(),
@@ -133,8 +169,48 @@ mod tests {
             is_ending: false,
             failure: None,
         };
-        let plan = EnvPlan { env, vms: vec![vm.clone()], usage: Usage::default(), next_id: 8 };
+        let plan = EnvPlan { env, vms, usage: Usage::default(), next_id: 10 };
         tables.commit(&Change::new().create_env(&plan, None, None).unwrap()).unwrap();
+    }
+
+    #[test]
+    fn records_follow_the_host_to_another_address() {
+        let tables = Tables::new(Arc::new(MemoryKv::default()));
+        let network = Arc::new(FakeNetwork::new(Arc::default(), no_fault()));
+        network.init().unwrap();
+        let host = host(1, "10.1.0.0/16");
+        tables.commit(&Change::new().host(&host).unwrap()).unwrap();
+        let old = host.public_addr.to_string();
+        let of_host = |id, host| {
+            let mut vm = sample::vm(id, "fake", StorageKind::File);
+            (vm.host, vm.addr) = (HostId(host), old.clone());
+            vm.resource.ip_addr = [10, 1, 0, id as u8].into();
+            vm
+        };
+        let flat = Vm { net_kind: NetKind::Flatten, addr: "10.1.0.9".into(), ..of_host(8, 1) };
+        plant(&tables, vec![of_host(7, 1), flat, of_host(9, 2)]);
+        let neighbours = neighbours(&tables, &network);
+        neighbours.follow().unwrap();
+        let addrs =
+            || tables.vms().unwrap().into_iter().map(|row| row.value.addr).collect::<Vec<_>>();
+        assert_eq!(addrs(), [&old, "10.1.0.9", &old], "the network does not know better");
+        let (public, underlay) = ([198, 51, 100, 7].into(), [198, 51, 100, 8].into());
+        network.move_to(public, underlay);
+        neighbours.follow().unwrap();
+        neighbours.follow().unwrap();
+        assert_eq!(addrs(), ["198.51.100.7", "10.1.0.9", &old]);
+        let host = tables.hosts().unwrap().remove(0).value;
+        assert_eq!((host.public_addr, host.underlay_addr), (public, Some(underlay)));
+    }
+
+    #[test]
+    fn every_vm_is_visited_once_the_rules_are_back() {
+        let tables = Tables::new(Arc::new(MemoryKv::default()));
+        let network = Arc::new(FakeNetwork::new(Arc::default(), no_fault()));
+        network.init().unwrap();
+        let mut vm = sample::vm(7, "fake", StorageKind::File);
+        vm.resource.port_map.insert("80".parse().unwrap(), 20_000);
+        plant(&tables, vec![vm.clone()]);
         network.set_net(&vm).unwrap();
         let (neighbours, hosts) = (neighbours(&tables, &network), Arc::new(Queue::new()));
         let told = hosts.clone();

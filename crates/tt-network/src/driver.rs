@@ -4,12 +4,16 @@
 use crate::dhcp::Terms;
 use crate::env::{BRIDGE_MTU, Inside, Plan};
 use crate::gate::Gate;
+use crate::link::Links;
 use crate::locks::Locks;
 use crate::member::Member;
 use crate::named::Bounds;
 use crate::nat::Host;
 use crate::watch::RuleWatch;
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, netns, peers};
+use crate::{
+    EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, Traffic, facts, netns,
+    peers,
+};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -32,8 +36,12 @@ pub struct NetworkConfig {
     pub range: Ipv4Net,
     /// The part of the range that this host hands out.
     pub block: Ipv4Net,
+    /// Where clients reach this host, if an administrator says so; else it is looked up.
+    pub public: Option<Ipv4Addr>,
     /// The host's address that tunnels of other hosts lead to; without it there is no tunnel.
     pub underlay: Option<Ipv4Addr>,
+    /// Whether nobody chose `underlay`, so that it follows the host's own address.
+    pub is_underlay_found: bool,
     /// UDP port of the tunnel on all hosts, [`TUNNEL_PORT`] unless an administrator says otherwise.
     pub tunnel_port: u16,
     /// Who is asked for names that no member has, first to last; the first two are used.
@@ -46,6 +54,8 @@ pub struct NetworkConfig {
 pub struct NetnsNetwork {
     config: NetworkConfig,
     locks: Locks,
+    /// Where the host was reached when it was looked up last.
+    reached: Mutex<Reached>,
     host: Mutex<Option<Arc<Made>>>,
     watch: Mutex<Option<RuleWatch>>,
 }
@@ -60,7 +70,14 @@ struct Made {
 impl NetnsNetwork {
     /// Touches nothing before [`Network::init`].
     pub fn new(config: NetworkConfig) -> Self {
-        Self { config, locks: Locks::default(), host: Mutex::new(None), watch: Mutex::new(None) }
+        let reached = Reached { public: config.public, underlay: config.underlay };
+        Self {
+            config,
+            locks: Locks::default(),
+            reached: Mutex::new(reached),
+            host: Mutex::new(None),
+            watch: Mutex::new(None),
+        }
     }
 
     fn made(&self) -> Result<Arc<Made>, NetworkError> {
@@ -219,7 +236,23 @@ impl Network for NetnsNetwork {
     fn set_peers(&self, peers: &[Peer]) -> Result<(), NetworkError> {
         let made = self.made()?;
         peers::check(&self.config, peers)?;
-        made.host.set_peers(&self.config, peers)
+        let underlay = self.reached_at()?.underlay;
+        made.host.set_peers(&NetworkConfig { underlay, ..self.config.clone() }, peers)
+    }
+
+    fn reached_at(&self) -> Result<Reached, NetworkError> {
+        let mut reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.config.public.is_none() || self.config.is_underlay_found {
+            let last = reached.public.or(reached.underlay);
+            let found = facts::follow_address(&mut Links::open()?, last, self.config.range)?;
+            if self.config.public.is_none() {
+                reached.public = found.or(reached.public);
+            }
+            if self.config.is_underlay_found {
+                reached.underlay = found.or(reached.underlay);
+            }
+        }
+        Ok(*reached)
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {

@@ -2,6 +2,7 @@
 //! It only looks.
 
 use crate::NetworkError;
+use crate::foreign;
 use crate::link::{Links, Route};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
@@ -59,6 +60,36 @@ pub fn public_address() -> Ipv4Addr {
             tracing::warn!(%error, "the public address is unknown");
             Ipv4Addr::LOCALHOST
         }
+    }
+}
+
+/// As [`public_address`], for who knows which one it was: as long as the host has that one, nothing but a default
+/// route speaks for another one. None while there is no address but of loopback, of Envs and of what others
+/// keep on the host.
+pub(crate) fn follow_address(
+    links: &mut Links,
+    last: Option<Ipv4Addr>,
+    range: Ipv4Net,
+) -> Result<Option<Ipv4Addr>, NetworkError> {
+    let (routes, all) = (links.routes()?, links.all()?);
+    let is_others = |index: u32| {
+        all.iter().any(|link| link.index == index && foreign::is_of_others(&link.name))
+    };
+    let own = |(index, net): &(u32, Ipv4Net)| !is_others(*index) && !range.contains(&net.addr());
+    let addresses: Vec<_> = links.addresses()?.into_iter().filter(own).collect();
+    Ok(choose_next(&routes, &addresses, last))
+}
+
+fn choose_next(
+    routes: &[Route],
+    addresses: &[(u32, Ipv4Net)],
+    last: Option<Ipv4Addr>,
+) -> Option<Ipv4Addr> {
+    let has_default = routes.iter().any(|route| route.to.prefix_len() == 0);
+    let is_there = |addr: &Ipv4Addr| addresses.iter().any(|(_, net)| net.addr() == *addr);
+    match last.filter(|last| !has_default && is_there(last)) {
+        Some(last) => Some(last),
+        None => Some(choose_address(routes, addresses)).filter(|addr| !addr.is_loopback()),
     }
 }
 
@@ -195,6 +226,13 @@ mod tests {
         assert_eq!(of(&[route(2, 100, None), route(3, 50, None)]), "10.9.0.1");
         assert_eq!(of(&[route(2, 0, Some("192.0.2.9"))]), "192.0.2.9");
         assert_eq!(of(&[]), "192.0.2.7");
+        let next = |routes: &[Route], last: &str| {
+            choose_next(routes, &addresses, Some(last.parse().unwrap())).map(|a| a.to_string())
+        };
+        assert_eq!(next(&[route(3, 50, None)], "192.0.2.7").as_deref(), Some("10.9.0.1"));
+        assert_eq!(next(&[], "10.9.0.1").as_deref(), Some("10.9.0.1"), "no other way out");
+        assert_eq!(next(&[], "192.0.2.8").as_deref(), Some("192.0.2.7"), "it is gone");
+        assert_eq!(choose_next(&[], &addresses[..1], Some([192, 0, 2, 7].into())), None);
         assert_eq!(choose_address(&[], &addresses[..1]), Ipv4Addr::LOCALHOST);
     }
 

@@ -2,9 +2,10 @@
 //! world behind an [`Arc`], so that the next daemon of a test finds what the last one left. It
 //! never touches the host.
 
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Traffic, facts};
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, Traffic, facts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tt_model::fault::{Fault, FaultHook, Moment};
@@ -71,6 +72,11 @@ impl FakeNetwork {
         if let Some(wake) = wake {
             wake();
         }
+    }
+
+    /// The host gets other addresses.
+    pub fn move_to(&self, public: Ipv4Addr, underlay: Ipv4Addr) {
+        lock(&self.world).reached = Reached { public: Some(public), underlay: Some(underlay) };
     }
 
     /// Starts the daemon again after [`Fault::Die`]: the world is as it was, what was in memory is
@@ -202,6 +208,11 @@ impl Network for FakeNetwork {
             }
         }
         self.act("net.peers", |world| world.peers != wanted, |world| world.peers = wanted.clone())
+    }
+
+    fn reached_at(&self) -> Result<Reached, NetworkError> {
+        self.ready()?;
+        Ok(lock(&self.world).reached)
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {

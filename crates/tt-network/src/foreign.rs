@@ -43,7 +43,8 @@ pub(crate) fn close_others(table: &str, links: &mut Links) -> Result<(), Network
     elements.change(vec![change]).map_err(fail("change"))
 }
 
-fn is_of_others(name: &str) -> bool {
+/// Whether a link leads to containers or machines that others keep.
+pub(crate) fn is_of_others(name: &str) -> bool {
     let (begin, digits) = DOCKER_BRIDGE;
     let is_id = |rest: &str| rest.len() == digits && rest.bytes().all(|b| b.is_ascii_hexdigit());
     KEEPERS.iter().any(|keeper| name.starts_with(keeper))

@@ -81,6 +81,15 @@ pub struct Peer {
     pub underlay: Ipv4Addr,
 }
 
+/// Where a host is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// By clients; none if it never had an address but its own loopback.
+    pub public: Option<Ipv4Addr>,
+    /// By the tunnels of other hosts; none if there is no tunnel.
+    pub underlay: Option<Ipv4Addr>,
+}
+
 /// What was seen of a member's traffic since it has its network, or its rules were put back; what it sent,
 /// since its policies last changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,7 +144,7 @@ pub trait Network: Send + Sync + Debug {
     fn mend(&self) -> Result<bool, NetworkError>;
 
     /// From now on `wake` is called, from another thread, when somebody may have changed what
-    /// [`mend`](Self::mend) looks at. It must return at once. Whoever is called second takes the place of the first.
+    /// [`mend`](Self::mend) or [`reached_at`](Self::reached_at) looks at. It must return at once. Whoever is called second takes the place of the first.
     ///
     /// # Errors
     /// [`NetworkError::WatchRules`]; nothing is told then.
@@ -171,6 +180,11 @@ pub trait Network: Send + Sync + Debug {
     /// [`NetworkError::PlacePeer`] if a block lies outside the range or overlaps another one, and
     /// nothing is changed.
     fn set_peers(&self, peers: &[Peer]) -> Result<(), NetworkError>;
+
+    /// Where this host is reached now: where an administrator said, else by the source address of its default
+    /// route. While it has no address, the last one that it had. What is published needs no change when this
+    /// does: ports are open at every address of the host. [`set_peers`](Self::set_peers) lets the tunnel follow.
+    fn reached_at(&self) -> Result<Reached, NetworkError>;
 
     /// Removes everything of a Vm; with the last member the Env's namespace goes. The machine must
     /// have ended.

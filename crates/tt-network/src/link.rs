@@ -23,7 +23,7 @@ use tt_model::MacAddr;
 mod neighbour;
 mod route;
 
-pub(crate) use route::Route;
+pub(crate) use route::{ROUTE_PROTOCOL, Route};
 
 /// A link as it is now.
 #[derive(Clone, Debug)]

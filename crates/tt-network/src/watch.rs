@@ -1,10 +1,12 @@
-//! Notices that tables, chains or rules of the namespace are made or removed, by whomever. It knows
-//! none of them and reads no more of a message than its kind.
+//! Notices that tables, chains or rules of the namespace are made or removed, by whomever, and that it has other
+//! addresses or another way out. It knows none of them and reads no more of a message than its kind and whose it is.
 
 use crate::NetworkError;
+use crate::env::HOST_END;
+use crate::link::ROUTE_PROTOCOL;
 use netlink_packet_core::NetlinkBuffer;
 use netlink_sys::Socket;
-use netlink_sys::protocols::NETLINK_NETFILTER;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use std::fmt;
@@ -25,6 +27,25 @@ const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 const DELETE_CHAIN: u16 = 5;
 const DELETE_RULE: u16 = 8;
+/// Groups of changes of addresses and routes (`RTNLGRP_IPV4_*` of linux/rtnetlink.h).
+const GROUP_ADDRESSES: u32 = 5;
+const GROUP_ROUTES: u32 = 7;
+// Messages of linux/rtnetlink.h.
+const NEW_ADDRESS: u16 = 20;
+const DELETE_ADDRESS: u16 = 21;
+const NEW_ROUTE: u16 = 24;
+const DELETE_ROUTE: u16 = 25;
+/// The main table, and a route that drops (the same file).
+const MAIN_TABLE: u8 = 254;
+const BLACKHOLE: u8 = 6;
+/// Routes of half the world are a default route in disguise, as VPN programs set them.
+const DEFAULT_PREFIX_MAX: u8 = 1;
+/// Length of `struct nlmsghdr`, of `struct ifaddrmsg` and `struct rtattr` behind it.
+const HEADER_BYTES: usize = 16;
+const ADDRESS_BYTES: usize = 8;
+const ATTRIBUTE_BYTES: usize = 4;
+/// An address's own attribute (`IFA_LOCAL` of linux/if_addr.h).
+const LOCAL: u16 = 2;
 /// Room for one datagram of the kernel's.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -44,16 +65,14 @@ impl RuleWatch {
     /// Listens in the calling thread's namespace.
     pub(crate) fn start(wake: Wake) -> Result<Self, NetworkError> {
         let fail = |source| NetworkError::WatchRules { source };
-        let mut socket = Socket::new(NETLINK_NETFILTER).map_err(fail)?;
-        socket.bind_auto().map_err(fail)?;
-        socket.add_membership(GROUP).map_err(fail)?;
-        socket.set_non_blocking(true).map_err(fail)?;
+        let rules = open(NETLINK_NETFILTER, &[GROUP]).map_err(fail)?;
+        let routes = open(NETLINK_ROUTE, &[GROUP_ADDRESSES, GROUP_ROUTES]).map_err(fail)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let stop = Arc::new(eventfd(0, flags).map_err(|errno| fail(errno.into()))?);
         let stopped = Arc::clone(&stop);
         let thread = thread::Builder::new()
             .name("rules".into())
-            .spawn(move || listen(&socket, &stopped, &wake))
+            .spawn(move || listen(&[rules, routes], &stopped, &wake))
             .map_err(fail)?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -71,36 +90,50 @@ impl Drop for RuleWatch {
     }
 }
 
-fn listen(socket: &Socket, stop: &OwnedFd, wake: &Wake) {
+fn open(protocol: isize, groups: &[u32]) -> io::Result<Socket> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    groups.iter().try_for_each(|group| socket.add_membership(*group))?;
+    socket.set_non_blocking(true)?;
+    Ok(socket)
+}
+
+fn listen([rules, routes]: &[Socket; 2], stop: &OwnedFd, wake: &Wake) {
     let mut buffer = Vec::with_capacity(BUFFER_BYTES);
     loop {
-        let mut fds = [PollFd::new(socket, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
+        let mut fds = [rules, routes].map(|socket| PollFd::new(socket, PollFlags::IN)).to_vec();
+        fds.push(PollFd::new(stop, PollFlags::IN));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => {
                 return tracing::warn!(%error, "changes of rules are seen late from now on");
             }
         }
-        if !fds[1].revents().is_empty() {
+        if fds.last().is_some_and(|stop| !stop.revents().is_empty()) {
             return;
         }
-        buffer.clear();
-        match socket.recv_from(&mut buffer, 0) {
-            Ok(_) if !tells_of_rules(&buffer) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            // Among others: more came than there was room for.
-            Ok(_) | Err(_) => wake(),
+        let mut is_news = false;
+        for (socket, tells) in
+            [(rules, is_of_rules as fn(u16, &[u8]) -> bool), (routes, is_of_addresses)]
+        {
+            buffer.clear();
+            is_news |= match socket.recv_from(&mut buffer, 0) {
+                Ok(_) => any(&buffer, tells),
+                // Others are: more came than there was room for.
+                Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+            };
+        }
+        if is_news {
+            wake();
         }
     }
 }
 
-/// Whether one of the messages in a datagram is more than a change of elements.
-fn tells_of_rules(mut bytes: &[u8]) -> bool {
+/// Whether one of the messages in a datagram, a kind and what follows the header, is one that `tells`.
+fn any(mut bytes: &[u8], tells: fn(u16, &[u8]) -> bool) -> bool {
     while let Ok(message) = NetlinkBuffer::new_checked(bytes) {
         let (kind, length) = (message.message_type(), message.length() as usize);
-        let is_of_rules =
-            matches!(kind & 0xff, DELETE_TABLE | NEW_CHAIN | DELETE_CHAIN | DELETE_RULE);
-        if kind >> 8 == NFTABLES && is_of_rules {
+        if tells(kind, bytes.get(HEADER_BYTES..length).unwrap_or_default()) {
             return true;
         }
         bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -108,16 +141,88 @@ fn tells_of_rules(mut bytes: &[u8]) -> bool {
     false
 }
 
+/// Whether it is more than a change of elements.
+fn is_of_rules(kind: u16, _: &[u8]) -> bool {
+    let message = kind & 0xff;
+    kind >> 8 == NFTABLES
+        && matches!(message, DELETE_TABLE | NEW_CHAIN | DELETE_CHAIN | DELETE_RULE)
+}
+
+/// Whether the host has another address or another way out, or a reservation has gone. What Envs come and go
+/// with is no news.
+fn is_of_addresses(kind: u16, body: &[u8]) -> bool {
+    match (kind, body) {
+        (NEW_ADDRESS | DELETE_ADDRESS, _) => {
+            let attributes = body.get(ADDRESS_BYTES..).unwrap_or_default();
+            attribute(attributes, LOCAL) != Some(&HOST_END.octets())
+        }
+        // `struct rtmsg`: family, lengths of destination and source, tos, table, protocol, scope, type.
+        (NEW_ROUTE | DELETE_ROUTE, [_, to_length, _, _, table, protocol, _, of, ..]) => {
+            let is_default = *to_length <= DEFAULT_PREFIX_MAX && *protocol != ROUTE_PROTOCOL;
+            let is_reservation = *of == BLACKHOLE && kind == DELETE_ROUTE;
+            *table == MAIN_TABLE && (is_default || is_reservation)
+        }
+        _ => false,
+    }
+}
+
+fn attribute(mut bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+    while let [a, b, c, d, ..] = bytes {
+        let (length, kind) = (u16::from_ne_bytes([*a, *b]), u16::from_ne_bytes([*c, *d]));
+        let length = usize::from(length).max(ATTRIBUTE_BYTES);
+        if kind == wanted {
+            return bytes.get(ATTRIBUTE_BYTES..length);
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn message(kind: u16) -> Vec<u8> {
-        // A header of netlink (netlink(7)) and that of netfilter.
-        let mut bytes = 20u32.to_ne_bytes().to_vec();
+    /// With a header of netlink (netlink(7)).
+    fn message_of(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut bytes = (16 + body.len() as u32).to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
-        bytes.resize(20, 0);
+        bytes.resize(16, 0);
+        bytes.extend(body);
         bytes
+    }
+
+    /// With the header of netfilter.
+    fn message(kind: u16) -> Vec<u8> {
+        message_of(kind, &[0; 4])
+    }
+
+    fn tells_of_rules(bytes: &[u8]) -> bool {
+        any(bytes, is_of_rules)
+    }
+
+    #[test]
+    fn what_comes_and_goes_with_envs_is_no_news() {
+        let address = |addr: [u8; 4]| {
+            let mut body = vec![2, 32, 0, 0, 7, 0, 0, 0];
+            for kind in [1u16, LOCAL] {
+                body.extend([8u16.to_ne_bytes(), kind.to_ne_bytes()].concat());
+                body.extend(addr);
+            }
+            any(&message_of(DELETE_ADDRESS, &body), is_of_addresses)
+        };
+        assert!(address([192, 0, 2, 1]) && !address(HOST_END.octets()));
+        let route = |kind, length, table, protocol, of| {
+            let body = [2, length, 0, 0, table, protocol, 0, of, 0, 0, 0, 0];
+            any(&message_of(kind, &body), is_of_addresses)
+        };
+        assert!(route(NEW_ROUTE, 0, MAIN_TABLE, 3, 1) && route(DELETE_ROUTE, 1, MAIN_TABLE, 3, 1));
+        assert!(route(DELETE_ROUTE, 16, MAIN_TABLE, ROUTE_PROTOCOL, BLACKHOLE));
+        assert!(!route(NEW_ROUTE, 32, MAIN_TABLE, ROUTE_PROTOCOL, 1), "a member's");
+        assert!(!route(NEW_ROUTE, 0, 255, 2, 2), "another table");
+        for length in 0..24 {
+            any(&message_of(NEW_ADDRESS, &vec![0xff; length]), is_of_addresses);
+            any(&message_of(NEW_ROUTE, &vec![0; length]), is_of_addresses);
+        }
     }
 
     #[test]

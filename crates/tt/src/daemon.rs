@@ -238,7 +238,9 @@ fn compose(
         layout: layout.clone(),
         range: config.range,
         block,
+        public: config.public_addr,
         underlay: register::underlay(config),
+        is_underlay_found: config.underlay_addr.is_none(),
         tunnel_port: config.tunnel_port,
         upstream_dns: config.upstream_dns.clone(),
     });

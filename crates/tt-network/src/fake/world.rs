@@ -1,6 +1,6 @@
 //! What a [`FakeNetwork`](super::FakeNetwork) has made, as values.
 
-use crate::Peer;
+use crate::{Peer, Reached};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use tt_model::{EnvId, NetRule, Protocol, Vm, VmId};
@@ -37,6 +37,8 @@ pub struct FakeWorld {
     pub flat: BTreeMap<VmId, EnvId>,
     /// The other hosts that are reached.
     pub peers: BTreeSet<Peer>,
+    /// Where the host is reached, as a test says.
+    pub reached: Reached,
     /// Members that may open no connection to the outside.
     pub denied: BTreeSet<VmId>,
     /// Where alone members can connect to; no entry for an empty list.

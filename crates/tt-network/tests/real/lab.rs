@@ -308,7 +308,9 @@ impl Lab {
             layout: layout.clone(),
             range: "10.0.0.0/8".parse().unwrap(),
             block: "10.0.0.0/16".parse().unwrap(),
+            public: None,
             underlay: None,
+            is_underlay_found: false,
             tunnel_port: TUNNEL_PORT,
             upstream_dns: vec![UPSTREAM.parse().unwrap()],
         })

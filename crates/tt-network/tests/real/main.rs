@@ -22,6 +22,8 @@ mod life;
 #[cfg(test)]
 mod mend;
 #[cfg(test)]
+mod moves;
+#[cfg(test)]
 mod names;
 #[cfg(test)]
 mod reach;

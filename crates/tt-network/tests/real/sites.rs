@@ -131,7 +131,9 @@ fn network(layout: &Layout, number: u8, addr: Ipv4Addr) -> NetnsNetwork {
         layout: layout.clone(),
         range: "10.0.0.0/8".parse().unwrap(),
         block: format!("10.{number}.0.0/16").parse().unwrap(),
+        public: None,
         underlay: Some(addr),
+        is_underlay_found: true,
         tunnel_port: TUNNEL_PORT,
         upstream_dns: vec![],
     })

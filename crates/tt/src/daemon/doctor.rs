@@ -121,7 +121,9 @@ fn network(config: &Config) -> Check {
             layout,
             range,
             block,
+            public: None,
             underlay: None,
+            is_underlay_found: false,
             tunnel_port,
             upstream_dns,
         });
