@@ -1,3 +1,5 @@
+//! What names open, and for how long. Nothing here asks a server or the kernel.
+
 use super::*;
 use hickory_proto::op::Query;
 use hickory_proto::rr::rdata::{A, CNAME};
