@@ -1,8 +1,21 @@
 //! What can go wrong with a template.
 
-use std::io;
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use tt_model::ErrorCode;
+
+/// What programs say of a full file system (strerror(3), in the language `C`).
+const FULL: [&str; 2] = ["No space left on device", "Disk quota exceeded"];
+
+/// Whether the system, or what is in its error, says that there is no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        return true;
+    }
+    let within = error.get_ref().and_then(|error| error.downcast_ref::<io::Error>());
+    within.is_some_and(is_full)
+}
 
 /// Why a call of this crate failed.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +157,16 @@ impl ImageError {
         }
     }
 
+    /// Whether a file system, or what somebody may have of it, was full: as the system says it at any depth, or a program in
+    /// its last words.
+    fn is_full(&self) -> bool {
+        if let Self::Tool { stderr, .. } = self {
+            return FULL.iter().any(|words| stderr.contains(words));
+        }
+        let mut causes = std::iter::successors(self.source(), |error| (*error).source());
+        causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(is_full))
+    }
+
     /// The stable code that stands for it in answers and logs.
     #[must_use]
     pub fn code(&self) -> ErrorCode {
@@ -151,16 +174,49 @@ impl ImageError {
             Self::CheckName { .. } => ErrorCode::Invalid,
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::Busy { .. } | Self::Unwanted => ErrorCode::Busy,
-            Self::NoRoom { .. } => ErrorCode::NoRoom,
+            Self::NoRoom { .. } | Self::Full { .. } => ErrorCode::NoRoom,
+            // Whatever was being done, that is what is to be put right.
+            error if error.is_full() => ErrorCode::NoRoom,
             Self::Missing { .. } => ErrorCode::Host,
             Self::Damaged { .. }
             | Self::Read { .. }
             | Self::Write { .. }
-            | Self::Full { .. }
             | Self::Run { .. }
             | Self::Tool { .. }
             | Self::Fetch { .. }
             | Self::Format { .. } => ErrorCode::Template,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::files;
+    use std::path::Path;
+
+    #[test]
+    fn a_full_file_system_has_its_code_wherever_it_is_met() {
+        let tool = |stderr: &str| ImageError::Tool {
+            command: "mkfs.ext4".into(),
+            outcome: "failed".into(),
+            stderr: stderr.into(),
+        };
+        for errno in [rustix::io::Errno::NOSPC, rustix::io::Errno::DQUOT] {
+            let full = || io::Error::from(errno);
+            let path = Path::new("/d");
+            for error in [
+                files::not_written(path)(full()),
+                files::not_written(path)(io::Error::other(full())),
+                files::not_read(path)(full()),
+                ImageError::Run { program: "x".into(), source: full() },
+            ] {
+                assert_eq!(error.code(), ErrorCode::NoRoom, "{error:?}");
+                assert!(error.is_retryable());
+            }
+        }
+        assert_eq!(tool("qemu-img: write failed: No space left on device").code(), ErrorCode::NoRoom);
+        let other = files::not_written(Path::new("/d"))(rustix::io::Errno::ACCESS.into());
+        assert_eq!((other.code(), tool("bad").code()), (ErrorCode::Template, ErrorCode::Template));
     }
 }

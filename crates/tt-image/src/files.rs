@@ -2,6 +2,7 @@
 //! never follows a symbolic link at the place that it was asked for.
 
 use crate::ImageError;
+use crate::error::is_full;
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock,
     ioctl_ficlone, utimensat,
@@ -35,11 +36,9 @@ pub(crate) fn not_read(path: &Path) -> impl Fn(io::Error) -> ImageError {
 
 /// What a failed write was.
 pub(crate) fn not_written(path: &Path) -> impl Fn(io::Error) -> ImageError {
-    move |source| match source.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
-            ImageError::Full { path: path.into(), source }
-        }
-        _ => ImageError::Write { path: path.into(), source },
+    move |source| match is_full(&source) {
+        true => ImageError::Full { path: path.into(), source },
+        false => ImageError::Write { path: path.into(), source },
     }
 }
 

@@ -160,6 +160,12 @@ pub(crate) fn pad(path: &Path) -> Result<(), ImageError> {
 /// Runs `act` with a directory, below `dir`, of a file system on which 32 MiB can be written. Only its thread sees that.
 #[cfg(test)]
 pub(crate) fn with_little_room(dir: &Path, act: impl FnOnce(&Path) + Send) {
+    with_room(dir, RESERVE_BYTES + (32 << 20), act);
+}
+
+/// The same with a file system of `bytes` in all, and 100 files.
+#[cfg(test)]
+pub(crate) fn with_room(dir: &Path, bytes: u64, act: impl FnOnce(&Path) + Send) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     let small = dir.join("small");
@@ -168,7 +174,7 @@ pub(crate) fn with_little_room(dir: &Path, act: impl FnOnce(&Path) + Send) {
         // SAFETY: the thread is the test's own; it only stops sharing its mounts and working directory with others.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }.unwrap();
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
-        let size = format!("size={}", RESERVE_BYTES + (32 << 20));
+        let size = format!("size={bytes},nr_inodes=100");
         let size = std::ffi::CString::new(size).unwrap();
         mount("tmpfs", &small, "tmpfs", MountFlags::empty(), &*size).unwrap();
         act(&small);

@@ -149,7 +149,7 @@ fn a_template_is_not_built(lab: &Lab) {
     {
         let _filler = Filler::leave(lab, LITTLE_MB);
         let refused = lab.tt(&["template", "build", "micro"]);
-        refused.fails(1, "[ERR_TT_TEMPLATE]");
+        refused.fails(1, "[ERR_TT_NO_ROOM]");
         refused.fails(1, "make room and retry");
     }
     lab.tt(&["template", "build", "micro"]).good();

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tt_model::ErrorCode;
 
 /// The largest disks take about a minute for 10 GB here.
 const TIMEOUT: Duration = Duration::from_secs(7200);
@@ -51,12 +52,19 @@ pub(super) fn convert(
     own(&target, 0, to)?;
     match converted {
         Ok(_) => files::settle(to),
-        // What it says of a disk that a stranger made will not change.
-        Err(ImageError::Tool { outcome, stderr, .. }) => Err(ImageError::Format {
+        Err(error) => Err(refused(format, error)),
+    }
+}
+
+/// What it says of a disk that a stranger made will not change; that there is no room for it may.
+fn refused(format: Format, error: ImageError) -> ImageError {
+    match error {
+        error if error.code() == ErrorCode::NoRoom => error,
+        ImageError::Tool { outcome, stderr, .. } => ImageError::Format {
             what: format!("{} disk", format.name()),
             problem: format!("qemu-img {outcome}: {stderr}"),
-        }),
-        Err(error) => Err(error),
+        },
+        error => error,
     }
 }
 
@@ -104,6 +112,31 @@ fn own(file: &File, user: u32, path: &Path) -> Result<(), ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_file_system_is_no_bad_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (raw, disk) = (dir.path().join("raw"), dir.path().join("disk.qcow2"));
+        std::fs::write(&raw, vec![7; 8 << 20]).unwrap();
+        let pack = Tool::new("qemu-img", "qemu-utils", TIMEOUT);
+        pack.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&raw).arg(&disk).run().unwrap();
+        space::with_room(dir.path(), 4 << 20, |small| {
+            let target = File::create_new(small.join("disk")).unwrap();
+            target.set_len(8 << 20).unwrap();
+            let source = File::open(&disk).unwrap();
+            let mut tool = command(Format::Qcow2, &source, &target);
+            tool = tool.sandbox(Sandbox {
+                user: 0,
+                files: vec![Arc::new(source), Arc::new(target)],
+                memory_bytes: MEMORY_BYTES_MAX,
+                file_bytes: 8 << 20,
+                cpu: TIMEOUT,
+            });
+            let error = refused(Format::Qcow2, tool.run().unwrap_err());
+            assert_eq!(error.code(), ErrorCode::NoRoom, "{error}");
+            assert!(error.is_retryable());
+        });
+    }
 
     #[test]
     fn the_format_is_said_and_no_other_disk_is_opened() {

@@ -3,7 +3,7 @@
 
 use super::tar::{self, Entries, Entry, Kind};
 use super::tree::{self, Meta, Tree, TreeError};
-use crate::{ImageError, Progress};
+use crate::{ImageError, Progress, files};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -60,7 +60,7 @@ impl<'a> Unpacker<'a> {
         limits: Limits,
         progress: &'a dyn Progress,
     ) -> Result<Self, ImageError> {
-        let tree = Tree::open(path).map_err(|e| crate::files::not_written(path)(e.into()))?;
+        let tree = Tree::open(path).map_err(|e| files::not_written(path)(e.into()))?;
         Ok(Self { tree, path: path.into(), left: limits, since_look: 0, progress })
     }
 
@@ -237,7 +237,7 @@ fn as_image_error(what: &str, path: &Path, fault: Fault) -> ImageError {
         Fault::Read(source) if source.raw_os_error().is_none() => refuse(source.to_string()),
         Fault::Read(source) => ImageError::Read { path: what.into(), source },
         Fault::Refuse(entry, why) => refuse(format!("{}: {why}", tar::shown(&entry))),
-        Fault::Write(source) => ImageError::Write { path: path.into(), source },
+        Fault::Write(source) => files::not_written(path)(source),
         Fault::Image(error) => error,
     }
 }

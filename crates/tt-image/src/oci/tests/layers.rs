@@ -217,3 +217,17 @@ fn a_container_that_would_fill_the_file_system_is_not_kept() {
         assert!(matches!(kept, Err(ImageError::NoRoom { .. })), "{kept:?}");
     });
 }
+
+#[test]
+fn a_file_system_without_room_for_its_files_is_no_bad_image() {
+    let nodes: Vec<Node> = (0..200).map(|number| Node::file(format!("f{number}"), "x")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("source");
+    oci::write(&source, &oci::Image::of(&[&nodes]).layout());
+    // There is room for all bytes, not for all files.
+    crate::space::with_room(dir.path(), 512 << 20, |small| {
+        let error = unpack(small, &source, LIMITS).unwrap_err();
+        assert!(matches!(error, ImageError::Full { .. }), "{error:?}");
+        assert_eq!(error.code(), tt_model::ErrorCode::NoRoom);
+    });
+}
