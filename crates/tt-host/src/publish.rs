@@ -45,7 +45,7 @@ impl Publisher<'_> {
             trouble(ErrorCode::Host, format!("this host has no {} images", still.storage.name()))
         })?;
         progress.step("copying the disk");
-        let draft = self.catalogue.draft(&record.name)?;
+        let draft = self.catalogue.draft(&record.name, progress)?;
         draft.forget_made()?;
         while let Err(halt) = copy(&**storage, &still, &draft, progress) {
             // Layers may have been merged, and be gone, before they were opened; the others hold the same.
@@ -54,7 +54,7 @@ impl Publisher<'_> {
                 return Err(halt);
             }
         }
-        let inside = self.catalogue.carry_over(&draft, &still.template)?;
+        let inside = self.catalogue.carry_over(&draft, &still.template, progress)?;
         let facts = Facts { inside, arch: still.template.arch, ..facts };
         Ok(self.catalogue.finish(&draft, &facts, progress)?)
     }

@@ -136,14 +136,14 @@ impl TemplateMaker {
                 };
                 let mut facts = facts(record, || format!("from {}", source.describe()));
                 facts.inside.clone_from(features);
-                let draft = self.catalogue.draft(&record.name)?;
+                let draft = self.catalogue.draft(&record.name, &progress)?;
                 let made = self.catalogue.import(&draft, &import, &facts, &progress);
                 Ok(self.keep_draft_for_retry(&record.name, made)?)
             }
             Some(TemplateSource::Pull(from)) => {
                 // What is pulled says itself what it is.
                 let facts = Facts { memo: record.memo.clone(), ..facts(record, String::new) };
-                let draft = self.catalogue.draft(&record.name)?;
+                let draft = self.catalogue.draft(&record.name, &progress)?;
                 let made = self.catalogue.pull(&draft, from, &facts, &progress);
                 Ok(self.keep_draft_for_retry(&record.name, made)?)
             }
@@ -201,7 +201,13 @@ impl TemplateMaker {
 
     fn remove(&self, row: &Row<TemplateRecord>) -> Result<(), HostError> {
         let name = &row.value.name;
-        let removed = self.catalogue.discard(name).and_then(|()| self.catalogue.remove(name));
+        let stop = Stop(&self.is_stopping);
+        let removed =
+            self.catalogue.discard(name).and_then(|()| self.catalogue.remove(name, &stop));
+        if matches!(removed, Err(ImageError::Unwanted)) {
+            // The next daemon goes on with it.
+            return Ok(());
+        }
         removed.map_err(|e| HostError::Look { what: "templates", source: Box::new(e) })?;
         for _ in 0..TRIES {
             let change = Change::new().remove_template(row);
@@ -273,6 +279,17 @@ fn facts(record: &TemplateRecord, memo: impl Fn() -> String) -> Facts {
 fn line(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MEMO_BYTES_MAX));
     text
+}
+
+/// Wants all until the daemon ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Progress for Stop<'_> {
+    fn step(&self, _what: &str) {}
+
+    fn is_wanted(&self) -> bool {
+        !self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// Writes into a template's record how far its making is, at a bounded rate, and reads there whether it is wanted.

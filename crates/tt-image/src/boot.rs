@@ -115,7 +115,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<(), ImageError> {
         let unpacked = self.unpack_kernel(boot, progress)?;
-        files::share(&unpacked.join(KERNEL), &dir.join(KERNEL))?;
+        files::share(&unpacked.join(KERNEL), &dir.join(KERNEL), progress)?;
         progress.step("making the initial RAM file system");
         files::write(&dir.join(INITRAMFS), &initramfs(&unpacked, &boot.agent, first)?)
     }
@@ -134,10 +134,10 @@ impl Catalogue {
         let package = temporary.path().join("package");
         deb::unpack(&boot.package, &package, progress)?;
         let image = only(&package.join("boot"), "vmlinuz-")?;
-        let image = kernel::unpacked(files::read(&image, KERNEL_BYTES_MAX)?)?;
+        let image = kernel::unpacked(files::read(&image, KERNEL_BYTES_MAX)?, progress)?;
         files::write(&temporary.path().join(KERNEL), &image)?;
         let tree = modules::Tree::open(&only(&lib(&package), "")?)?;
-        for (number, module) in tree.resolve(&modules::WANTED)?.iter().enumerate() {
+        for (number, module) in tree.resolve(&modules::WANTED, progress)?.iter().enumerate() {
             let file = format!("{number:02}-{}.ko", module.name);
             files::write(&temporary.path().join(file), &module.content)?;
         }

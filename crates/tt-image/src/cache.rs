@@ -235,7 +235,7 @@ mod tests {
         shelves(&catalogue);
         let left = [".tmp-1-0", "debian-12/.tmp-1-0"].map(|name| catalogue.cache.join(name));
         for dir in [&catalogue.cache, &catalogue.cache.join(crate::DEBIAN)] {
-            let _lock = Lock::take(dir).unwrap();
+            let _lock = Lock::take(dir, &crate::Quiet).unwrap();
             assert_eq!(gone(&catalogue, 0, 1), [""; 0]);
         }
         for dir in &left {
@@ -265,11 +265,11 @@ mod tests {
         let (_dir, catalogue) = catalogue();
         let drafts = ["wanted", "a.org/old", "young", "held"];
         for name in drafts {
-            let draft = catalogue.draft(name).unwrap();
+            let draft = catalogue.draft(name, &crate::Quiet).unwrap();
             fs::write(draft.dir().join("source"), "part").unwrap();
             age(draft.dir(), if name == "young" { 60 } else { 7200 });
         }
-        let held = catalogue.draft("held").unwrap();
+        let held = catalogue.draft("held", &crate::Quiet).unwrap();
         age(held.dir(), 7200);
         assert_eq!(catalogue.discard_orphans(|name| name == "wanted").unwrap(), ["a.org/old"]);
         assert_eq!(catalogue.drafts().unwrap(), ["held", "wanted", "young"]);

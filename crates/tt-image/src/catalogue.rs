@@ -1,7 +1,7 @@
 //! The templates of one data directory. Every change is atomic: a template is there with all of its files, or not at all.
 
 use crate::files::{self, Lock, Temporary};
-use crate::{ImageError, digest, record};
+use crate::{ImageError, Progress, digest, record};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::ErrorKind;
@@ -78,10 +78,10 @@ impl Catalogue {
     /// one. An absent name is fine.
     ///
     /// # Errors
-    /// [`ImageError::CheckName`], [`ImageError::Write`], [`ImageError::Busy`].
-    pub fn remove(&self, name: &str) -> Result<(), ImageError> {
+    /// [`ImageError::CheckName`], [`ImageError::Write`], [`ImageError::Busy`], [`ImageError::Unwanted`].
+    pub fn remove(&self, name: &str, progress: &dyn Progress) -> Result<(), ImageError> {
         let link = self.link(name)?;
-        let _lock = Lock::take(&self.templates())?;
+        let _lock = Lock::take(&self.templates(), progress)?;
         let meant = self.digest_of(name, &link);
         files::remove(&link)?;
         match meant {
@@ -112,16 +112,21 @@ impl Catalogue {
     }
 
     /// Makes a template out of the finished files in `from`, which has a record of it, and gives it its name.
-    pub(crate) fn install(&self, from: &Path, template: &VmTemplate) -> Result<(), ImageError> {
+    pub(crate) fn install(
+        &self,
+        from: &Path,
+        template: &VmTemplate,
+        progress: &dyn Progress,
+    ) -> Result<(), ImageError> {
         let link = self.link(&template.name)?;
         let templates = self.templates();
-        let _lock = Lock::take(&templates)?;
+        let _lock = Lock::take(&templates, progress)?;
         let dir = templates.join(&template.digest);
         if record::read(&dir).ok().as_ref() != Some(template) {
             files::remove(&dir)?;
             let temporary = Temporary::create(&templates)?;
             for name in record::files_of(template) {
-                files::share(&from.join(name), &temporary.path().join(name))?;
+                files::share(&from.join(name), &temporary.path().join(name), progress)?;
             }
             record::write(temporary.path(), template)?;
             temporary.publish(&dir)?;
@@ -232,7 +237,7 @@ mod tests {
             features: vec![FEATURE_DISK.into()],
             ..VmTemplate::default()
         };
-        catalogue.install(from.path(), &template).unwrap();
+        catalogue.install(from.path(), &template, &crate::Quiet).unwrap();
         template
     }
 
@@ -245,7 +250,7 @@ mod tests {
         assert_eq!(catalogue.list().unwrap(), [far.clone(), near]);
         let again = install(&dir, &catalogue, "near", b"b");
         assert_eq!(catalogue.get("near").unwrap(), again);
-        catalogue.remove("near").unwrap();
+        catalogue.remove("near", &crate::Quiet).unwrap();
         assert_eq!(catalogue.list().unwrap(), [far]);
     }
 
@@ -255,7 +260,10 @@ mod tests {
         let long = "a".repeat(NAME_BYTES_MAX + 1);
         let names = ["", "..", "a/../b", "/etc", "a//b", "a b", "a\0", "a%2Fb", ".tmp-1", "mıcro"];
         for name in names.into_iter().chain([long.as_str()]) {
-            for error in [catalogue.get(name).unwrap_err(), catalogue.remove(name).unwrap_err()] {
+            for error in [
+                catalogue.get(name).unwrap_err(),
+                catalogue.remove(name, &crate::Quiet).unwrap_err(),
+            ] {
                 assert!(matches!(error, ImageError::CheckName { .. }), "{name:?}: {error}");
             }
         }
@@ -304,7 +312,7 @@ mod tests {
             let error = catalogue.get("bad").unwrap_err();
             assert!(matches!(error, ImageError::Damaged { .. }), "{target}: {error}");
             assert_eq!(catalogue.list().unwrap().len(), 1);
-            catalogue.remove("bad").unwrap();
+            catalogue.remove("bad", &crate::Quiet).unwrap();
             assert!(!link.is_symlink() && outside.is_dir());
         }
     }

@@ -74,10 +74,10 @@ impl Catalogue {
     /// The draft of the template `name`, with what an earlier try left in it.
     ///
     /// # Errors
-    /// [`ImageError::CheckName`], [`ImageError::Write`], [`ImageError::Busy`].
-    pub fn draft(&self, name: &str) -> Result<Draft, ImageError> {
+    /// [`ImageError::CheckName`], [`ImageError::Write`], [`ImageError::Busy`], [`ImageError::Unwanted`].
+    pub fn draft(&self, name: &str, progress: &dyn Progress) -> Result<Draft, ImageError> {
         let dir = self.draft_dir(name)?;
-        let lock = Lock::take(&dir)?;
+        let lock = Lock::take(&dir, progress)?;
         Ok(Draft { dir, _lock: lock })
     }
 
@@ -97,7 +97,7 @@ impl Catalogue {
         for name in record::files_of(&template) {
             files::settle(&draft.dir().join(name))?;
         }
-        self.install(draft.dir(), &template)?;
+        self.install(draft.dir(), &template, progress)?;
         self.discard(&facts.name)?;
         Ok(template)
     }
@@ -107,14 +107,19 @@ impl Catalogue {
     ///
     /// # Errors
     /// [`ImageError::Read`], [`ImageError::Damaged`] if the template is gone or not what it was; [`ImageError::Write`].
-    pub fn carry_over(&self, draft: &Draft, from: &VmTemplate) -> Result<Vec<String>, ImageError> {
+    pub fn carry_over(
+        &self,
+        draft: &Draft,
+        from: &VmTemplate,
+        progress: &dyn Progress,
+    ) -> Result<Vec<String>, ImageError> {
         let dir = self.data.join(&from.path);
         let there = record::read(&dir)?;
         if there.has(FEATURE_KERNEL) {
             for name in [KERNEL, INITRAMFS] {
                 let to = draft.dir().join(name);
                 files::remove(&to)?;
-                files::share(&dir.join(name), &to)?;
+                files::share(&dir.join(name), &to, progress)?;
             }
         }
         let forms = [FEATURE_DISK, FEATURE_KERNEL, FEATURE_CONTAINER];
@@ -214,7 +219,7 @@ mod tests {
     fn files_become_a_template_and_nothing_else_stays() {
         let dir = tempfile::tempdir().unwrap();
         let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), "/none");
-        let draft = catalogue.draft("a.org/x").unwrap();
+        let draft = catalogue.draft("a.org/x", &Quiet).unwrap();
         assert_eq!(catalogue.drafts().unwrap(), ["a.org/x"]);
         let error = catalogue.finish(&draft, &facts("a.org/x"), &Quiet).unwrap_err();
         assert!(error.to_string().contains("neither"), "{error}");
@@ -235,7 +240,7 @@ mod tests {
     fn what_was_made_is_no_part_of_the_next_try_and_what_was_fetched_is() {
         let dir = tempfile::tempdir().unwrap();
         let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), "/none");
-        let draft = catalogue.draft("x").unwrap();
+        let draft = catalogue.draft("x", &Quiet).unwrap();
         for name in [DISK, KERNEL, INITRAMFS, CONTAINER, SOURCE_UNPACKED, "source", "source.note"] {
             fs::write(draft.dir().join(name), name).unwrap();
         }
@@ -256,12 +261,12 @@ mod tests {
     fn a_container_alone_is_for_docker_and_forms_add_up() {
         let dir = tempfile::tempdir().unwrap();
         let catalogue = Catalogue::new(dir.path().join("data"), dir.path().join("cache"), "/none");
-        let draft = catalogue.draft("c").unwrap();
+        let draft = catalogue.draft("c", &Quiet).unwrap();
         fs::write(draft.dir().join(CONTAINER), vec![7; 3 << 20]).unwrap();
         let alone = catalogue.finish(&draft, &facts("c"), &Quiet).unwrap();
         assert_eq!((alone.compatible_engines, alone.disk_size), (vec!["docker".into()], 3));
         drop(draft);
-        let draft = catalogue.draft("d").unwrap();
+        let draft = catalogue.draft("d", &Quiet).unwrap();
         for name in [DISK, KERNEL, INITRAMFS, CONTAINER] {
             fs::write(draft.dir().join(name), name).unwrap();
         }

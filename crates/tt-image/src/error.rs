@@ -215,7 +215,10 @@ mod tests {
                 assert!(error.is_retryable());
             }
         }
-        assert_eq!(tool("qemu-img: write failed: No space left on device").code(), ErrorCode::NoRoom);
+        assert_eq!(
+            tool("qemu-img: write failed: No space left on device").code(),
+            ErrorCode::NoRoom
+        );
         let other = files::not_written(Path::new("/d"))(rustix::io::Errno::ACCESS.into());
         assert_eq!((other.code(), tool("bad").code()), (ErrorCode::Template, ErrorCode::Template));
     }

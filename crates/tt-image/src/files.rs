@@ -1,8 +1,9 @@
 //! Files and directories that are complete or absent: locks, temporary directories, synced writes, bounded reads. It
 //! never follows a symbolic link at the place that it was asked for.
 
-use crate::ImageError;
 use crate::error::is_full;
+use crate::progress::{Asking, is_unwanted};
+use crate::{ImageError, Progress, Quiet};
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW, flock,
     ioctl_ficlone, utimensat,
@@ -62,13 +63,16 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits for it, and removes what a holder that was killed left unfinished.
-    pub(crate) fn take(dir: &Path) -> Result<Self, ImageError> {
+    /// Waits for it as long as that is wanted, and removes what a holder that was killed left unfinished.
+    pub(crate) fn take(dir: &Path, progress: &dyn Progress) -> Result<Self, ImageError> {
         let start = Instant::now();
         loop {
-            match Self::try_take(dir)? {
+            match Self::try_take_for(dir, progress)? {
                 Some(lock) => return Ok(lock),
-                None if start.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_POLL),
+                None if start.elapsed() < LOCK_WAIT => {
+                    progress.check()?;
+                    std::thread::sleep(LOCK_POLL);
+                }
                 None => {
                     return Err(ImageError::Busy {
                         path: dir.into(),
@@ -81,6 +85,10 @@ impl Lock {
 
     /// As [`Lock::take`], unless somebody has it.
     pub(crate) fn try_take(dir: &Path) -> Result<Option<Self>, ImageError> {
+        Self::try_take_for(dir, &Quiet)
+    }
+
+    fn try_take_for(dir: &Path, progress: &dyn Progress) -> Result<Option<Self>, ImageError> {
         make_dir(dir)?;
         let path = dir.join(LOCK);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -92,7 +100,7 @@ impl Lock {
             Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
             Err(e) => return Err(not_written(&path)(e.into())),
         }
-        remove_temporaries(dir)?;
+        remove_temporaries(dir, progress)?;
         Ok(Some(Self { _file: file }))
     }
 }
@@ -205,7 +213,8 @@ pub(crate) fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, ImageError> {
 }
 
 /// Gives a finished file that never changes a second place: by a hard link, else by shared blocks, else by a copy.
-pub(crate) fn share(from: &Path, to: &Path) -> Result<(), ImageError> {
+/// A copy is made as long as it is wanted.
+pub(crate) fn share(from: &Path, to: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
     if fs::hard_link(from, to).is_ok() {
         return Ok(());
     }
@@ -213,16 +222,19 @@ pub(crate) fn share(from: &Path, to: &Path) -> Result<(), ImageError> {
         let source = File::open(from)?;
         let target = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(to)?;
         if ioctl_ficlone(&target, &source).is_err() {
-            copy_data(&source, &target)?;
+            copy_data(Asking::new(&source, progress), &target)?;
         }
         target.set_permissions(Permissions::from_mode(FILE_MODE))?;
         target.sync_all()
     };
-    copy().map_err(not_written(to))
+    copy().map_err(|error| match is_unwanted(&error) {
+        true => ImageError::Unwanted,
+        false => not_written(to)(error),
+    })
 }
 
 /// Copies all but blocks of zeros, which become holes.
-fn copy_data(mut from: &File, to: &File) -> io::Result<()> {
+fn copy_data(mut from: impl Read, to: &File) -> io::Result<()> {
     let mut buffer = vec![0; 1 << 16];
     let mut at = 0;
     loop {
@@ -249,7 +261,7 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn remove_temporaries(dir: &Path) -> Result<(), ImageError> {
+fn remove_temporaries(dir: &Path, progress: &dyn Progress) -> Result<(), ImageError> {
     let start = Instant::now();
     let names = all_names(dir)?;
     for name in names.iter().filter(|name| name.starts_with(TEMPORARY)) {
@@ -258,6 +270,7 @@ fn remove_temporaries(dir: &Path) -> Result<(), ImageError> {
             if start.elapsed() > ORPHAN_WAIT {
                 return Err(error);
             }
+            progress.check()?;
             std::thread::sleep(LOCK_POLL);
         }
     }
@@ -281,7 +294,28 @@ fn all_names(dir: &Path) -> Result<Vec<String>, ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::WantedFor;
     use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    #[test]
+    fn nobody_waits_for_what_is_not_wanted_any_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = Lock::take(dir.path(), &Quiet).unwrap();
+        let start = Instant::now();
+        let waited = Lock::take(dir.path(), &WantedFor::times(3));
+        assert!(matches!(waited, Err(ImageError::Unwanted)), "{waited:?}");
+        assert!(start.elapsed() < LOCK_WAIT / 2);
+        drop(held);
+        // Free, it is had without a question.
+        Lock::take(dir.path(), &WantedFor::times(0)).unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        fs::write(&from, vec![7; 4 << 20]).unwrap();
+        let copied = copy_data(
+            Asking::new(File::open(&from).unwrap(), &WantedFor::times(2)),
+            &File::create(&to).unwrap(),
+        );
+        assert!(is_unwanted(&copied.unwrap_err()));
+    }
 
     #[test]
     fn machines_pass_new_directories_whatever_the_umask() {

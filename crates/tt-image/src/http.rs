@@ -83,16 +83,37 @@ impl Sent for Nothing {
 
 /// A client. It keeps no connection: each request has its own.
 pub(crate) struct Http {
-    runtime: Arc<Runtime>,
+    runtime: Arc<Machine>,
     limits: Limits,
     tls: Option<Arc<ClientConfig>>,
     /// Where the first server that was asked is: the caller's choice, as no other is.
     home: Option<IpAddr>,
 }
 
+/// What runs the asynchronous parts. It is gone at once: a name that is still being looked up is not waited for, which may
+/// take a resolver half a minute.
+struct Machine(Option<Runtime>);
+
+impl Machine {
+    fn block_on<F: Future>(&self, future: F) -> Result<F::Output, ImageError> {
+        match &self.0 {
+            Some(runtime) => Ok(runtime.block_on(future)),
+            None => Err(ImageError::Unwanted),
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// An answer whose body is still to come.
 pub(crate) struct Response {
-    runtime: Arc<Runtime>,
+    runtime: Arc<Machine>,
     limits: Limits,
     /// Who answered in the end.
     pub(crate) url: Uri,
@@ -137,7 +158,7 @@ impl Http {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime =
             runtime.map_err(|source| ImageError::Run { program: "fetching".into(), source })?;
-        Ok(Self { runtime: Arc::new(runtime), limits, tls: None, home: None })
+        Ok(Self { runtime: Arc::new(Machine(Some(runtime))), limits, tls: None, home: None })
     }
 
     /// Sends a request and waits for the head of the answer. Redirects of `GET` and `HEAD` are followed, `Authorization`
@@ -239,7 +260,7 @@ impl Http {
                 }
             }
             let look = async { tokio::time::timeout(LOOK, future.as_mut()).await };
-            if let Ok(done) = self.runtime.block_on(look) {
+            if let Ok(done) = self.runtime.block_on(look)? {
                 return Ok(done);
             }
         }
@@ -270,7 +291,7 @@ impl Response {
             }
             let frame = self.body.frame();
             let look = async { tokio::time::timeout(LOOK, frame).await };
-            match self.runtime.block_on(look) {
+            match self.runtime.block_on(look)? {
                 Err(_) => {}
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(error))) => return Err(fetch_error(&self.url, &error)),

@@ -1,7 +1,7 @@
 //! A kernel that starts at once: the ELF file inside of a packed x86 kernel image, after the kernel's documentation
 //! (arch/x86/boot.rst). It never runs anything of it.
 
-use crate::{ImageError, elf, unpack};
+use crate::{ImageError, Progress, elf, unpack};
 
 /// Largest kernel; Debian's cloud kernel has 53 MB.
 const KERNEL_BYTES_MAX: usize = 512 << 20;
@@ -14,7 +14,7 @@ const SIZE_BYTES: usize = 4;
 
 /// The ELF kernel in `image` (the kernel is then not unpacked under emulation, and Firecracker takes it); `image` itself
 /// where it is one already, or is packed in an unknown way.
-pub(crate) fn unpacked(image: Vec<u8>) -> Result<Vec<u8>, ImageError> {
+pub(crate) fn unpacked(image: Vec<u8>, progress: &dyn Progress) -> Result<Vec<u8>, ImageError> {
     if elf::is_elf(&image) {
         return Ok(image);
     }
@@ -22,11 +22,11 @@ pub(crate) fn unpacked(image: Vec<u8>) -> Result<Vec<u8>, ImageError> {
         what: "kernel image".into(),
         problem: "it has no payload of Linux boot protocol 2.08 or newer".into(),
     })?;
-    let kernel = match unpack::decompress("kernel image", payload, KERNEL_BYTES_MAX) {
+    let kernel = match unpack::decompress("kernel image", payload, KERNEL_BYTES_MAX, progress) {
         // Some programs refuse what follows the end of their data.
         Err(ImageError::Tool { .. }) => {
             let data = &payload[..payload.len().saturating_sub(SIZE_BYTES)];
-            unpack::decompress("kernel image", data, KERNEL_BYTES_MAX)?
+            unpack::decompress("kernel image", data, KERNEL_BYTES_MAX, progress)?
         }
         kernel => kernel?,
     };
@@ -76,19 +76,19 @@ mod tests {
         let elf = b"\x7fELF\x02\x01";
         let mut payload = [&crate::lz4::MAGIC[..], &7_u32.to_le_bytes(), &[0x60], elf].concat();
         payload.extend_from_slice(&6_u32.to_le_bytes());
-        assert_eq!(unpacked(image(&payload)).unwrap(), elf);
-        assert_eq!(unpacked(elf.to_vec()).unwrap(), elf);
+        assert_eq!(unpacked(image(&payload), &crate::Quiet).unwrap(), elf);
+        assert_eq!(unpacked(elf.to_vec(), &crate::Quiet).unwrap(), elf);
     }
 
     #[test]
     fn an_unknown_packing_stays_and_an_unknown_image_is_refused() {
         let unknown = image(b"BZh91AY&SY");
-        assert_eq!(unpacked(unknown.clone()).unwrap(), unknown);
+        assert_eq!(unpacked(unknown.clone(), &crate::Quiet).unwrap(), unknown);
         for image in [&b""[..], b"MZ", &[0; 2000]] {
-            assert!(unpacked(image.to_vec()).is_err());
+            assert!(unpacked(image.to_vec(), &crate::Quiet).is_err());
         }
         let no_kernel = [&crate::lz4::MAGIC[..], &2_u32.to_le_bytes(), &[0x10, b'x']].concat();
-        assert!(unpacked(image(&no_kernel)).is_err());
+        assert!(unpacked(image(&no_kernel), &crate::Quiet).is_err());
     }
 
     proptest! {
@@ -98,7 +98,7 @@ mod tests {
             image.truncate(noise.len());
             image[0x248..0x250].copy_from_slice(&noise[..8]);
             image[0x1f1] = noise[8];
-            let _ = unpacked(image);
+            let _ = unpacked(image, &crate::Quiet);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel modules that a guest needs before it sees its disk, in the order in which they load. Debian's packages have
 //! no `modules.dep`, so what depends on what is read from the modules themselves. It never loads one.
 
-use crate::{ImageError, elf, files, unpack};
+use crate::{ImageError, Progress, elf, files, unpack};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -45,15 +45,25 @@ impl Tree {
     }
 
     /// These modules and all that they need, each after what it needs, without what the kernel has built in.
-    pub(crate) fn resolve(&self, wanted: &[&str]) -> Result<Vec<Module>, ImageError> {
+    pub(crate) fn resolve(
+        &self,
+        wanted: &[&str],
+        progress: &dyn Progress,
+    ) -> Result<Vec<Module>, ImageError> {
         let mut modules = Vec::new();
         for name in wanted {
-            self.add(name, CHAIN_MAX, &mut modules)?;
+            self.add(name, CHAIN_MAX, &mut modules, progress)?;
         }
         Ok(modules)
     }
 
-    fn add(&self, name: &str, chain: usize, modules: &mut Vec<Module>) -> Result<(), ImageError> {
+    fn add(
+        &self,
+        name: &str,
+        chain: usize,
+        modules: &mut Vec<Module>,
+        progress: &dyn Progress,
+    ) -> Result<(), ImageError> {
         let name = name.replace('-', "_");
         if self.built_in.contains(&name) || modules.iter().any(|m| m.name == name) {
             return Ok(());
@@ -68,13 +78,14 @@ impl Tree {
         let path = self.files.get(&name);
         let path = path.ok_or_else(|| unusable("the kernel package has no such module"))?;
         let packed = files::read(path, MODULE_BYTES_MAX as u64)?;
-        let content = match unpack::decompress("kernel module", &packed, MODULE_BYTES_MAX)? {
-            Some(content) => content,
-            None => packed,
-        };
+        let content =
+            match unpack::decompress("kernel module", &packed, MODULE_BYTES_MAX, progress)? {
+                Some(content) => content,
+                None => packed,
+            };
         let depends = elf::module_depends(&content);
         for needed in depends.ok_or_else(|| unusable("it does not say what it depends on"))? {
-            self.add(&needed, chain, modules)?;
+            self.add(&needed, chain, modules, progress)?;
         }
         modules.push(Module { name, content });
         Ok(())
@@ -149,7 +160,7 @@ mod tests {
             &[("net", "ring,bus"), ("bus", "ring,rng-core"), ("ring", ""), ("my-rng", "bus")],
             "kernel/drivers/char/rng-core.ko\n",
         );
-        let modules = tree.resolve(&["net", "my_rng", "bus", "rng_core"]).unwrap();
+        let modules = tree.resolve(&["net", "my_rng", "bus", "rng_core"], &crate::Quiet).unwrap();
         let names: Vec<&str> = modules.iter().map(|m| m.name.as_str()).collect();
         assert_eq!(names, ["ring", "bus", "net", "my_rng"]);
     }
@@ -158,7 +169,7 @@ mod tests {
     fn what_is_missing_or_circular_is_named() {
         let (_dir, tree) = tree(&[("a", "b"), ("b", "a"), ("c", "gone")], "");
         for (wanted, text) in [("a", "needs itself"), ("c", "gone"), ("d", "module d")] {
-            let error = tree.resolve(&[wanted]).unwrap_err().to_string();
+            let error = tree.resolve(&[wanted], &crate::Quiet).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }
     }

@@ -102,7 +102,7 @@ impl Catalogue {
     ) -> Result<VmTemplate, ImageError> {
         // Of its own: what others build meanwhile does not wait for the minutes that a Debian takes.
         let shelf = self.shelf(plan);
-        let _lock = Lock::take(&shelf)?;
+        let _lock = Lock::take(&shelf, progress)?;
         let parts = self.parts(plan, packages, progress)?;
         let built = shelf.join("builds").join(parts.key());
         let template = match record::read(&built) {
@@ -118,7 +118,7 @@ impl Catalogue {
             }
         };
         progress.step("installing");
-        self.install(&built, &template)?;
+        self.install(&built, &template, progress)?;
         Ok(template)
     }
 
@@ -128,7 +128,7 @@ impl Catalogue {
         packages: Packages,
         progress: &dyn Progress,
     ) -> Result<Parts<'a>, ImageError> {
-        let _lock = Lock::take(&self.cache)?;
+        let _lock = Lock::take(&self.cache, progress)?;
         let boot = self.boot(packages, progress)?;
         let names = &plan.recipe.packages;
         let ground = match plan.recipe.base.as_str() {
@@ -160,7 +160,7 @@ impl Catalogue {
             Some(_) => First::OfRoot,
         };
         {
-            let _lock = Lock::take(&self.cache)?;
+            let _lock = Lock::take(&self.cache, progress)?;
             self.put_boot(boot, first, dir, progress)?;
         }
         let size_mb = plan.recipe.size_mb();

@@ -57,7 +57,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
         {
-            let _lock = Lock::take(&self.cache)?;
+            let _lock = Lock::take(&self.cache, progress)?;
             let boot = self.boot(Packages::Kept, progress)?;
             for name in [crate::KERNEL, crate::INITRAMFS] {
                 files::remove(&draft.dir().join(name))?;

@@ -1,7 +1,7 @@
 //! Decompression by what the first bytes say: LZ4 legacy frames here, the rest through the usual programs.
 
 use crate::tool::Tool;
-use crate::{ImageError, lz4};
+use crate::{ImageError, Progress, lz4};
 use std::time::Duration;
 
 /// No kernel or module takes longer, even on a busy machine.
@@ -19,6 +19,7 @@ pub(crate) fn decompress(
     what: &str,
     packed: &[u8],
     bytes_max: usize,
+    progress: &dyn Progress,
 ) -> Result<Option<Vec<u8>>, ImageError> {
     if packed.starts_with(&lz4::MAGIC) {
         let content = lz4::decompress_legacy(packed, bytes_max);
@@ -32,7 +33,7 @@ pub(crate) fn decompress(
         return Ok(None);
     };
     let tool = Tool::new(program, package, TIMEOUT).arg("-dc");
-    tool.filter(packed.to_vec(), bytes_max as u64).run().map(Some)
+    tool.filter(packed.to_vec(), bytes_max as u64).run_for(progress).map(Some)
 }
 
 #[cfg(test)]
@@ -46,12 +47,12 @@ mod tests {
             let tool = Tool::new(program, program, TIMEOUT).arg("-c");
             match tool.filter(text.clone(), 1 << 20).run() {
                 Ok(packed) => {
-                    let content = decompress("text", &packed, 1 << 20).unwrap();
+                    let content = decompress("text", &packed, 1 << 20, &crate::Quiet).unwrap();
                     assert!(content.as_ref() == Some(&text), "{program}");
                 }
                 Err(e) => println!("SKIPPED every_format_comes_back, {program}: {e}"),
             }
         }
-        assert_eq!(decompress("text", b"BZh9", 100).unwrap(), None);
+        assert_eq!(decompress("text", b"BZh9", 100, &crate::Quiet).unwrap(), None);
     }
 }

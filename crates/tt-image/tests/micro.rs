@@ -180,8 +180,8 @@ fn a_new_agent_is_a_new_digest_and_vms_keep_the_old_one() {
     assert!(!data.join(&old.path).exists());
     assert_eq!(catalogue.get(MICRO).unwrap(), new);
 
-    catalogue.remove(MICRO).unwrap();
-    catalogue.remove(MICRO).unwrap();
+    catalogue.remove(MICRO, &Quiet).unwrap();
+    catalogue.remove(MICRO, &Quiet).unwrap();
     assert!(!data.join(&new.path).exists());
     let error = catalogue.get(MICRO).unwrap_err();
     assert!(matches!(error, ImageError::NotFound { .. }), "{error}");

@@ -111,7 +111,7 @@ impl Catalogue {
         } else if Path::new(&import.from).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
             let folder = Path::new(&import.from);
             check_said(import, facts)?;
-            if self.holds_image(folder)? {
+            if self.holds_image(folder, progress)? {
                 return self.install_image(draft, folder, facts, progress);
             }
             pack(folder, &source, progress)?;
@@ -167,7 +167,7 @@ impl Catalogue {
         facts: &Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        if self.holds_image(source)? {
+        if self.holds_image(source, progress)? {
             return self.install_image(draft, source, facts, progress);
         }
         let root = unpack_root(draft, source, progress)?;
@@ -189,7 +189,7 @@ impl Catalogue {
             return self.finish(draft, facts, progress);
         }
         {
-            let _lock = Lock::take(&self.cache)?;
+            let _lock = Lock::take(&self.cache, progress)?;
             let boot = self.boot(Packages::Kept, progress)?;
             self.put_boot(&boot, First::Agent(None), draft.dir(), progress)?;
         }

@@ -3,7 +3,7 @@
 
 use super::blob::Digest;
 use super::fetch::is_whole;
-use crate::{ImageError, files, space};
+use crate::{ImageError, Progress, files, space};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -29,14 +29,21 @@ impl Cache {
     }
 
     /// Gives a blob that is here the place `to`; answers whether it is here.
-    pub(super) fn take(&self, digest: &Digest, bytes: u64, to: &Path) -> Result<bool, ImageError> {
+    pub(super) fn take(
+        &self,
+        digest: &Digest,
+        bytes: u64,
+        to: &Path,
+        progress: &dyn Progress,
+    ) -> Result<bool, ImageError> {
         let path = self.dir.join(digest.hex());
-        if !is_whole(&path, digest, bytes) {
+        if !is_whole(&path, digest, bytes, progress)? {
             files::remove(&path)?;
             return Ok(false);
         }
-        match files::share(&path, to) {
+        match files::share(&path, to, progress) {
             // Collected meanwhile.
+            Err(ImageError::Unwanted) => return Err(ImageError::Unwanted),
             Err(_) if !path.exists() => {
                 files::remove(to)?;
                 return Ok(false);
@@ -87,6 +94,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::WantedFor;
 
     fn keep(cache: &Cache, dir: &Path, content: &[u8], age_secs: u64) -> Digest {
         let digest = Digest::of(content);
@@ -103,14 +111,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::new(&dir.path().join("cache"));
         let to = dir.path().join("to");
-        assert!(!cache.take(&Digest::of(b"a"), 1, &to).unwrap());
+        assert!(!cache.take(&Digest::of(b"a"), 1, &to, &crate::Quiet).unwrap());
         let digest = keep(&cache, dir.path(), b"a", 0);
-        assert!(cache.take(&digest, 1, &to).unwrap());
+        assert!(cache.take(&digest, 1, &to, &crate::Quiet).unwrap());
         assert_eq!(fs::read(&to).unwrap(), b"a");
+        let taken = cache.take(&digest, 1, &to, &WantedFor::times(0));
+        assert!(matches!(taken, Err(ImageError::Unwanted)), "{taken:?}");
         let path = cache.dir.join(digest.hex());
         fs::remove_file(&path).unwrap();
         fs::write(&path, b"b").unwrap();
-        assert!(!cache.take(&digest, 1, &dir.path().join("to-2")).unwrap());
+        assert!(!cache.take(&digest, 1, &dir.path().join("to-2"), &crate::Quiet).unwrap());
         assert!(!path.exists());
     }
 
@@ -126,7 +136,7 @@ mod tests {
         assert_eq!(is_there, [false, false, true, true]);
         // What is taken is used.
         let to = dir.path().join("taken");
-        assert!(cache.take(&Digest::of(&[300_u64 as u8; 100]), 100, &to).unwrap());
+        assert!(cache.take(&Digest::of(&[300_u64 as u8; 100]), 100, &to, &crate::Quiet).unwrap());
         cache.bytes_max = 100;
         cache.collect().unwrap();
         assert!(cache.dir.join(Digest::of(&[300_u64 as u8; 100]).hex()).exists());

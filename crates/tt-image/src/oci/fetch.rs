@@ -7,6 +7,7 @@ use super::registry::{Access, Patience, Repository, TRIES, is_passing_error};
 use super::spec::{Descriptor, refuse};
 use crate::http::Response;
 use crate::import::wait;
+use crate::progress::{Asking, is_unwanted};
 use crate::{ImageError, Progress, files, space};
 use hyper::StatusCode;
 use sha2::{Digest as _, Sha256};
@@ -104,7 +105,7 @@ impl Fetch<'_> {
         counter: &Counter<'_>,
     ) -> Result<(), ImageError> {
         let path = blob_path(self.to, &blob.digest);
-        if path.is_file() || self.cache.take(&blob.digest, blob.size, &path)? {
+        if path.is_file() || self.cache.take(&blob.digest, blob.size, &path, self.progress)? {
             counter.add(blob.size);
             return Ok(());
         }
@@ -245,9 +246,18 @@ impl Part {
 }
 
 /// Whether all of a file is what was promised.
-pub(super) fn is_whole(path: &Path, digest: &Digest, bytes: u64) -> bool {
-    let Ok(file) = File::open(path) else { return false };
-    io::copy(&mut Verified::exact(file, digest.clone(), bytes), &mut io::sink()).is_ok()
+pub(super) fn is_whole(
+    path: &Path,
+    digest: &Digest,
+    bytes: u64,
+    progress: &dyn Progress,
+) -> Result<bool, ImageError> {
+    let Ok(file) = File::open(path) else { return Ok(false) };
+    let mut content = Verified::exact(Asking::new(file, progress), digest.clone(), bytes);
+    match io::copy(&mut content, &mut io::sink()) {
+        Err(error) if is_unwanted(&error) => Err(ImageError::Unwanted),
+        read => Ok(read.is_ok()),
+    }
 }
 
 /// Where a fetched blob lies in the directory `to`.

@@ -45,9 +45,9 @@ impl Catalogue {
     /// that is not compressed.
     ///
     /// # Errors
-    /// [`ImageError::Read`].
-    pub fn holds_image(&self, source: &Path) -> Result<bool, ImageError> {
-        match Source::open(source) {
+    /// [`ImageError::Read`], [`ImageError::Unwanted`].
+    pub fn holds_image(&self, source: &Path, progress: &dyn Progress) -> Result<bool, ImageError> {
+        match Source::open(source, progress) {
             Ok(source) => Ok(Form::of(&source).is_some()),
             // No archive at all.
             Err(ImageError::Format { .. }) => Ok(false),
@@ -67,7 +67,7 @@ impl Catalogue {
         facts: &Facts,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        let source = Source::open(source)?;
+        let source = Source::open(source, progress)?;
         self.install_opened(draft, &Image::open(&source)?, facts, progress)
     }
 

@@ -70,7 +70,7 @@ impl Catalogue {
             artifact::unpack(&manifest, &part, draft.dir(), &what, progress)?;
             return self.finish(draft, &facts, progress);
         }
-        let source = Source::blobs(&blobs)?;
+        let source = Source::blobs(&blobs, progress)?;
         let image = Image::of_manifest(&source, &what, &manifest)?;
         self.install_opened(draft, &image, facts, progress)
     }

@@ -40,7 +40,7 @@ impl Catalogue {
         let access = Access::Push { from: before.and_then(|before| beside(before, &reference)) };
         let mut repository = Repository::open(remote, &reference, access, patience, progress)?;
         // What a killed one left is written over, and goes with the draft.
-        let draft = self.draft(&template.name)?;
+        let draft = self.draft(&template.name, progress)?;
         let packed = artifact::pack(&there, &self.data.join(&there.path), draft.dir(), progress)?;
         progress.step(&format!("asking {}", reference.host));
         for (blob, path) in &packed.blobs {

@@ -2,7 +2,8 @@
 //! unpacked. It reads nothing outside of what it was given, follows no link out of it, and never writes.
 
 use super::tar::{Entries, Kind, shown};
-use crate::{ImageError, files};
+use crate::progress::{Asking, is_unwanted};
+use crate::{ImageError, Progress, files};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
@@ -58,7 +59,7 @@ pub(super) struct Part {
 
 impl Source {
     /// The directory, or the archive that is not compressed, at `path`.
-    pub(super) fn open(path: &Path) -> Result<Self, ImageError> {
+    pub(super) fn open(path: &Path, progress: &dyn Progress) -> Result<Self, ImageError> {
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let fd = rustix::fs::open(path, flags, Mode::empty());
         let fd = fd.map_err(|e| files::not_read(path)(e.into()))?;
@@ -70,7 +71,8 @@ impl Source {
         if !meta.is_file() {
             return Err(refuse(path, "it is neither a file nor a directory".into()));
         }
-        let places = index(&file).map_err(|e| match e.raw_os_error() {
+        let places = index(&file, progress).map_err(|e| match e.raw_os_error() {
+            _ if is_unwanted(&e) => ImageError::Unwanted,
             Some(_) => files::not_read(path)(e),
             None => refuse(path, e.to_string()),
         })?;
@@ -78,8 +80,8 @@ impl Source {
     }
 
     /// A directory of our own with nothing but blobs, named by their digits.
-    pub(super) fn blobs(path: &Path) -> Result<Self, ImageError> {
-        match Self::open(path)? {
+    pub(super) fn blobs(path: &Path, progress: &dyn Progress) -> Result<Self, ImageError> {
+        match Self::open(path, progress)? {
             Self::Dir { path, root, .. } => Ok(Self::Dir { path, root, is_flat: true }),
             archive => Ok(archive),
         }
@@ -173,10 +175,10 @@ impl Read for Part {
 }
 
 /// Where the files of an archive lie in it.
-fn index(mut file: &File) -> io::Result<HashMap<String, Place>> {
+fn index(mut file: &File, progress: &dyn Progress) -> io::Result<HashMap<String, Place>> {
     let mut places = HashMap::new();
     file.seek(SeekFrom::Start(0))?;
-    let mut entries = Entries::new(file);
+    let mut entries = Entries::new(Asking::new(file, progress));
     while let Some(entry) = entries.next()? {
         // A name of an image's part is text; what has another one is none.
         let Some(name) = std::str::from_utf8(&entry.path).ok().and_then(|path| tidy("", path))

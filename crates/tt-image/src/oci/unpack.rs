@@ -3,6 +3,7 @@
 
 use super::tar::{self, Entries, Entry, Kind};
 use super::tree::{self, Meta, Tree, TreeError};
+use crate::progress::{Asking, is_unwanted};
 use crate::{ImageError, Progress, files};
 use rustix::io::Errno;
 use std::fs::File;
@@ -72,14 +73,15 @@ impl<'a> Unpacker<'a> {
         open: &dyn Fn(u64) -> Result<R, ImageError>,
     ) -> Result<(), ImageError> {
         let in_layer = |error| as_image_error(what, &self.path, error);
-        let mut input = Counted { input: open(self.left.bytes)?, bytes: 0 };
+        let input = Asking::new(open(self.left.bytes)?, self.progress);
+        let mut input = Counted { input, bytes: 0 };
         let found = read_through(&mut input, self.left.entries, self.progress).map_err(in_layer)?;
         self.left.bytes = self.left.bytes.saturating_sub(input.bytes);
         self.left.entries -= found.entries;
         for hidden in &found.hidden {
             self.hide(hidden).map_err(|e| as_image_error(what, &self.path, e))?;
         }
-        let mut entries = Entries::new(open(u64::MAX)?);
+        let mut entries = Entries::new(Asking::new(open(u64::MAX)?, self.progress));
         loop {
             self.progress.check()?;
             let entry = entries.next().map_err(Fault::from);
@@ -233,6 +235,7 @@ impl From<TreeError> for Fault {
 fn as_image_error(what: &str, path: &Path, fault: Fault) -> ImageError {
     let refuse = |problem| ImageError::Format { what: what.to_owned(), problem };
     match fault {
+        Fault::Read(source) if is_unwanted(&source) => ImageError::Unwanted,
         // What a decompressor, a digest or the archive says of the content; the disk says something else.
         Fault::Read(source) if source.raw_os_error().is_none() => refuse(source.to_string()),
         Fault::Read(source) => ImageError::Read { path: what.into(), source },

@@ -81,7 +81,7 @@ fn what_a_killed_try_left_is_no_part_of_the_template() {
     let lab = Lab::new();
     let left = [crate::KERNEL, crate::INITRAMFS, crate::CONTAINER];
     let killed = |names: &[&str]| {
-        let draft = lab.catalogue.draft("disk").unwrap();
+        let draft = lab.catalogue.draft("disk", &Quiet).unwrap();
         names.iter().for_each(|name| std::fs::write(draft.dir().join(name), "old").unwrap());
     };
     killed(&left);
@@ -95,7 +95,7 @@ fn what_a_killed_try_left_is_no_part_of_the_template() {
         let error = lab.import("disk", &import_of(&bare)).unwrap_err();
         assert!(chain(&error).contains("/none"), "{}", chain(&error));
     } // Nor does a failed one keep the room that a retry would take anew.
-    let draft = lab.catalogue.draft("disk").unwrap();
+    let draft = lab.catalogue.draft("disk", &Quiet).unwrap();
     let facts = Facts { name: "disk".into(), ..Facts::default() };
     lab.catalogue.import(&draft, &import_of(&bare), &facts, &Quiet).unwrap_err();
     assert_eq!(tree(draft.dir()), BTreeMap::new());

@@ -57,7 +57,7 @@ impl Lab {
     }
 
     fn import(&self, name: &str, import: &Import) -> Result<VmTemplate, ImageError> {
-        let draft = self.catalogue.draft(name)?;
+        let draft = self.catalogue.draft(name, &Quiet)?;
         let facts = Facts { name: name.into(), arch: "x86_64".into(), ..Facts::default() };
         self.catalogue.import_within(&draft, import, &facts, &self.bounds, &Quiet)
     }

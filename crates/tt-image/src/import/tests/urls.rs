@@ -91,7 +91,7 @@ fn a_fetch_that_nobody_wants_ends_soon_and_leaves_nothing() {
         Ok(())
     });
     let lab = Lab::new();
-    let draft = lab.catalogue.draft("disk").unwrap();
+    let draft = lab.catalogue.draft("disk", &Quiet).unwrap();
     let facts = Facts { name: "disk".into(), ..Facts::default() };
     let begin = Instant::now();
     let import = import_from(server.url("x"));

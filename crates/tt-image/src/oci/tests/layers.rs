@@ -4,6 +4,7 @@ use crate::oci::container;
 use crate::oci::image::Image;
 use crate::oci::source::Source;
 use crate::oci::unpack::{Limits, Unpacker};
+use crate::progress::WantedFor;
 use crate::{ImageError, Quiet};
 use rustix::fs::{XattrFlags, lgetxattr};
 use std::fs;
@@ -18,7 +19,7 @@ pub(super) const LIMITS: Limits = Limits { bytes: 64 << 20, entries: 2000 };
 pub(super) fn unpack(dir: &Path, source: &Path, limits: Limits) -> Result<PathBuf, ImageError> {
     let root = dir.join("root");
     fs::create_dir(&root).unwrap();
-    let source = Source::open(source)?;
+    let source = Source::open(source, &Quiet)?;
     let image = Image::open(&source)?;
     let mut unpacker = Unpacker::new(&root, limits, &Quiet)?;
     for number in 0..image.layers() {
@@ -189,11 +190,11 @@ fn what_is_kept_as_a_container_is_the_same_image() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("source");
     oci::write(&path, &made.layout());
-    let source = Source::open(&path).unwrap();
+    let source = Source::open(&path, &Quiet).unwrap();
     let image = Image::open(&source).unwrap();
     let kept = dir.path().join("container.tar");
     container::write(&image, &kept, &Quiet).unwrap();
-    let again = Source::open(&kept).unwrap();
+    let again = Source::open(&kept, &Quiet).unwrap();
     let again = Image::open(&again).unwrap();
     assert_eq!((&again.id, &again.entry), (&image.id, &image.entry));
     assert_eq!(again.config(), made.config());
@@ -210,7 +211,7 @@ fn a_container_that_would_fill_the_file_system_is_not_kept() {
         (0..10_u32 << 20).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
     let path = dir.path().join("source");
     oci::write(&path, &oci::Image::of(&[&[Node::file("x", noise)]]).layout());
-    let source = Source::open(&path).unwrap();
+    let source = Source::open(&path, &Quiet).unwrap();
     let image = Image::open(&source).unwrap();
     crate::space::with_little_room(dir.path(), |small| {
         let kept = container::write(&image, &small.join("container.tar"), &Quiet);
@@ -230,4 +231,30 @@ fn a_file_system_without_room_for_its_files_is_no_bad_image() {
         assert!(matches!(error, ImageError::Full { .. }), "{error:?}");
         assert_eq!(error.code(), tt_model::ErrorCode::NoRoom);
     });
+}
+
+#[test]
+fn whatever_is_read_is_read_as_long_as_it_is_wanted() {
+    let nodes = [Node::file("a", vec![7; 3 << 20]), Node::file(".wh.b", vec![7; 3 << 20])];
+    let image = oci::Image::of(&[&nodes]);
+    for times in 0.. {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("source");
+        fs::write(&path, oci::archive(&image.saved())).unwrap();
+        let wanted = WantedFor::times(times);
+        let root = dir.path().join("root");
+        fs::create_dir(&root).unwrap();
+        let all = || {
+            let source = Source::open(&path, &wanted)?;
+            let image = Image::open(&source)?;
+            let open = |bytes_max| image.open_layer(0, bytes_max);
+            Unpacker::new(&root, LIMITS, &wanted)?.layer("layer", &open)
+        };
+        match all() {
+            Err(ImageError::Unwanted) => {}
+            // Each pass asks once in a megabyte at least.
+            Ok(()) if times > 18 => return,
+            all => panic!("{times}: {all:?}"),
+        }
+    }
 }

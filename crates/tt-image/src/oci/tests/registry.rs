@@ -50,7 +50,7 @@ impl Lab {
 
     /// Makes a template here: a disk with 3 MiB of data at its beginning and a little far behind, and what else there can be.
     pub(super) fn template(&self, name: &str) -> VmTemplate {
-        let draft = self.near.draft(name).unwrap();
+        let draft = self.near.draft(name, &Quiet).unwrap();
         let noise: Vec<u8> =
             (0..3_u32 << 18).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
         let disk = File::create(draft.dir().join(DISK)).unwrap();
@@ -88,7 +88,7 @@ impl Lab {
         patience: Patience,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        let draft = self.far.draft(name)?;
+        let draft = self.far.draft(name, &Quiet)?;
         let facts = Facts { name: name.into(), ..Facts::default() };
         self.far.pull_within(&draft, remote, &facts, patience, progress)
     }
@@ -187,13 +187,13 @@ fn a_blob_that_was_cut_off_is_gone_on_with() {
 #[test]
 fn what_a_killed_pull_left_is_no_part_of_the_next_template() {
     let lab = Lab::new();
-    let draft = lab.near.draft("plain").unwrap();
+    let draft = lab.near.draft("plain", &Quiet).unwrap();
     fs::write(draft.dir().join(DISK), "disk").unwrap();
     let arch = std::env::consts::ARCH.into();
     let facts = Facts { name: "plain".into(), arch, ..Facts::default() };
     let template = lab.near.finish(&draft, &facts, &Quiet).unwrap();
     lab.push(&template, &lab.remote("me/plain:1")).unwrap();
-    let draft = lab.far.draft("plain").unwrap();
+    let draft = lab.far.draft("plain", &Quiet).unwrap();
     for name in [KERNEL, INITRAMFS, CONTAINER] {
         fs::write(draft.dir().join(name), "of another tag").unwrap();
     }
@@ -206,7 +206,7 @@ fn a_description_that_nobody_could_pull_is_left_out() {
     let lab = Lab::new();
     for (number, memo) in ["m".repeat(501), "two\nlines".into()].into_iter().enumerate() {
         let name = format!("x{number}");
-        let draft = lab.near.draft(&name).unwrap();
+        let draft = lab.near.draft(&name, &Quiet).unwrap();
         fs::write(draft.dir().join(DISK), "disk").unwrap();
         let arch = std::env::consts::ARCH.into();
         let facts = Facts { name: name.clone(), memo: Some(memo), arch, inside: Vec::new() };
