@@ -6,7 +6,8 @@ use rustix::fs::MemfdFlags;
 use rustix::fs::{Gid, Uid};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, kill_process_group, pidfd_open, setrlimit,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, kill_process_group, pidfd_open,
+    set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{
     UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(100);
 /// What is shown of a failed program's last words.
 const STDERR_TAIL_BYTES: u64 = 800;
+/// Processes and threads of a box: `qemu-img` takes 64 for its reads and writes, and two imports may have the same user.
+const PROCESSES_MAX: u64 = 256;
 /// Most that a program may print, unless it is said otherwise.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 
@@ -151,16 +154,16 @@ impl Tool {
         input.rewind().map_err(failed)?;
         let mut child = self.spawn(&input, &output, &stderr)?;
         let outcome = match self.wait(&mut child, &[&output, &stderr], progress) {
-            Ok(Ended::Exit(status)) if status.code().is_some_and(|c| self.fine.contains(&c)) => {
+            Ok((Ended::Exit, status)) if status.code().is_some_and(|c| self.fine.contains(&c)) => {
                 return Ok(Printed {
                     stdout: read_all(&mut output).map_err(failed)?,
                     stderr: read_all(&mut stderr).map_err(failed)?,
                 });
             }
-            Ok(Ended::Exit(status)) => format!("failed ({status})"),
-            Ok(Ended::Late) => format!("took more than {} s", self.timeout.as_secs()),
-            Ok(Ended::Flood) => format!("printed more than {} bytes", self.output_bytes_max),
-            Ok(Ended::Given(why)) => return Err(why),
+            Ok((Ended::Exit, status)) => format!("failed ({status})"),
+            Ok((Ended::Late, _)) => format!("took more than {} s", self.timeout.as_secs()),
+            Ok((Ended::Flood, _)) => format!("printed more than {} bytes", self.output_bytes_max),
+            Ok((Ended::Given(why), _)) => return Err(why),
             Err(e) => return Err(failed(e)),
         };
         Err(ImageError::Tool {
@@ -196,12 +199,20 @@ impl Tool {
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
-        if let Some(sandbox) = self.sandbox.clone() {
+        if self.sandbox.is_some() {
             command.current_dir("/");
-            // SAFETY: between fork and exec it makes system calls only, on values that were made before: no memory is
-            // taken and no lock.
-            unsafe { command.pre_exec(move || sandbox.enter()) };
         }
+        let (sandbox, own) = (self.sandbox.clone(), getpid());
+        let enter = move || {
+            if let Some(sandbox) = &sandbox {
+                sandbox.enter()?;
+            }
+            // Last: a change of the user takes it back.
+            end_with(own)
+        };
+        // SAFETY: between fork and exec it makes system calls only, on values that were made before: no memory is taken
+        // and no lock.
+        unsafe { command.pre_exec(enter) };
         command.spawn().map_err(failed)
     }
 
@@ -210,7 +221,7 @@ impl Tool {
         child: &mut Child,
         outputs: &[&File],
         progress: &dyn Progress,
-    ) -> io::Result<Ended> {
+    ) -> io::Result<(Ended, ExitStatus)> {
         let deadline = Instant::now() + self.timeout;
         let group = Pid::from_child(child);
         let ended = match pidfd_open(group, PidfdFlags::empty()) {
@@ -220,7 +231,7 @@ impl Tool {
                 let pause = Timespec::try_from(LOOK).map_err(io::Error::other)?;
                 match poll(&mut fds, Some(&pause)) {
                     Ok(0) | Err(rustix::io::Errno::INTR) => {}
-                    Ok(_) => return child.wait().map(Ended::Exit),
+                    Ok(_) => break Ok(Ended::Exit),
                     Err(e) => break Err(e.into()),
                 }
                 if Instant::now() >= deadline {
@@ -234,10 +245,10 @@ impl Tool {
                 }
             },
         };
-        // Not reaped yet, so the group's number is still its own.
+        // Not reaped yet, so the group's number is still its own. What it left behind has nobody to wait for it.
         let _ = kill_process_group(group, Signal::KILL);
-        child.wait()?;
-        ended
+        let status = child.wait()?;
+        ended.map(|ended| (ended, status))
     }
 
     fn is_flooded(&self, outputs: &[&File]) -> io::Result<bool> {
@@ -260,6 +271,14 @@ impl Tool {
     }
 }
 
+/// Ends the calling process, which is about to become the program, with the thread that started it and waits for it: a
+/// killed daemon leaves no program behind.
+fn end_with(parent: Pid) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before.
+    if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
+}
+
 impl Sandbox {
     /// Shuts the calling process in; it is about to become the program.
     fn enter(&self) -> io::Result<()> {
@@ -276,6 +295,8 @@ impl Sandbox {
         bound(Resource::Cpu, self.cpu.as_secs())?;
         bound(Resource::Core, 0)?;
         bound(Resource::Nofile, 64)?;
+        // Counted for its user, who has nothing else; threads count, too.
+        bound(Resource::Nproc, PROCESSES_MAX)?;
         let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
         set_thread_groups(&[])?;
         set_thread_res_gid(group, group, group)?;
@@ -293,7 +314,7 @@ pub(crate) struct Printed {
 }
 
 enum Ended {
-    Exit(ExitStatus),
+    Exit,
     Late,
     Flood,
     Given(ImageError),
@@ -324,6 +345,7 @@ fn tail(stderr: &mut File) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::{AsFd, AsRawFd};
 
     fn sh(script: &str, timeout_ms: u64) -> Tool {
         Tool::new("sh", "dash", Duration::from_millis(timeout_ms)).args(["-c", script])
@@ -350,6 +372,51 @@ mod tests {
         let error = sh("sleep 60 & wait", 200).run().unwrap_err();
         assert!(error.to_string().contains("took more than"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(20));
+    }
+
+    /// Set in the child that a test kills.
+    const KILLED: &str = "TT_IMAGE_TEST_KILLED";
+
+    fn boxed(tool: Tool, files: Vec<Arc<File>>) -> Tool {
+        let (memory_bytes, file_bytes, cpu) = (1 << 30, 1 << 20, Duration::from_secs(60));
+        tool.sandbox(Sandbox { user: 0x6eff_0000, files, memory_bytes, file_bytes, cpu })
+    }
+
+    #[test]
+    fn no_program_outlives_who_waits_for_it() {
+        if std::env::var_os(KILLED).is_some() {
+            // The child: it is killed in here. Its program has its output, too.
+            let output = Arc::new(File::from(io::stdout().as_fd().try_clone_to_owned().unwrap()));
+            let script = format!("echo begun >&{}; exec sleep 1000", output.as_raw_fd());
+            let tool = Tool::new("bash", "bash", Duration::from_secs(600)).args(["-c", &script]);
+            let _ = boxed(tool, vec![output]).run();
+            return;
+        }
+        let (mut output, writer) = io::pipe().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tool::tests::no_program_outlives_who_waits_for_it", "--nocapture"])
+            .env(KILLED, "1")
+            .stdout(writer)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while !said.ends_with(b"begun\n") {
+            assert_eq!(output.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
+            said.push(byte[0]);
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // It ends when nobody has the other side open any more.
+        output.read_to_end(&mut said).unwrap();
+    }
+
+    #[test]
+    fn a_box_holds_so_many_processes_and_leaves_none() {
+        let script = "i=0; while [ $i -lt 400 ]; do sleep 100 & i=$((i+1)); done";
+        let error = boxed(sh(script, 60_000), Vec::new()).run().unwrap_err().to_string();
+        assert!(error.contains("annot fork"), "{error}");
     }
 
     #[test]
