@@ -33,7 +33,8 @@ use unpack::{Limits, Unpacker};
 /// Where the layers are laid over each other, in the draft. Closed to all but root: an image has set-id programs.
 pub(crate) const UNPACKED: &str = "unpacked";
 /// What an image may hold in all of its layers; the largest in use have about half a million files.
-const LIMITS: Limits = Limits { bytes: spec::BLOB_BYTES_MAX, entries: 3_000_000 };
+const LIMITS: Limits =
+    Limits { bytes: spec::BLOB_BYTES_MAX, entries: 3_000_000, hidden_bytes: 64 << 20 };
 
 /// Removes from the cache directory `cache` the blobs that nothing used for long, and the oldest of what is too much.
 pub(crate) fn collect_blobs(cache: &Path) -> Result<(), ImageError> {

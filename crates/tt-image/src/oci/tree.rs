@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Parts of a path at most, and of a path's real place behind the links in it: what walks the tree later is recursive.
-const DEPTH_MAX: usize = 128;
+pub(super) const DEPTH_MAX: usize = 128;
 /// Longest value of a link, as the kernel has it.
 const LINK_BYTES_MAX: usize = 4095;
 

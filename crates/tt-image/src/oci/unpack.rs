@@ -27,6 +27,8 @@ pub(super) struct Limits {
     /// Unpacked, headers included.
     pub(super) bytes: u64,
     pub(super) entries: u64,
+    /// What the whiteouts of one layer may take in memory.
+    pub(super) hidden_bytes: u64,
 }
 
 /// Unpacks layers, the lowest first.
@@ -47,10 +49,19 @@ enum Hidden {
     All(Vec<u8>),
 }
 
+impl Hidden {
+    /// What it takes in memory.
+    fn bytes(&self) -> u64 {
+        let (Self::One(path) | Self::All(path)) = self;
+        (size_of::<Self>() + path.len()) as u64
+    }
+}
+
 /// What one reading of a layer found.
 #[derive(Debug, Default)]
 struct Found {
     hidden: Vec<Hidden>,
+    hidden_bytes: u64,
     entries: u64,
 }
 
@@ -75,7 +86,7 @@ impl<'a> Unpacker<'a> {
         let in_layer = |error| as_image_error(what, &self.path, error);
         let input = Asking::new(open(self.left.bytes)?, self.progress);
         let mut input = Counted { input, bytes: 0 };
-        let found = read_through(&mut input, self.left.entries, self.progress).map_err(in_layer)?;
+        let found = read_through(&mut input, self.left, self.progress).map_err(in_layer)?;
         self.left.bytes = self.left.bytes.saturating_sub(input.bytes);
         self.left.entries -= found.entries;
         for hidden in &found.hidden {
@@ -248,7 +259,7 @@ fn as_image_error(what: &str, path: &Path, fault: Fault) -> ImageError {
 /// Reads a layer to its end: what it hides, and whether its names and their number can be.
 fn read_through(
     input: &mut impl Read,
-    entries_max: u64,
+    limits: Limits,
     progress: &dyn Progress,
 ) -> Result<Found, Fault> {
     let mut entries = Entries::new(input);
@@ -256,11 +267,19 @@ fn read_through(
     while let Some(entry) = entries.next()? {
         progress.check().map_err(Fault::Image)?;
         found.entries += 1;
-        if found.entries > entries_max {
+        if found.entries > limits.entries {
             return Err(Fault::Refuse(entry.path, "the image has too many entries".into()));
         }
         let parts = parts(&entry.path).map_err(|e| Fault::from(e).at(&entry.path))?;
+        if parts.len() > tree::DEPTH_MAX + 1 {
+            return Err(Fault::Refuse(entry.path, "it lies too deep".into()));
+        }
         let hidden = hidden(&parts).map_err(|e| Fault::from(e).at(&entry.path))?;
+        found.hidden_bytes += hidden.as_ref().map_or(0, Hidden::bytes);
+        if found.hidden_bytes > limits.hidden_bytes {
+            let problem = format!("whiteouts take more than {} bytes", limits.hidden_bytes);
+            return Err(Fault::Refuse(entry.path, problem));
+        }
         found.hidden.extend(hidden);
     }
     entries.finish()?;

@@ -263,7 +263,7 @@ fn whiteouts_through_links_remove_nothing_outside() {
 
 #[test]
 fn bombs_are_stopped_by_what_they_unpack_to() {
-    let small = Limits { bytes: 1 << 20, entries: 100 };
+    let small = Limits { bytes: 1 << 20, entries: 100, ..LIMITS };
     // 16 MB of zeros in some kilobytes, packed by each of the three.
     let bomb = Node::file("zeros", vec![0; 16 << 20]);
     let empty: &[Node] = &[];
@@ -278,4 +278,21 @@ fn bombs_are_stopped_by_what_they_unpack_to() {
     let image = Image::of(&[std::slice::from_ref(&half), std::slice::from_ref(&half)]);
     let error = attack("two halves", &image.layout(), small).unwrap_err();
     assert!(error.contains("more than"), "{error}");
+}
+
+#[test]
+fn what_a_layer_hides_takes_bounded_memory() {
+    let long = "d/".repeat(50);
+    let hides = |number: usize| -> Vec<Node> {
+        (0..number).map(|number| file(&format!("{long}.wh.{number:04}"))).collect()
+    };
+    let each = (size_of::<Vec<u8>>() + 8 + long.len() + 4) as u64;
+    let limits = Limits { hidden_bytes: 100 * each, ..LIMITS };
+    attack("100 whiteouts", &Image::of(&[&hides(100)]).layout(), limits).unwrap();
+    let error = attack("101 whiteouts", &Image::of(&[&hides(101)]).layout(), limits).unwrap_err();
+    assert!(error.contains("0100") && error.contains("whiteouts take more than"), "{error}");
+    // What lies too deep to be there is not kept in mind either.
+    let deep = file(&format!("{}.wh.x", "d/".repeat(1500)));
+    let error = attack("a deep whiteout", &Image::of(&[&[deep]]).layout(), limits).unwrap_err();
+    assert!(error.contains("it lies too deep"), "{error}");
 }

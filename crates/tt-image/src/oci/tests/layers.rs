@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use testkit::oci::{self, Node};
 
 /// More than any test's image needs.
-pub(super) const LIMITS: Limits = Limits { bytes: 64 << 20, entries: 2000 };
+pub(super) const LIMITS: Limits = Limits { bytes: 64 << 20, entries: 2000, hidden_bytes: 64 << 10 };
 
 /// Unpacks the image in `source` into a new directory below `dir`.
 pub(super) fn unpack(dir: &Path, source: &Path, limits: Limits) -> Result<PathBuf, ImageError> {
