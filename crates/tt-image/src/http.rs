@@ -218,7 +218,7 @@ impl Http {
         progress: &dyn Progress,
     ) -> Result<(IpAddr, hyper::Response<Incoming>), ImageError> {
         let failed = |error: &dyn std::error::Error| fetch_error(uri, error);
-        let connect = connect(uri, self.home, self.tls.clone());
+        let connect = connect(uri, self.home, self.tls.clone(), self.limits.answer);
         let (peer, stream) = self.wait(uri, &Nothing, progress, connect)??;
         let mut builder = hyper::client::conn::http1::Builder::new();
         builder.max_buf_size(HEAD_BYTES_MAX);

@@ -8,9 +8,10 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -30,39 +31,73 @@ pub(super) async fn connect(
     uri: &Uri,
     home: Option<IpAddr>,
     tls: Option<Arc<ClientConfig>>,
+    patience: Duration,
 ) -> Result<(IpAddr, Box<dyn Stream>), ImageError> {
+    let begin = Instant::now();
     let failed = |error: io::Error| fetch_error(uri, &error);
     let is_tls = uri.scheme_str() == Some("https");
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
     let addresses = tokio::net::lookup_host((host.as_str(), port)).await.map_err(failed)?;
-    let mut error = fetch(&uri.to_string(), "its name has no address", true);
-    for address in addresses.take(ADDRESSES_MAX) {
-        let peer = address.ip();
-        if !home.is_none_or(|home| place::may_lead(home, peer)) {
-            let problem = format!("it was led to {peer}, which is not of the open network");
-            error = fetch(&uri.to_string(), &problem, false);
-            continue;
-        }
-        let stream = match TcpStream::connect(address).await {
-            Ok(stream) => stream,
-            Err(why) => {
-                error = failed(why);
+    let addresses: Vec<SocketAddr> = addresses.take(ADDRESSES_MAX).collect();
+    let server = Server { uri, host: &host, tls: tls.filter(|_| is_tls) };
+    server.first_of(&addresses, home, patience.saturating_sub(begin.elapsed())).await
+}
+
+/// Who is connected to.
+struct Server<'a> {
+    uri: &'a Uri,
+    host: &'a str,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Server<'_> {
+    /// The first of the addresses that answers. Each has its share of what is left of the time, so that a silent one leaves
+    /// enough for the others.
+    async fn first_of(
+        &self,
+        addresses: &[SocketAddr],
+        home: Option<IpAddr>,
+        patience: Duration,
+    ) -> Result<(IpAddr, Box<dyn Stream>), ImageError> {
+        let begin = Instant::now();
+        let url = self.uri.to_string();
+        let mut error = fetch(&url, "its name has no address", true);
+        for (number, address) in addresses.iter().enumerate() {
+            let peer = address.ip();
+            if !home.is_none_or(|home| place::may_lead(home, peer)) {
+                let problem = format!("it was led to {peer}, which is not of the open network");
+                error = fetch(&url, &problem, false);
                 continue;
             }
-        };
-        let Some(config) = tls.filter(|_| is_tls) else { return Ok((peer, Box::new(stream))) };
-        let name = ServerName::try_from(host.clone()).map_err(|e| failed(io::Error::other(e)))?;
+            let left = patience.saturating_sub(begin.elapsed());
+            let share = left / u32::try_from(addresses.len() - number).unwrap_or(u32::MAX);
+            error = match tokio::time::timeout(share, self.reach(*address)).await {
+                Ok(Ok(stream)) => return Ok((peer, stream)),
+                Ok(Err(error)) if !error.is_retryable() => return Err(error),
+                Ok(Err(error)) => error,
+                Err(_) => fetch(&url, &format!("no answer of {peer} within its time"), true),
+            };
+        }
+        Err(error)
+    }
+
+    async fn reach(&self, address: SocketAddr) -> Result<Box<dyn Stream>, ImageError> {
+        let failed = |error: io::Error| fetch_error(self.uri, &error);
+        let stream = TcpStream::connect(address).await.map_err(failed)?;
+        let Some(config) = self.tls.clone() else { return Ok(Box::new(stream)) };
+        let name = ServerName::try_from(self.host.to_owned());
+        let name = name.map_err(|e| failed(io::Error::other(e)))?;
         let connected = TlsConnector::from(config).connect(name, stream).await;
         let stream = connected.map_err(|error| match is_distrusted(&error) {
             true => {
-                fetch(&uri.to_string(), &format!("this host does not trust it: {error}"), false)
+                let problem = format!("this host does not trust it: {error}");
+                fetch(&self.uri.to_string(), &problem, false)
             }
             false => failed(error),
         })?;
-        return Ok((peer, Box::new(stream)));
+        Ok(Box::new(stream))
     }
-    Err(error)
 }
 
 /// Whether it is the certificate, which no retry makes better.
@@ -96,6 +131,49 @@ pub(super) fn trusting() -> Result<Arc<ClientConfig>, ImageError> {
 mod tests {
     use super::*;
     use rustls::{CertificateError, Error};
+    use std::os::fd::OwnedFd;
+
+    /// Nobody takes connections there, and there is no room for one that waits.
+    fn silent() -> (Vec<OwnedFd>, SocketAddr) {
+        use rustix::net::{
+            AddressFamily, SocketFlags, SocketType, bind, connect, getsockname, listen,
+        };
+        let socket = || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let kind = SocketType::STREAM;
+            rustix::net::socket_with(AddressFamily::INET, kind, flags, None).unwrap()
+        };
+        let listener = socket();
+        bind(&listener, &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        listen(&listener, 0).unwrap();
+        let address = SocketAddr::try_from(getsockname(&listener).unwrap()).unwrap();
+        let mut held = vec![listener];
+        for _ in 0..4 {
+            let waits = socket();
+            let _ = connect(&waits, &address);
+            held.push(waits);
+        }
+        (held, address)
+    }
+
+    #[test]
+    fn a_silent_address_leaves_time_for_the_others() {
+        let (_held, silent) = silent();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let answers = listener.local_addr().unwrap();
+        let uri: Uri = "http://a.org/x".parse().unwrap();
+        let server = Server { uri: &uri, host: "a.org", tls: None };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let first_of = |addresses: &[SocketAddr], millis| {
+            let patience = Duration::from_millis(millis);
+            runtime.block_on(server.first_of(addresses, None, patience)).map(|(peer, _)| peer)
+        };
+        assert_eq!(first_of(&[silent, answers], 2000).unwrap(), answers.ip());
+        let error = first_of(&[silent, silent], 400).unwrap_err();
+        assert!(error.is_retryable() && error.to_string().contains("no answer of"), "{error}");
+        let refused = SocketAddr::from(([127, 0, 0, 1], 1));
+        assert_eq!(first_of(&[refused, silent, answers], 3000).unwrap(), answers.ip());
+    }
 
     #[test]
     fn a_certificate_that_is_not_trusted_does_not_become_better() {
