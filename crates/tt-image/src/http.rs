@@ -17,9 +17,9 @@ use hyper::header::{
 };
 use hyper::{Method, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use place::Peer;
 use rustls::ClientConfig;
 use std::io;
-use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -87,7 +87,7 @@ pub(crate) struct Http {
     limits: Limits,
     tls: Option<Arc<ClientConfig>>,
     /// Where the first server that was asked is: the caller's choice, as no other is.
-    home: Option<IpAddr>,
+    home: Option<Peer>,
 }
 
 /// What runs the asynchronous parts. It is gone at once: a name that is still being looked up is not waited for, which may
@@ -216,7 +216,7 @@ impl Http {
         headers: &HeaderMap,
         sent: &dyn Sent,
         progress: &dyn Progress,
-    ) -> Result<(IpAddr, hyper::Response<Incoming>), ImageError> {
+    ) -> Result<(Peer, hyper::Response<Incoming>), ImageError> {
         let failed = |error: &dyn std::error::Error| fetch_error(uri, error);
         let connect = connect(uri, self.home, self.tls.clone(), self.limits.answer);
         let (peer, stream) = self.wait(uri, &Nothing, progress, connect)??;

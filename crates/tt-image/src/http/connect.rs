@@ -1,14 +1,15 @@
 //! A connection to a server: to one of its addresses where it may be asked, encrypted and with a certificate that the host
 //! trusts where its URL says `https`. It sends nothing of a request.
 
-use super::{fetch, fetch_error, place};
+use super::place::{self, Peer};
+use super::{fetch, fetch_error};
 use crate::ImageError;
 use hyper::Uri;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,13 +27,13 @@ const BUNDLES: [&str; 3] =
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// Connects to an address of the server's to which `home` may lead; answers which one that is.
+/// Connects to an address of the server's to which `home` may lead, within `patience`; answers which one that is.
 pub(super) async fn connect(
     uri: &Uri,
-    home: Option<IpAddr>,
+    home: Option<Peer>,
     tls: Option<Arc<ClientConfig>>,
     patience: Duration,
-) -> Result<(IpAddr, Box<dyn Stream>), ImageError> {
+) -> Result<(Peer, Box<dyn Stream>), ImageError> {
     let begin = Instant::now();
     let failed = |error: io::Error| fetch_error(uri, &error);
     let is_tls = uri.scheme_str() == Some("https");
@@ -57,16 +58,18 @@ impl Server<'_> {
     async fn first_of(
         &self,
         addresses: &[SocketAddr],
-        home: Option<IpAddr>,
+        home: Option<Peer>,
         patience: Duration,
-    ) -> Result<(IpAddr, Box<dyn Stream>), ImageError> {
+    ) -> Result<(Peer, Box<dyn Stream>), ImageError> {
         let begin = Instant::now();
         let url = self.uri.to_string();
         let mut error = fetch(&url, "its name has no address", true);
         for (number, address) in addresses.iter().enumerate() {
-            let peer = address.ip();
+            let peer = Peer { address: *address, is_own: is_own(*address) };
             if !home.is_none_or(|home| place::may_lead(home, peer)) {
-                let problem = format!("it was led to {peer}, which is not of the open network");
+                let problem = format!(
+                    "it was led to {address}, which is not of the open network, nor who leads there"
+                );
                 error = fetch(&url, &problem, false);
                 continue;
             }
@@ -76,7 +79,7 @@ impl Server<'_> {
                 Ok(Ok(stream)) => return Ok((peer, stream)),
                 Ok(Err(error)) if !error.is_retryable() => return Err(error),
                 Ok(Err(error)) => error,
-                Err(_) => fetch(&url, &format!("no answer of {peer} within its time"), true),
+                Err(_) => fetch(&url, &format!("no answer of {address} within its time"), true),
             };
         }
         Err(error)
@@ -98,6 +101,21 @@ impl Server<'_> {
         })?;
         Ok(Box::new(stream))
     }
+}
+
+/// Whether this host has the address: the kernel would send to it from itself. Connecting a socket of datagrams sends nothing.
+fn is_own(address: SocketAddr) -> bool {
+    let ip = address.ip().to_canonical();
+    let from = match ip.is_ipv4() {
+        true => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
+        false => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let to = match address {
+        SocketAddr::V6(_) if ip.is_ipv4() => SocketAddr::new(ip, address.port()),
+        to => to,
+    };
+    let from = from.and_then(|socket| socket.connect(to).and_then(|()| socket.local_addr()));
+    from.is_ok_and(|from| from.ip() == ip)
 }
 
 /// Whether it is the certificate, which no retry makes better.
@@ -130,6 +148,7 @@ pub(super) fn trusting() -> Result<Arc<ClientConfig>, ImageError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
     use rustls::{CertificateError, Error};
     use std::os::fd::OwnedFd;
 
@@ -166,13 +185,37 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let first_of = |addresses: &[SocketAddr], millis| {
             let patience = Duration::from_millis(millis);
-            runtime.block_on(server.first_of(addresses, None, patience)).map(|(peer, _)| peer)
+            runtime
+                .block_on(server.first_of(addresses, None, patience))
+                .map(|(peer, _)| peer.address)
         };
-        assert_eq!(first_of(&[silent, answers], 2000).unwrap(), answers.ip());
+        assert_eq!(first_of(&[silent, answers], 2000).unwrap(), answers);
         let error = first_of(&[silent, silent], 400).unwrap_err();
         assert!(error.is_retryable() && error.to_string().contains("no answer of"), "{error}");
         let refused = SocketAddr::from(([127, 0, 0, 1], 1));
-        assert_eq!(first_of(&[refused, silent, answers], 3000).unwrap(), answers.ip());
+        assert_eq!(first_of(&[refused, silent, answers], 3000).unwrap(), answers);
+    }
+
+    #[test]
+    fn the_hosts_own_addresses_are_known_whatever_they_are() {
+        let run = || {
+            // SAFETY: only the network namespace of the test's own thread changes.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
+            let ip = |args: &[&str]| {
+                let done = std::process::Command::new("ip").args(args).status().unwrap();
+                assert!(done.success(), "{args:?}");
+            };
+            ip(&["link", "set", "lo", "up"]);
+            ip(&["address", "add", "93.184.216.34/24", "dev", "lo"]);
+            let is = |text: &str| is_own(SocketAddr::new(text.parse().unwrap(), 80));
+            for own in ["93.184.216.34", "127.0.0.1", "::1", "::ffff:93.184.216.34"] {
+                assert!(is(own), "{own}");
+            }
+            for other in ["93.184.216.35", "10.0.0.1", "2606:4700::1111"] {
+                assert!(!is(other), "{other}");
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(run).join()).unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Where an address is, as far as it matters for whom a server may lead where: what only this host or its neighbours reach
 //! must not be asked because a stranger says so. Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What reaches an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,12 +16,30 @@ enum Place {
     Host,
 }
 
-/// Whether a server at `home` may lead to `to`: to the open network, or to where it is itself.
-pub(super) fn may_lead(home: IpAddr, to: IpAddr) -> bool {
-    match place(to) {
-        Place::Open => true,
-        Place::Link => home == to,
-        there => place(home) == there,
+/// A server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer {
+    /// Where it is asked.
+    pub(super) address: SocketAddr,
+    /// Whether this host has the address, whatever network that is of.
+    pub(super) is_own: bool,
+}
+
+impl Peer {
+    fn place(self) -> Place {
+        if self.is_own { Place::Host } else { place(self.address.ip()) }
+    }
+}
+
+/// Whether a server at `home` may lead to `to`: to the open network, or to where it is itself. Of this host that is its own
+/// port alone: another one may be a service that trusts whoever is here, and who leads there may be a guest, whose ports
+/// are published on this host.
+pub(super) fn may_lead(home: Peer, to: Peer) -> bool {
+    match (home.place(), to.place()) {
+        (_, Place::Open) => true,
+        (Place::Host, Place::Host) => home.address.port() == to.address.port(),
+        (_, Place::Link) => home.address.ip() == to.address.ip(),
+        (here, there) => here == there,
     }
 }
 
@@ -75,7 +93,8 @@ mod tests {
 
     #[test]
     fn strangers_lead_to_the_open_network_only() {
-        let of = |text: &str| text.parse::<IpAddr>().unwrap();
+        let at = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+        let of = |text: &str| Peer { address: at(text, 443), is_own: false };
         let (open, site, host) = ("93.184.216.34", "10.1.2.3", "127.0.0.1");
         for to in ["1.1.1.1", "2606:4700::1111", "100.128.0.1", "172.32.0.1", "::ffff:8.8.8.8"] {
             for home in [open, site, host, "::1", "fd00::1"] {
@@ -111,6 +130,14 @@ mod tests {
         assert!(may_lead(of(host), of("::1")) && may_lead(of(site), of("192.168.7.7")));
         assert!(!may_lead(of(site), of(host)) && !may_lead(of(host), of(site)));
         let (link, other) = (of("169.254.1.1"), of("169.254.169.254"));
+        let here = |text: &str, port| Peer { address: at(text, port), is_own: true };
+        // The host's own addresses are the host, of whatever network they are, and each of its ports is somebody else.
+        for own in [here(open, 443), here(site, 443), here(host, 443)] {
+            assert!(!may_lead(of(open), own) && !may_lead(of(site), own));
+            assert!(may_lead(own, of(open)) && !may_lead(own, of(site)) && !may_lead(own, link));
+            assert!(may_lead(own, here(site, 443)) && may_lead(own, of("::1")));
+            assert!(!may_lead(own, here(open, 444)) && !may_lead(own, here(host, 80)));
+        }
         assert!(may_lead(link, link) && !may_lead(link, other) && !may_lead(of(host), other));
     }
 }

@@ -51,20 +51,19 @@ fn what_was_cut_off_is_gone_on_with() {
 
 #[test]
 fn another_try_goes_on_and_what_has_changed_is_fetched_anew() {
+    let leads = Arc::new(AtomicUsize::new(0));
+    let count = leads.clone();
     let server = Server::new(move |head, stream| match head {
+        // The same place leads to what is cut off at first, and to another file later.
+        head if head.starts_with("GET /disk") => {
+            let path = if count.fetch_add(1, Ordering::Relaxed) < 8 { "cut" } else { "whole" };
+            answer(stream, "302 Found", &format!("Location: /{path}\r\n"), b"")
+        }
         head if head.starts_with("GET /cut") => cut(stream, "\"old\"", &plain()),
         head => ranged(head, stream, &plain(), "\"new\""),
     });
     let lab = Lab::new();
-    let leads = Arc::new(AtomicUsize::new(0));
-    let to = server.url("");
-    let count = leads.clone();
-    // The same place leads to a server that gives up at first, and to one that has another file later.
-    let front = Server::new(move |_, stream| {
-        let path = if count.fetch_add(1, Ordering::Relaxed) < 8 { "cut" } else { "whole" };
-        answer(stream, "302 Found", &format!("Location: {to}{path}\r\n"), b"")
-    });
-    let import = import_from(front.url("disk"));
+    let import = import_from(server.url("disk"));
     let error = lab.import("disk", &import).unwrap_err();
     assert!(error.is_retryable(), "{error}");
     assert_eq!(lab.catalogue.drafts().unwrap(), ["disk"], "what was fetched is gone");
