@@ -340,7 +340,7 @@ impl From<TemplateRecord> for TemplateView {
         };
         Self {
             name: record.name,
-            source: record.source,
+            source: record.source.map(TemplateSource::open),
             phase,
             step: record.step,
             progress: record.progress,

@@ -174,11 +174,7 @@ impl TemplateMaker {
         for _ in 0..TRIES {
             let Some(mut row) = self.tables.template(name)? else { return Ok(()) };
             let before = row.value.clone();
-            (row.value.step, row.value.progress, row.value.origin) = (None, None, None);
-            match made {
-                Ok(template) => row.value.template = Some(template.clone()),
-                Err(trouble) => row.value.trouble = Some(trouble.clone()),
-            }
+            end(&mut row.value, made);
             let change = self.publisher().give_back(&before, Change::new().template(&row)?)?;
             if let Committed::Done(_) = self.tables.commit(&change)? {
                 return Ok(());
@@ -263,6 +259,17 @@ impl From<HostError> for Halt {
 
 fn trouble(error: &ImageError) -> Trouble {
     Trouble { code: error.code(), why: layers::chain(error), retry: error.is_retryable() }
+}
+
+/// What a record says once the template is made, or can not be.
+fn end(record: &mut TemplateRecord, made: &Result<VmTemplate, Trouble>) {
+    (record.step, record.progress, record.origin) = (None, None, None);
+    // A retry comes with a source of its own.
+    record.source = record.source.take().map(TemplateSource::open);
+    match made {
+        Ok(template) => record.template = Some(template.clone()),
+        Err(trouble) => record.trouble = Some(trouble.clone()),
+    }
 }
 
 /// What a template is that brings no record of its own.
@@ -381,17 +388,18 @@ impl Progress for Recorder<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tt_model::ErrorCode;
 
-    fn memo(from: &str) -> String {
+    fn record(from: &str) -> TemplateRecord {
         let source = TemplateSource::Import {
             from: from.into(),
             digest: None,
             format: None,
             features: Vec::new(),
         };
-        let record = TemplateRecord {
+        TemplateRecord {
             name: "x".into(),
-            source: Some(source.clone()),
+            source: Some(source),
             origin: None,
             memo: None,
             host: HostId(1),
@@ -401,8 +409,24 @@ mod tests {
             progress: None,
             trouble: None,
             push: None,
-        };
-        facts(&record, || format!("from {}", source.describe())).memo.unwrap()
+        }
+    }
+
+    fn memo(from: &str) -> String {
+        let record = record(from);
+        let said = record.source.as_ref().unwrap().describe();
+        facts(&record, || format!("from {said}")).memo.unwrap()
+    }
+
+    #[test]
+    fn what_is_recorded_for_long_holds_no_secret() {
+        let trouble = Trouble { code: ErrorCode::Template, why: "no".into(), retry: true };
+        for made in [Ok(VmTemplate::default()), Err(trouble)] {
+            let mut record = record("https://a.org/x.img?sig=secret");
+            end(&mut record, &made);
+            let source = format!("{:?}", record.source.unwrap());
+            assert!(source.contains("https://a.org/x.img") && !source.contains("secret"));
+        }
     }
 
     #[test]

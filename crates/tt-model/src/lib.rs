@@ -46,7 +46,7 @@ pub use snapshot::{Snapshot, SnapshotState};
 pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
 pub use template::{TemplateSource, TemplateSpec, VmTemplate};
-pub use url::shown_url;
+pub use url::{open_url, shown_url};
 pub use vm::{
     Disk, MachineSize, Merge, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
 };

@@ -3,7 +3,7 @@
 use crate::check::{check_name, check_template_name, quoted};
 use crate::recipe::check_dir;
 use crate::remote::Remote;
-use crate::{ErrorCode, Recipe, Refusal, VmId, shown_url};
+use crate::{ErrorCode, Recipe, Refusal, VmId, open_url, shown_url};
 use serde::{Deserialize, Serialize};
 
 /// What runtime images are cloned from. Immutable: another content is another digest.
@@ -185,6 +185,18 @@ impl DiskFormat {
 }
 
 impl TemplateSource {
+    /// It without what may be a secret in its URL. That is what is shown of it, and kept once it was made: to make it again
+    /// somebody has to say the whole URL again.
+    #[must_use]
+    pub fn open(mut self) -> Self {
+        if let Self::Import { from, .. } = &mut self
+            && from.contains("://")
+        {
+            *from = open_url(from);
+        }
+        self
+    }
+
     /// In a few words, for people; a URL without what may be a secret in it.
     pub fn describe(&self) -> String {
         match self {

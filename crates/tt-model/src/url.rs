@@ -5,17 +5,22 @@ const CHARS_MAX: usize = 300;
 
 /// A URL as it may be kept and shown: what stands behind a `?` may be a signature, and what stands before an `@` a password.
 #[must_use]
-pub fn shown_url(url: &str) -> String {
+pub fn open_url(url: &str) -> String {
     let open = url.split(['?', '#']).next().unwrap_or_default();
-    let shown = match open.split_once("://") {
+    match open.split_once("://") {
         Some((scheme, rest)) => {
             let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
             let host = authority.rsplit('@').next().unwrap_or_default();
             format!("{scheme}://{host}{path}")
         }
         None => open.to_owned(),
-    };
-    shown.chars().take(CHARS_MAX).collect()
+    }
+}
+
+/// As [`open_url`], and no more of it than belongs into a message.
+#[must_use]
+pub fn shown_url(url: &str) -> String {
+    open_url(url).chars().take(CHARS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -36,6 +41,8 @@ mod tests {
         ] {
             assert_eq!(shown_url(url), shown, "{url}");
         }
-        assert_eq!(shown_url(&format!("http://a/{}", "é".repeat(2000))).chars().count(), CHARS_MAX);
+        let long = format!("http://a/{}", "é".repeat(2000));
+        assert_eq!(shown_url(&long).chars().count(), CHARS_MAX);
+        assert_eq!(open_url(&format!("{long}?x")), long);
     }
 }

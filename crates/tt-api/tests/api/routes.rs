@@ -198,6 +198,34 @@ async fn templates_are_asked_for_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_secret_of_a_url_is_in_no_answer() {
+    let server = server();
+    let import = |from: &str| TemplateSpec {
+        name: "disk".into(),
+        source: TemplateSource::Import {
+            from: from.into(),
+            digest: None,
+            format: None,
+            features: Vec::new(),
+        },
+        memo: None,
+    };
+    let asked = import("https://a.org/x.img?sig=secret");
+    let made = server.client.make_template(&asked).await.unwrap();
+    let again = server.client.make_template(&asked).await.unwrap();
+    let shown = server.client.template("disk").await.unwrap();
+    for view in [made, again, shown] {
+        assert_eq!(view.source, Some(import("https://a.org/x.img").source));
+    }
+    // Whoever fetches it has all of it as long as that takes.
+    let row = server.tables.template("disk").unwrap().unwrap();
+    assert_eq!(row.value.source, Some(asked.source));
+    // Another query may be another file.
+    let other = server.client.make_template(&import("https://a.org/x.img?sig=other")).await;
+    assert_eq!(code(other), ErrorCode::Exists);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_template_with_slashes_has_a_path() {
     let server = server();
     let name = "github.com/ktmlm/alpine";

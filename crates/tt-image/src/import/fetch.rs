@@ -2,7 +2,7 @@
 //! that it still has the same; it never holds more than it may.
 
 use crate::http::{Http, Limits, Nothing, Response};
-use crate::{ImageError, Progress, files, space};
+use crate::{ImageError, Progress, digest, files, space};
 use hyper::header::{
     ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE,
     LAST_MODIFIED, RANGE,
@@ -27,6 +27,7 @@ const ROOM_LOOK_BYTES: u64 = 32 << 20;
 /// What is being fetched, so that only the same is gone on with.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
+    /// A digest of the whole URL: what stands behind its `?` may be a secret, and tells one file from another.
     url: String,
     /// A validator of the server: an entity tag, else a date (RFC 9110, 8.8).
     validator: Option<String>,
@@ -161,14 +162,14 @@ impl Fetch<'_> {
     fn note(&self) -> Option<Note> {
         let json = files::read(&self.note_path(), NOTE_BYTES_MAX).ok()?;
         let note: Note = serde_json::from_slice(&json).ok()?;
-        (note.url == self.url).then_some(note)
+        (note.url == self.key()).then_some(note)
     }
 
     fn write_note(&self, response: &Response) -> Result<(), ImageError> {
         // A weak tag does not say that every byte is the same.
         let tag = response.header(&ETAG).filter(|tag| !tag.starts_with("W/"));
         let validator = tag.or_else(|| response.header(&LAST_MODIFIED));
-        let note = Note { url: self.url.to_owned(), validator: validator.map(str::to_owned) };
+        let note = Note { url: self.key(), validator: validator.map(str::to_owned) };
         let path = self.note_path();
         let json = serde_json::to_vec(&note).map_err(|e| files::not_written(&path)(e.into()))?;
         files::write(&path, &json)
@@ -177,6 +178,10 @@ impl Fetch<'_> {
     fn forget(&self) -> Result<(), ImageError> {
         files::remove(&self.note_path())?;
         files::remove(self.to)
+    }
+
+    fn key(&self) -> String {
+        digest::of_bytes(self.url.as_bytes())
     }
 
     fn note_path(&self) -> PathBuf {

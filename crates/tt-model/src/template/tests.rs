@@ -42,6 +42,23 @@ fn what_is_asked_for_is_checked_before_anything_is_looked_at() {
 }
 
 #[test]
+fn what_is_kept_of_a_source_opens_no_door() {
+    let import = |from: &str| TemplateSource::Import {
+        from: from.into(),
+        digest: None,
+        format: None,
+        features: Vec::new(),
+    };
+    for (from, open) in [
+        ("https://u:p@a.org/x.img?X-Amz-Signature=secret", "https://a.org/x.img"),
+        ("https://a.org/x.img", "https://a.org/x.img"),
+        ("/d/x?y.img", "/d/x?y.img"),
+    ] {
+        assert_eq!(import(from).open(), import(open));
+    }
+}
+
+#[test]
 fn a_recipe_makes_the_template_of_its_name() {
     let spec = |name: &str, text: &str, dir: &str| TemplateSpec {
         name: name.into(),

@@ -63,10 +63,13 @@ fn another_try_goes_on_and_what_has_changed_is_fetched_anew() {
         head => ranged(head, stream, &plain(), "\"new\""),
     });
     let lab = Lab::new();
-    let import = import_from(server.url("disk"));
+    let import = import_from(server.url("disk?sig=secret"));
     let error = lab.import("disk", &import).unwrap_err();
     assert!(error.is_retryable(), "{error}");
     assert_eq!(lab.catalogue.drafts().unwrap(), ["disk"], "what was fetched is gone");
+    let note =
+        std::fs::read_to_string(lab.dir.path().join("data/making/disk/source.note")).unwrap();
+    assert!(note.contains("old") && !note.contains("secret"), "{note}");
     while lab.import("disk", &import).is_err() {
         assert!(leads.load(Ordering::Relaxed) < 20, "it never ends");
     }
