@@ -3,6 +3,7 @@
 //! is believed but by the caller's own digest, and it leads nobody to where only this host can reach.
 
 mod connect;
+mod machine;
 mod place;
 mod upload;
 
@@ -17,13 +18,13 @@ use hyper::header::{
 };
 use hyper::{Method, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use machine::Machine;
 use place::Peer;
 use rustls::ClientConfig;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::runtime::Runtime;
 use tt_model::shown_url;
 
 /// Longest URL; what servers and programs commonly take.
@@ -90,27 +91,6 @@ pub(crate) struct Http {
     home: Option<Peer>,
 }
 
-/// What runs the asynchronous parts. It is gone at once: a name that is still being looked up is not waited for, which may
-/// take a resolver half a minute.
-struct Machine(Option<Runtime>);
-
-impl Machine {
-    fn block_on<F: Future>(&self, future: F) -> Result<F::Output, ImageError> {
-        match &self.0 {
-            Some(runtime) => Ok(runtime.block_on(future)),
-            None => Err(ImageError::Unwanted),
-        }
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
 /// An answer whose body is still to come.
 pub(crate) struct Response {
     runtime: Arc<Machine>,
@@ -155,10 +135,9 @@ impl Http {
     /// # Errors
     /// [`ImageError::Run`] if the system gives it no event queue.
     pub(crate) fn new(limits: Limits) -> Result<Self, ImageError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime =
-            runtime.map_err(|source| ImageError::Run { program: "fetching".into(), source })?;
-        Ok(Self { runtime: Arc::new(Machine(Some(runtime))), limits, tls: None, home: None })
+        let runtime = Machine::new()
+            .map_err(|source| ImageError::Run { program: "fetching".into(), source })?;
+        Ok(Self { runtime: Arc::new(runtime), limits, tls: None, home: None })
     }
 
     /// Sends a request and waits for the head of the answer. Redirects of `GET` and `HEAD` are followed, `Authorization`

@@ -1,18 +1,14 @@
 //! Programs of the system, run by argv with bounds on their time and output. It never starts a shell.
 
-use crate::{ImageError, Progress, Quiet};
+mod sandbox;
+
+pub(crate) use sandbox::Sandbox;
+
+use crate::{ImageError, Progress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::MemfdFlags;
-use rustix::fs::{Gid, Uid};
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, kill_process_group, pidfd_open,
-    set_parent_process_death_signal, setrlimit,
-};
-use rustix::thread::{
-    UnshareFlags, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
-    unshare_unsafe,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, getpid, kill_process_group, pidfd_open};
+use sandbox::end_with;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -26,8 +22,6 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(100);
 /// What is shown of a failed program's last words.
 const STDERR_TAIL_BYTES: u64 = 800;
-/// Processes and threads of a box: `qemu-img` takes 64 for its reads and writes, and two imports may have the same user.
-const PROCESSES_MAX: u64 = 256;
 /// Most that a program may print, unless it is said otherwise.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 
@@ -45,22 +39,6 @@ pub(crate) struct Tool {
     sandbox: Option<Arc<Sandbox>>,
     /// Exit codes that are no failure.
     fine: Vec<i32>,
-}
-
-/// A box for a program that reads what a stranger made: a user of its own without any rights, no network, bounded memory,
-/// time and output. It reaches these open files, by `/proc/self/fd/N`, and what everybody on the host may read.
-#[derive(Debug)]
-pub(crate) struct Sandbox {
-    /// Its user and group.
-    pub(crate) user: u32,
-    /// Stay open in the program, under their numbers.
-    pub(crate) files: Vec<Arc<File>>,
-    /// Most address space.
-    pub(crate) memory_bytes: u64,
-    /// Largest file that it can write.
-    pub(crate) file_bytes: u64,
-    /// Most time of a processor.
-    pub(crate) cpu: Duration,
 }
 
 impl Tool {
@@ -127,22 +105,18 @@ impl Tool {
         self
     }
 
-    /// Runs it to its end; answers what it printed.
-    pub(crate) fn run(&self) -> Result<Vec<u8>, ImageError> {
-        Ok(self.run_all()?.stdout)
-    }
-
-    /// As [`Tool::run`], ended as soon as nobody wants it any more.
+    /// Runs it to its end, or until nobody wants it any more; answers what it printed.
     pub(crate) fn run_for(&self, progress: &dyn Progress) -> Result<Vec<u8>, ImageError> {
         Ok(self.run_all_for(progress)?.stdout)
     }
 
-    /// As [`Tool::run`], with what it printed on its other stream, for programs that fail without saying so.
-    pub(crate) fn run_all(&self) -> Result<Printed, ImageError> {
-        self.run_all_for(&Quiet)
+    /// As [`Tool::run_for`], for those who want it in any case.
+    #[cfg(test)]
+    pub(crate) fn run(&self) -> Result<Vec<u8>, ImageError> {
+        self.run_for(&crate::Quiet)
     }
 
-    /// As [`Tool::run_all`] and [`Tool::run_for`].
+    /// As [`Tool::run_for`], with what it printed on its other stream, for programs that fail without saying so.
     pub(crate) fn run_all_for(&self, progress: &dyn Progress) -> Result<Printed, ImageError> {
         let failed =
             |source| ImageError::Run { program: self.program.to_string_lossy().into(), source };
@@ -271,41 +245,6 @@ impl Tool {
     }
 }
 
-/// Ends the calling process, which is about to become the program, with the thread that started it and waits for it: a
-/// killed daemon leaves no program behind.
-fn end_with(parent: Pid) -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It may have ended before.
-    if getppid() == Some(parent) { Ok(()) } else { Err(rustix::io::Errno::SRCH.into()) }
-}
-
-impl Sandbox {
-    /// Shuts the calling process in; it is about to become the program.
-    fn enter(&self) -> io::Result<()> {
-        for file in &self.files {
-            fcntl_setfd(file, FdFlags::empty())?;
-        }
-        let apart = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-        // SAFETY: the process has one thread and shares nothing of these with it.
-        unsafe { unshare_unsafe(apart)? };
-        let bound =
-            |what, most: u64| setrlimit(what, Rlimit { current: Some(most), maximum: Some(most) });
-        bound(Resource::As, self.memory_bytes)?;
-        bound(Resource::Fsize, self.file_bytes)?;
-        bound(Resource::Cpu, self.cpu.as_secs())?;
-        bound(Resource::Core, 0)?;
-        bound(Resource::Nofile, 64)?;
-        // Counted for its user, who has nothing else; threads count, too.
-        bound(Resource::Nproc, PROCESSES_MAX)?;
-        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.user));
-        set_thread_groups(&[])?;
-        set_thread_res_gid(group, group, group)?;
-        set_thread_res_uid(user, user, user)?;
-        set_no_new_privs(true)?;
-        Ok(())
-    }
-}
-
 /// What a program printed.
 #[derive(Debug)]
 pub(crate) struct Printed {
@@ -345,7 +284,6 @@ fn tail(stderr: &mut File) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::{AsFd, AsRawFd};
 
     fn sh(script: &str, timeout_ms: u64) -> Tool {
         Tool::new("sh", "dash", Duration::from_millis(timeout_ms)).args(["-c", script])
@@ -372,51 +310,6 @@ mod tests {
         let error = sh("sleep 60 & wait", 200).run().unwrap_err();
         assert!(error.to_string().contains("took more than"), "{error}");
         assert!(start.elapsed() < Duration::from_secs(20));
-    }
-
-    /// Set in the child that a test kills.
-    const KILLED: &str = "TT_IMAGE_TEST_KILLED";
-
-    fn boxed(tool: Tool, files: Vec<Arc<File>>) -> Tool {
-        let (memory_bytes, file_bytes, cpu) = (1 << 30, 1 << 20, Duration::from_secs(60));
-        tool.sandbox(Sandbox { user: 0x6eff_0000, files, memory_bytes, file_bytes, cpu })
-    }
-
-    #[test]
-    fn no_program_outlives_who_waits_for_it() {
-        if std::env::var_os(KILLED).is_some() {
-            // The child: it is killed in here. Its program has its output, too.
-            let output = Arc::new(File::from(io::stdout().as_fd().try_clone_to_owned().unwrap()));
-            let script = format!("echo begun >&{}; exec sleep 1000", output.as_raw_fd());
-            let tool = Tool::new("bash", "bash", Duration::from_secs(600)).args(["-c", &script]);
-            let _ = boxed(tool, vec![output]).run();
-            return;
-        }
-        let (mut output, writer) = io::pipe().unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "tool::tests::no_program_outlives_who_waits_for_it", "--nocapture"])
-            .env(KILLED, "1")
-            .stdout(writer)
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut said = Vec::new();
-        let mut byte = [0];
-        while !said.ends_with(b"begun\n") {
-            assert_eq!(output.read(&mut byte).unwrap(), 1, "{}", String::from_utf8_lossy(&said));
-            said.push(byte[0]);
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        // It ends when nobody has the other side open any more.
-        output.read_to_end(&mut said).unwrap();
-    }
-
-    #[test]
-    fn a_box_holds_so_many_processes_and_leaves_none() {
-        let script = "i=0; while [ $i -lt 400 ]; do sleep 100 & i=$((i+1)); done";
-        let error = boxed(sh(script, 60_000), Vec::new()).run().unwrap_err().to_string();
-        assert!(error.contains("annot fork"), "{error}");
     }
 
     #[test]

@@ -71,7 +71,7 @@ impl Used {
             self.bits.get(word as usize).map_or(0, |bits| bits & (u64::MAX << (first % WORD)));
         let rest = self.bits.iter().copied().skip(word as usize + 1);
         (word..).zip(std::iter::once(begin).chain(rest)).flat_map(|(word, bits)| {
-            (0..WORD).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * WORD + bit)
+            (0..WORD).filter(move |bit| (bits >> bit) & 1 == 1).map(move |bit| word * WORD + bit)
         })
     }
 }

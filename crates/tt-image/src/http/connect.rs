@@ -206,7 +206,7 @@ mod tests {
                 assert!(done.success(), "{args:?}");
             };
             ip(&["link", "set", "lo", "up"]);
-            ip(&["address", "add", "93.184.216.34/24", "dev", "lo"]);
+            ip(&["address", "add", "93.184.216.34/32", "dev", "lo"]);
             let is = |text: &str| is_own(SocketAddr::new(text.parse().unwrap(), 80));
             for own in ["93.184.216.34", "127.0.0.1", "::1", "::ffff:93.184.216.34"] {
                 assert!(is(own), "{own}");
