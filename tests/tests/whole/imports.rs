@@ -248,7 +248,7 @@ fn what_nobody_needs_is_cleared(lab: &Lab) {
     let config = fs::read_to_string(lab.config()).unwrap();
     let cache = config.lines().find_map(|line| line.strip_prefix("cache_dir = \"")).unwrap();
     let own = format!("old-{}", std::process::id());
-    let old = Path::new(cache.trim_end_matches('"')).join("micro").join(own);
+    let old = Path::new(cache.trim_end_matches('"')).join("micro/builds").join(own);
     let all = [&unnamed, &orphan, &old];
     for dir in all {
         fs::create_dir_all(dir).unwrap();
