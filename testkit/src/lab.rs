@@ -59,6 +59,12 @@ impl Setup {
         self.top("port_min = 30000").top("port_max = 30999")
     }
 
+    /// Puts it into that namespace, which `client` is outside of.
+    pub fn within(mut self, host: &Space, client: &Space) -> Self {
+        self.spaces = Some((host.clone(), client.clone()));
+        self
+    }
+
     /// What the daemon logs, as `TT_LOG` takes it.
     pub fn log(mut self, filter: &'static str) -> Self {
         self.log = filter;
