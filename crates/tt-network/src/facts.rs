@@ -161,14 +161,16 @@ pub(crate) fn overlap(a: Ipv4Net, b: Ipv4Net) -> bool {
 fn choose_address(routes: &[Route], addresses: &[(u32, Ipv4Net)]) -> Ipv4Addr {
     let default = routes.iter().filter(|route| route.to.prefix_len() == 0);
     let default = default.min_by_key(|route| route.metric);
-    let of_link = |link: u32| {
-        let mut of_link = addresses.iter().filter(|(index, _)| *index == link);
-        of_link.next().map(|(_, net)| net.addr())
+    // The kernel sends with the address beside the next hop, else with the first one.
+    let of_link = |link: u32, via: Option<Ipv4Addr>| {
+        let of_link = || addresses.iter().filter(|(index, _)| *index == link).map(|(_, net)| net);
+        let beside = of_link().find(|net| via.is_some_and(|via| net.contains(&via)));
+        beside.or_else(|| of_link().next()).map(Ipv4Net::addr)
     };
     let is_global = |addr: &Ipv4Addr| !addr.is_loopback() && !addr.is_link_local();
     let mut all = addresses.iter().map(|(_, net)| net.addr());
     default
-        .and_then(|route| route.source.or_else(|| of_link(route.link?)))
+        .and_then(|route| route.source.or_else(|| of_link(route.link?, route.via)))
         .or_else(|| all.find(is_global))
         .unwrap_or(Ipv4Addr::LOCALHOST)
 }
@@ -215,7 +217,8 @@ mod tests {
     #[test]
     fn the_public_address_is_that_of_the_best_default_route() {
         let addresses =
-            [(1, net("127.0.0.1/8")), (2, net("192.0.2.7/24")), (3, net("10.9.0.1/24"))];
+            [(1, "127.0.0.1/8"), (2, "192.0.2.7/24"), (2, "198.51.100.7/24"), (3, "10.9.0.1/24")]
+                .map(|(link, text)| (link, net(text)));
         let route = |link, metric, source: Option<&str>| Route {
             source: source.map(|text| text.parse().unwrap()),
             metric,
@@ -225,6 +228,9 @@ mod tests {
         let of = |routes: &[Route]| choose_address(routes, &addresses).to_string();
         assert_eq!(of(&[route(2, 100, None), route(3, 50, None)]), "10.9.0.1");
         assert_eq!(of(&[route(2, 0, Some("192.0.2.9"))]), "192.0.2.9");
+        let beyond = |via: &str| Route { via: via.parse().ok(), ..route(2, 0, None) };
+        assert_eq!(of(&[beyond("198.51.100.1")]), "198.51.100.7");
+        assert_eq!(of(&[beyond("203.0.113.1")]), "192.0.2.7");
         assert_eq!(of(&[]), "192.0.2.7");
         let next = |routes: &[Route], last: &str| {
             choose_next(routes, &addresses, Some(last.parse().unwrap())).map(|a| a.to_string())

@@ -22,6 +22,8 @@ pub(crate) struct Route {
     /// Index of the link it leaves by; none for a blackhole.
     pub(crate) link: Option<u32>,
     pub(crate) source: Option<Ipv4Addr>,
+    /// The next hop, of a route that was read.
+    pub(crate) via: Option<Ipv4Addr>,
     pub(crate) metric: u32,
     /// Made by us.
     pub(crate) is_ours: bool,
@@ -30,7 +32,7 @@ pub(crate) struct Route {
 impl Route {
     /// A route of ours.
     pub(crate) fn to(to: Ipv4Net, link: Option<u32>) -> Self {
-        Self { to, link, source: None, metric: 0, is_ours: true }
+        Self { to, link, source: None, via: None, metric: 0, is_ours: true }
     }
 }
 
@@ -142,6 +144,7 @@ fn read_route(message: &Message) -> Option<Route> {
         to: Ipv4Net::default(),
         link: None,
         source: None,
+        via: None,
         metric: 0,
         is_ours: header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
     };
@@ -152,6 +155,7 @@ fn read_route(message: &Message) -> Option<Route> {
             }
             RouteAttribute::Oif(index) => route.link = Some(*index),
             RouteAttribute::PrefSource(RouteAddress::Inet(addr)) => route.source = Some(*addr),
+            RouteAttribute::Gateway(RouteAddress::Inet(addr)) => route.via = Some(*addr),
             RouteAttribute::Priority(metric) => route.metric = *metric,
             _ => {}
         }
