@@ -1,5 +1,5 @@
-//! `cargo xtask`: what a newcomer runs (`demo`, `test`), and what keeps the project in shape (`tidy`, `bench`). It is no part
-//! of the product.
+//! `cargo xtask`: what a newcomer runs (`demo`, `test`), and what keeps the project in shape (`tidy`, `bench`, `lab`). It is no
+//! part of the product.
 
 use failure::{Failure, Outcome};
 use std::process::ExitCode;
@@ -11,6 +11,7 @@ mod demo;
 mod failure;
 mod footprint;
 mod interrupt;
+mod lab;
 mod packages;
 mod say;
 mod sudo;
@@ -23,6 +24,8 @@ usage: cargo xtask COMMAND
   test [ARGS]       install what is missing, build, run every check and every test; ARGS go to the test runner
   tidy [--shrink]   check rows, lengths, links and texts; --shrink lowers the ratchet to what is there
   bench [NAME..]    measure ratios in one run
+  lab [PART..]      run the tests that need KVM in an emulated guest that has it; TT_FIRECRACKER names a Firecracker for its
+                    half; PARTs of names choose among QEMU's tests
   footprint         print what TT could leave on a machine, for a comparison";
 
 fn main() -> ExitCode {
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         Some(("tidy", [])) => tidy::run(),
         Some(("tidy", [flag])) if flag == "--shrink" => tidy::shrink(),
         Some(("bench", rest)) => bench::run(rest),
+        Some(("lab", rest)) => lab::run(rest),
         Some(("footprint", [])) => footprint(),
         Some(("help" | "--help" | "-h", _)) => {
             say::line(USAGE);

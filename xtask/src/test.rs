@@ -1,7 +1,7 @@
 //! `cargo xtask test`: every check and every test, on a machine that it first gives what it needs. One failure does not hide
 //! the next: all are run. It leaves packages and build caches, and nothing else.
 
-mod kernel;
+pub mod kernel;
 mod outcome;
 
 use crate::command::{Argv, has_program, is_root};

@@ -8,11 +8,13 @@ use std::fmt;
 use std::sync::Arc;
 use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId};
 
+mod absent;
 mod cgroup;
 pub mod conformance;
 mod error;
 pub mod exec;
 pub mod fake;
+pub mod firecracker;
 mod kvm;
 mod life;
 mod memory;
@@ -78,8 +80,8 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
     fn look(&self, vm: &Vm) -> Result<Machine, EngineError>;
 
     /// Makes the machine run: a paused one goes on, one that runs is left alone, of one that exited the remains are
-    /// removed first. Disk, tap and template have to be there. Does not wait for the guest; the sockets of
-    /// [`Layout`](tt_model::Layout) accept connections on return.
+    /// removed first. Disk, tap and template have to be there. Does not wait for the guest; what
+    /// [`Layout`](tt_model::Layout) has for its console and its agent is there on return, as sockets or as pipes and a vsock.
     ///
     /// A new machine has the sizes of `vm.machine`. It begins from memory if there is some that it has not begun from
     /// yet: what a suspend in this incarnation left, else `vm.memory`; else it boots. Before its guest executes

@@ -5,10 +5,11 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// KVM's device.
-pub(crate) const DEVICE: &str = "/dev/kvm";
+const DEVICE: &str = "/dev/kvm";
 /// How long the test guest may take. A processor does its 40,000 instructions in some 20 us, and even an emulated one in
 /// 1 ms; a KVM that interprets the code of stock guests (as PVM does) takes 1 to 2 us for each instruction.
 const RUN_MAX: Duration = Duration::from_millis(10);
@@ -24,11 +25,17 @@ pub(crate) struct Kvm {
     pub run: Duration,
 }
 
+/// What [`probe`] finds on this host; it is found once, and all engines share it.
+pub(crate) fn of_host() -> Result<Kvm, String> {
+    static FOUND: OnceLock<Result<Kvm, String>> = OnceLock::new();
+    FOUND.get_or_init(|| probe(Path::new(DEVICE))).clone()
+}
+
 /// Looks and tries, in less than a second.
 ///
 /// # Errors
 /// Why KVM can not be used, and what to do, in one sentence.
-pub(crate) fn probe(device: &Path) -> Result<Kvm, String> {
+fn probe(device: &Path) -> Result<Kvm, String> {
     let shown = device.display();
     let meta = fs::metadata(device).map_err(|e| no_device(device, &e))?;
     let outcome = kvm::run(device, BOUND).map_err(|e| no_device(device, &e))?;

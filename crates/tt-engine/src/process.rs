@@ -4,8 +4,9 @@
 use crate::EngineError;
 use crate::cgroup::Cgroups;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::Mode;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::io::FdFlags;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use std::ffi::OsString;
@@ -19,6 +20,8 @@ use std::time::Duration;
 
 /// Descriptors that a program may have open: disks, sockets and worker pipes need a few dozen.
 const NOFILE_MAX: u64 = 1024;
+/// Numbers of the device that taps are opened with (`devices.txt` of the kernel's documentation).
+const TUN: (u32, u32) = (10, 200);
 /// How often a cgroup is read until every process in it got its signal: one that forks meanwhile may escape a round.
 const KILL_ROUNDS: u32 = 10;
 
@@ -39,6 +42,9 @@ pub(crate) struct Confined<'a> {
     pub doors: &'a [File],
     /// The network namespace that it is in, for a program that opens its tap by name; `None`: an empty one of its own.
     pub netns: Option<&'a File>,
+    /// Whether it has a device of its own to open its tap with, because the host's is for root alone. It then has a mount
+    /// namespace of its own, too.
+    pub owns_tun: bool,
     /// What it inherits beside its standard streams, under the same numbers.
     pub fds: &'a [OwnedFd],
     /// Its standard input and output; `None`: nothing.
@@ -67,12 +73,15 @@ impl Confined<'_> {
         let doors: Vec<_> = self.doors.iter().map(AsRawFd::as_raw_fd).collect();
         let fds: Vec<_> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
         let dir = self.dir.as_raw_fd();
-        let netns = self.netns.map(AsRawFd::as_raw_fd);
+        let (netns, owns_tun) = (self.netns.map(AsRawFd::as_raw_fd), self.owns_tun);
         let (uid, extra) = (self.uid, self.extra_group.map(Gid::from_raw));
         let child = move || {
             // SAFETY: `self` keeps these descriptors open until the child has executed the program or failed.
             let borrow = |fd: &i32| unsafe { BorrowedFd::borrow_raw(*fd) };
             enter(parent, doors.iter().map(borrow))?;
+            if owns_tun {
+                make_tun(uid)?;
+            }
             confine(borrow(&dir), netns.as_ref().map(borrow), uid, extra.as_slice())?;
             keep(fds.iter().map(borrow))
         };
@@ -125,6 +134,19 @@ fn confine(
     rustix::thread::set_thread_res_uid(user, user, user)?;
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
+}
+
+/// Gives the coming program a device of its own to open taps with.
+fn make_tun(uid: u32) -> io::Result<()> {
+    // SAFETY: no descriptor is shared; only the namespace of this process changes.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
+    // What is mounted from here on is seen by this process alone; what the host unmounts goes here, too.
+    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount(c"tun", c"/dev/net", c"tmpfs", flags, Some(c"mode=755,size=4k"))?;
+    let (path, mode) = (c"/dev/net/tun", Mode::RUSR | Mode::WUSR);
+    mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(TUN.0, TUN.1))?;
+    Ok(rustix::fs::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))?)
 }
 
 /// Lets exactly `fds` and the standard streams through the coming exec.

@@ -3,7 +3,7 @@
 
 use crate::EngineError;
 use crate::cgroup::{Cgroups, Limits};
-use rustix::fs::{Gid, Uid};
+use rustix::fs::{Gid, Mode, OFlags, Uid};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -89,6 +89,25 @@ impl Remains<'_> {
         let mut options = OpenOptions::new();
         options.create(true).append(true).mode(0o600);
         options.open(&path).map_err(|e| make("message file", &path, e))
+    }
+
+    /// What its program wrote into its own directory under `name`: a file, and no more than `bytes_max` of it. The program may
+    /// have put anything there, such as a link to a file of others.
+    pub fn written(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, EngineError> {
+        let path = self.own(name);
+        let read = || {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = File::from(rustix::fs::open(&path, flags, Mode::empty())?);
+            let meta = file.metadata()?;
+            if !meta.is_file() || meta.len() > bytes_max {
+                let problem = format!("it is no file of at most {bytes_max} bytes");
+                return Err(io::Error::other(problem));
+            }
+            let mut bytes = Vec::new();
+            file.take(bytes_max).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        read().map_err(|source| EngineError::Read { path: path.clone(), source })
     }
 
     /// The end of the messages in the file `name`.

@@ -51,10 +51,10 @@ impl Fixture for World {
         self.world.leave_remains(vm.id);
     }
 
-    fn layered_vm(&self) -> Vm {
+    fn layered_vm(&self) -> Option<Vm> {
         let vm = self.vm();
         let runtime_image = names::runtime_image(StorageKind::Qcow2, vm.id, 0);
-        Vm { storage: StorageKind::Qcow2, runtime_image, ..vm }
+        Some(Vm { storage: StorageKind::Qcow2, runtime_image, ..vm })
     }
 
     fn with_layer(&self, vm: &Vm) -> Vm {

@@ -14,6 +14,11 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// Name of the virtio-serial port that the agent looks for.
 pub const PORT_NAME: &str = "tt.agent.0";
 
+/// Port of the vsock (vsock(7)) that the agent listens on where the machine has no such virtio-serial port.
+pub const VSOCK_PORT: u32 = 1024;
+/// Word of the kernel's command line that says so.
+pub const VSOCK_WORD: &str = "tt.agent=vsock";
+
 /// What the host tells the guest. Every request may be repeated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

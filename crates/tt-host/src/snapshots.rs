@@ -188,6 +188,10 @@ impl SnapshotTaker {
         failpoint::reached("snapshot", "hold", "after");
         each(&mut parts, |part| held(part, |hold, _| hold.release()))?;
         tracing::info!(snapshot = name, held_us = begin.elapsed().as_micros(), "guests go on");
+        // Its clock stood still, too; and who finds that the channel did not outlive the moment opens another one now, not when
+        // somebody needs it.
+        let running = parts.iter().filter(|part| part.vm.goal == Goal::Running);
+        running.for_each(|part| self.visitor.resumed(part.vm));
         each(&mut parts, |part| self.finish(part))?;
         parts.iter().map(|part| Ok((part.vm.id, self.version(part)?))).collect()
     }

@@ -315,6 +315,11 @@ impl Visitor {
         engine.map(|engine| &**engine).ok_or_else(|| no_driver("engine", &vm.engine))
     }
 
+    /// The Vm's guest stood still and goes on.
+    pub(crate) fn resumed(&self, vm: &Vm) {
+        self.guests.resumed(vm.id);
+    }
+
     pub(crate) fn storage(&self, vm: &Vm) -> Result<&dyn Storage, Pause> {
         let storage = self.drivers.storages.iter().find(|s| s.kind() == vm.storage);
         storage.map(|s| &**s).ok_or_else(|| no_driver("storage", vm.storage.name()))

@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use tt_guest::entry::{ENTRY_FILE, Entry, INIT_MARK};
 
 /// Counts the changes of what this file makes out of the same boot.
-pub(crate) const RECIPE: u32 = 1;
+pub(crate) const RECIPE: u32 = 2;
 /// Builds, and unpacked kernels, that stay in the cache; older ones go.
 const KEPT_MAX: usize = 3;
+/// Begins the names of modules that only machines with a vsock load; after the digits that others begin with.
+const VSOCK_MARK: &str = "vsock-";
 /// Largest agent or other program; they have about 2 MB.
 pub(crate) const PROGRAM_BYTES_MAX: u64 = 64 << 20;
 /// Largest packed kernel; Debian's has 14 MB.
@@ -123,7 +125,9 @@ impl Catalogue {
     /// Kernel and modules of a package, as files that are kept: the agent changes more often than they do.
     fn unpack_kernel(&self, boot: &Boot, progress: &dyn Progress) -> Result<PathBuf, ImageError> {
         let kernels = self.cache.join("kernels");
-        let what = [boot.package(), &RECIPE.to_string(), &modules::WANTED.join(" ")].join("\n");
+        let wanted = modules::WANTED.iter().chain(&modules::VSOCK).copied();
+        let wanted: Vec<&str> = wanted.collect();
+        let what = [boot.package(), &RECIPE.to_string(), &wanted.join(" ")].join("\n");
         let unpacked = kernels.join(digest::of_bytes(what.as_bytes()));
         if unpacked.join(KERNEL).is_file() {
             files::touch(&unpacked);
@@ -137,8 +141,12 @@ impl Catalogue {
         let image = kernel::unpacked(files::read(&image, KERNEL_BYTES_MAX)?, progress)?;
         files::write(&temporary.path().join(KERNEL), &image)?;
         let tree = modules::Tree::open(&only(&lib(&package), "")?)?;
-        for (number, module) in tree.resolve(&modules::WANTED, progress)?.iter().enumerate() {
-            let file = format!("{number:02}-{}.ko", module.name);
+        let always = tree.resolve(&modules::WANTED, progress)?;
+        let vsock = tree.resolve(&modules::VSOCK, progress)?;
+        let vsock = vsock.iter().filter(|module| !always.contains(module));
+        let named = always.iter().map(|m| ("", m)).chain(vsock.map(|m| (VSOCK_MARK, m)));
+        for (number, (mark, module)) in named.enumerate() {
+            let file = format!("{mark}{number:02}-{}.ko", module.name);
             files::write(&temporary.path().join(file), &module.content)?;
         }
         files::remove(&package)?;
@@ -159,13 +167,15 @@ fn initramfs(unpacked: &Path, agent: &[u8], first: First<'_>) -> Result<Vec<u8>,
     archive.file("init", 0o755, agent);
     // Tells the agent which stage it is.
     archive.file("tt/initramfs", 0o444, b"");
-    let mut list = String::new();
+    let (mut always, mut vsock) = (String::new(), String::new());
     for name in files::names(unpacked)?.iter().filter(|name| name.ends_with(".ko")) {
         let module = files::read(&unpacked.join(name), PROGRAM_BYTES_MAX)?;
         archive.file(&format!("tt/ko/{name}"), 0o444, &module);
+        let list = if name.starts_with(VSOCK_MARK) { &mut vsock } else { &mut always };
         list.push_str(&format!("ko/{name}\n"));
     }
-    archive.file("tt/modules", 0o444, list.as_bytes());
+    archive.file("tt/modules", 0o444, always.as_bytes());
+    archive.file("tt/modules-vsock", 0o444, vsock.as_bytes());
     if let First::OfRoot = first {
         archive.file(INIT_MARK.trim_start_matches('/'), 0o444, b"");
     }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 /// What the guest drives: PCI and memory-mapped virtio, and its disk, network, channel to the host and entropy on it.
 pub(crate) const WANTED: [&str; 6] =
     ["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "virtio_rng"];
+/// What it drives beside that where the channel to the host is a vsock.
+pub(crate) const VSOCK: [&str; 1] = ["vmw_vsock_virtio_transport"];
 
 /// Largest module, packed or not.
 const MODULE_BYTES_MAX: usize = 64 << 20;

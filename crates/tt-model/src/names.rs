@@ -120,6 +120,17 @@ impl Layout {
         self.vm_dir(id).join("agent.sock")
     }
 
+    /// Where the agent's channel is reached instead if the machine has a vsock: a socket that the machine's user made.
+    /// Whoever connects says `CONNECT PORT` and hears `OK` and a number once the guest listens, on a line each.
+    pub fn agent_vsock(&self, id: VmId) -> PathBuf {
+        self.vm_dir(id).join("own").join("vsock")
+    }
+
+    /// The pipes of the serial console, of a machine that has no socket for it: what is typed, and what is shown.
+    pub fn console_pipes(&self, id: VmId) -> [PathBuf; 2] {
+        ["console.in", "console.out"].map(|name| self.vm_dir(id).join(name))
+    }
+
     /// The socket of the serial console.
     pub fn console_socket(&self, id: VmId) -> PathBuf {
         self.vm_dir(id).join("console.sock")

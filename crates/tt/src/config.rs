@@ -49,6 +49,8 @@ pub struct Config {
     pub qemu: Qemu,
     /// The program of an engine of others, if there is one.
     pub exec_program: Option<PathBuf>,
+    /// Firecracker's program; looked up in `PATH` unless it holds a slash.
+    pub firecracker: PathBuf,
     /// The back end for new runtime images.
     pub storage: StorageChoice,
     /// What data sets lie below; to be found out if nothing is said.

@@ -17,6 +17,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tt_api::server::{Api, ApiConfig};
 use tt_engine::exec::{ExecConfig, ExecEngine};
+use tt_engine::firecracker::{FirecrackerConfig, FirecrackerEngine};
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
 use tt_engine::{GuestNetwork, VmEngine, Wake};
 use tt_host::{
@@ -182,8 +183,8 @@ fn catalogue(config: &Config) -> Catalogue {
     Catalogue::new(&config.data_dir, &config.cache_dir, &config.guest_agent)
 }
 
-/// The engines, by preference. Touches nothing yet.
-fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
+/// The engines, by preference, of a host whose new disks are of this kind. Touches nothing yet.
+fn engines(config: &Config, layout: &Layout, storage: StorageKind) -> Vec<Arc<dyn VmEngine>> {
     let accelerator = match config.qemu.accelerator {
         Accelerator::Auto => AcceleratorChoice::Auto,
         Accelerator::Kvm => AcceleratorChoice::Kvm,
@@ -193,9 +194,17 @@ fn engines(config: &Config, layout: &Layout) -> Vec<Arc<dyn VmEngine>> {
         gateway: tt_model::host::gateway(config.range),
         prefix_len: config.range.prefix_len(),
     };
+    let firecracker = FirecrackerConfig {
+        layout: layout.clone(),
+        binary: config.firecracker.clone(),
+        needs_kvm: true,
+        has_layers: storage.is_layered(),
+        network,
+    };
     let binary = config.qemu.binary.clone();
     let qemu = QemuConfig { layout: layout.clone(), binary, accelerator, network };
-    let mut engines: Vec<Arc<dyn VmEngine>> = vec![Arc::new(QemuEngine::new(qemu))];
+    let mut engines: Vec<Arc<dyn VmEngine>> =
+        vec![Arc::new(QemuEngine::new(qemu)), Arc::new(FirecrackerEngine::new(firecracker))];
     if let Some(program) = config.exec_program.clone() {
         let exec = ExecConfig { layout: layout.clone(), program };
         engines.push(Arc::new(ExecEngine::new(exec)));
@@ -245,13 +254,17 @@ fn compose(
         upstream_dns: config.upstream_dns.clone(),
     });
     network.init()?;
-    let engines = engines(config, layout);
+    let engines = engines(config, layout, storage);
     let wake: Wake = Arc::new(move |id| vms.push(id));
     let facts: Vec<EngineFacts> = engines.iter().map(|engine| engine.init(wake.clone())).collect();
     for engine in &facts {
         match &engine.unusable {
             None => {
                 tracing::info!(engine = engine.name, detail = engine.detail, "engine is usable")
+            }
+            // Most hosts have what one engine needs and want no other.
+            Some(why) if facts.iter().any(|engine| engine.unusable.is_none()) => {
+                tracing::info!(engine = engine.name, why, "engine is not usable");
             }
             Some(why) => tracing::warn!(engine = engine.name, why, "engine is not usable"),
         }

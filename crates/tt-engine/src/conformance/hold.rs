@@ -68,7 +68,7 @@ fn switches(suite: &Suite<'_>) {
     if !suite.has_memory() {
         return;
     }
-    let mut vm = suite.fixture.layered_vm();
+    let Some(mut vm) = suite.fixture.layered_vm() else { return };
     suite.start(&vm);
     assert!(suite.fixture.beats(&vm) && suite.fixture.has_open(&vm));
     for memory in [None, Some(names::memory(vm.id, 1)), None] {
@@ -96,7 +96,7 @@ fn lies_on_merges(suite: &Suite<'_>) {
     if !suite.has_memory() {
         return;
     }
-    let mut vm = suite.fixture.layered_vm();
+    let Some(mut vm) = suite.fixture.layered_vm() else { return };
     suite.start(&vm);
     for _ in 0..4 {
         let mut hold = suite.hold(&vm, None);

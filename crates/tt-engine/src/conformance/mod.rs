@@ -38,8 +38,8 @@ pub trait Fixture {
     /// Leaves what a start leaves that was cut short before it made a process.
     fn leave_remains(&self, vm: &Vm);
 
-    /// As [`Fixture::vm`], with a disk that can get a layer on top.
-    fn layered_vm(&self) -> Vm;
+    /// As [`Fixture::vm`], with a disk that can get a layer on top; `None` if the engine reads raw disks only.
+    fn layered_vm(&self) -> Option<Vm>;
 
     /// The Vm with one more layer on its disk, as plan and storage make it: the layer is there, and is empty.
     fn with_layer(&self, vm: &Vm) -> Vm;

@@ -3,9 +3,9 @@
 use super::capture::Capture;
 use super::{Host, disk};
 use crate::life::PAUSED;
-use crate::memory::files::{self as memory, Draft, Memory};
+use crate::memory::files as memory;
 use crate::remains::note;
-use crate::{EngineError, Hold, Machine};
+use crate::{EngineError, Hold, Machine, absent};
 use std::sync::Arc;
 use tt_model::{Vm, VmId, names};
 
@@ -18,7 +18,7 @@ pub(super) fn prepare(
     let ran = match host.look(vm)? {
         Machine::Running => true,
         Machine::Paused if host.is_loaded(vm)? => false,
-        _ => return absent(host, vm, path),
+        _ => return absent::hold(&host.config.layout, vm, path),
     };
     // It may stand still from here on, and a later daemon is to see that.
     note(&host.remains(vm.id), PAUSED, "")?;
@@ -55,19 +55,6 @@ fn capture_still(mut held: Held, vm: &Vm) -> Result<(), EngineError> {
     }
     held.step = Step::Released;
     Ok(())
-}
-
-fn absent(host: &Arc<Host>, vm: &Vm, path: Option<&str>) -> Result<Box<dyn Hold>, EngineError> {
-    let layout = &host.config.layout;
-    let memory = match path {
-        Some(_) => Memory::of(layout, vm)?,
-        None => None,
-    };
-    let draft = match (&memory, path) {
-        (Some(_), Some(path)) => Some(Draft::begin(layout, vm.id, path)?),
-        _ => None,
-    };
-    Ok(Box::new(Absent { link: memory.zip(draft) }))
 }
 
 /// A machine with a process.
@@ -144,33 +131,6 @@ impl Drop for Held {
         {
             let error = crate::error::chain(&error);
             tracing::warn!(vm = %self.id, error, "a machine that was held does not go on");
-        }
-    }
-}
-
-/// A Vm without a process; its memory, if there is some.
-#[derive(Debug)]
-struct Absent {
-    link: Option<(Memory, Draft)>,
-}
-
-impl Hold for Absent {
-    fn pause(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn switch_disk(&mut self, _: &Vm) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn release(&mut self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    fn finish(mut self: Box<Self>) -> Result<bool, EngineError> {
-        match self.link.take() {
-            Some((memory, draft)) => draft.publish_link(&memory).map(|()| true),
-            None => Ok(false),
         }
     }
 }

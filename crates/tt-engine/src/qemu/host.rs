@@ -108,7 +108,7 @@ fn check(config: &QemuConfig, mut missing: Vec<String>) -> Result<Usable, String
         missing.push(format!("machines' users can not pass {closed}: `chmod o+x {closed}`"));
     }
     let version = version(&config.binary).map_err(|why| missing.push(why)).unwrap_or_default();
-    let accelerator = accelerator(config.accelerator, || probe::probe(Path::new(probe::DEVICE)));
+    let accelerator = accelerator(config.accelerator, probe::of_host);
     let reads_only = parse_version(&format!("QEMU emulator version {version}"))
         .is_some_and(|(major, minor, _)| (major, minor) >= VERSION_ROM_OFF);
     match (accelerator, missing.is_empty()) {

@@ -101,6 +101,7 @@ pub(super) fn start(
         extra_group: usable.kvm_group,
         doors: &doors,
         netns: None,
+        owns_tun: false,
         fds: &fds,
         stdio: None,
         stderr: remains.make_messages(MESSAGES)?,

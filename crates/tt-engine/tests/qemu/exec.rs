@@ -41,7 +41,7 @@ impl Fixture for Exec {
         power_off(vm: &Vm);
         kill(vm: &Vm);
         leave_remains(vm: &Vm);
-        layered_vm() -> Vm;
+        layered_vm() -> Option<Vm>;
         with_layer(vm: &Vm) -> Vm;
         with_merge(vm: &Vm) -> Vm;
         tick(vm: &Vm) -> u64;

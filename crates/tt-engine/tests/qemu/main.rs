@@ -9,6 +9,9 @@ mod firmware;
 #[cfg(test)]
 mod guest;
 #[cfg(test)]
+#[path = "../common/host.rs"]
+mod host;
+#[cfg(test)]
 #[path = "../common/layers.rs"]
 mod layers;
 #[cfg(test)]
@@ -17,6 +20,9 @@ mod machine;
 mod memory;
 #[cfg(test)]
 mod merges;
+#[cfg(test)]
+#[path = "../common/pvh.rs"]
+mod pvh;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]

@@ -102,7 +102,7 @@ fn a_guest_that_writes_sees_its_disk_whatever_is_merged_below_it() {
     let rig = Rig::new();
     let engine = rig.engine();
     assert_eq!(engine.init(Arc::new(|_| {})).unusable, None);
-    let mut vm = rig.layered_vm();
+    let mut vm = rig.layered_vm().unwrap();
     engine.start_vm(&vm).unwrap();
     let (first, is_over, writes) = (vm.clone(), AtomicBool::new(false), AtomicU32::new(0));
     let guest = Mutex::new(Guest { rig: &rig, disk: vec![0; DISK_BYTES], dice: 7 });
@@ -161,7 +161,7 @@ fn a_machine_tells_of_as_many_layers_as_a_plan_allows() {
     let rig = Rig::new();
     let engine = rig.engine();
     assert_eq!(engine.init(Arc::new(|_| {})).unusable, None);
-    let mut vm = rig.layered_vm();
+    let mut vm = rig.layered_vm().unwrap();
     while vm.disks.len() < tt_model::plan::LAYERS_MAX {
         vm = rig.with_layer(&vm);
     }
@@ -190,7 +190,7 @@ fn a_layer_that_a_dead_daemon_had_opened_is_switched_to() {
     let rig = Rig::new();
     let engine = rig.engine();
     assert_eq!(engine.init(Arc::new(|_| {})).unusable, None);
-    let vm = rig.layered_vm();
+    let vm = rig.layered_vm().unwrap();
     engine.start_vm(&vm).unwrap();
     let mut monitor = Monitor::new(&rig, &vm);
     let layered = rig.with_layer(&vm);

@@ -1,11 +1,11 @@
 //! A host of its own for each test: directories, a template, disks, network namespaces with taps. Everything goes when
 //! the rig is dropped.
 
-use crate::{guest, layers, sample};
+pub use crate::host::{make_network, remove, wait_until};
+use crate::{guest, host, layers, sample};
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,19 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tt_engine::conformance::Fixture;
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
-use tt_engine::{GuestNetwork, Machine, VmEngine};
+use tt_engine::{GuestNetwork, VmEngine};
 use tt_model::{Instance, Layout, StorageKind, Vm, VmId, names};
 
 /// How long a guest may be silent before it counts as standing still; it speaks some thousand times a second.
 const BEAT_MAX: Duration = Duration::from_secs(5);
 /// What a console may still have held back from before a pause.
 const STALE: Duration = Duration::from_millis(100);
+
+/// Whether machines are executed by KVM, which only works where somebody knows that it does: then a kernel is booted on
+/// `microvm`.
+pub fn has_kvm() -> bool {
+    std::env::var_os("TT_TEST_ACCELERATOR").is_some_and(|name| name == "kvm")
+}
 
 static RIGS: AtomicU64 = AtomicU64::new(0);
 
@@ -43,7 +49,7 @@ impl Rig {
         for path in [&template, &rig.layout.netns_dir()] {
             fs::create_dir_all(path).unwrap();
         }
-        fs::write(template.join("kernel"), guest::kernel()).unwrap();
+        fs::write(template.join("kernel"), guest::kernel(has_kvm())).unwrap();
         fs::write(template.join("initramfs"), b"unused").unwrap();
         rig
     }
@@ -63,7 +69,7 @@ impl Rig {
         QemuConfig {
             layout: self.layout.clone(),
             binary: "qemu-system-x86_64".into(),
-            accelerator: AcceleratorChoice::Tcg,
+            accelerator: if has_kvm() { AcceleratorChoice::Kvm } else { AcceleratorChoice::Tcg },
             network: GuestNetwork { gateway: [10, 0, 0, 1].into(), prefix_len: 8 },
         }
     }
@@ -76,7 +82,8 @@ impl Rig {
     pub fn pid(&self, id: VmId) -> u32 {
         let mut pids = self.cgroups(id).into_iter().map(|dir| dir.join("cgroup.procs"));
         let pids = fs::read_to_string(pids.next_back().expect("its cgroups")).unwrap();
-        pids.trim().parse().expect("one process")
+        let [pid] = host::processes(&pids)[..] else { panic!("not one process: {pids:?}") };
+        pid
     }
 
     /// Says one byte to the guest, and hears it until it hangs up or has answered with `answer`.
@@ -157,18 +164,19 @@ impl Fixture for Rig {
 
     fn leave_remains(&self, vm: &Vm) {
         fs::create_dir_all(self.layout.vm_dir(vm.id).join("own")).unwrap();
-        fs::create_dir_all(Path::new("/sys/fs/cgroup/pids").join(self.layout.cgroup(vm.id)))
-            .unwrap();
+        let groups = ["pids", ""].map(|name| Path::new("/sys/fs/cgroup").join(name));
+        let root = groups.into_iter().find(|dir| dir.join("cgroup.procs").exists()).unwrap();
+        fs::create_dir_all(root.join(self.layout.cgroup(vm.id))).unwrap();
     }
 
-    fn layered_vm(&self) -> Vm {
+    fn layered_vm(&self) -> Option<Vm> {
         let vm = self.vm();
         let storage = StorageKind::Qcow2;
         let runtime_image = names::runtime_image(storage, vm.id, 0);
         let base = self.layout.disk(&vm);
         let vm = Vm { storage, runtime_image, ..vm };
         make_layer(&self.layout.disk(&vm), &base, "raw");
-        vm
+        Some(vm)
     }
 
     fn with_layer(&self, vm: &Vm) -> Vm {
@@ -247,23 +255,6 @@ impl Drop for Rig {
     }
 }
 
-/// Polls until `done` holds.
-pub fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
-    let until = Instant::now() + Duration::from_secs(60);
-    while !done() {
-        assert!(Instant::now() < until, "{what} does not come");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Kills and removes until nothing is left.
-pub fn remove(engine: &dyn VmEngine, vm: &Vm) {
-    wait_until("the end", || {
-        engine.stop_vm(vm, tt_model::StopMode::Kill).unwrap();
-        engine.look(vm).unwrap() == Machine::Absent
-    });
-}
-
 /// Makes an empty qcow2 layer.
 fn make_layer(path: &Path, base: &Path, format: &str) {
     // Without a look at what it lies on, which may say something old of itself.
@@ -278,27 +269,4 @@ fn img(args: &[&dyn AsRef<OsStr>]) {
     let mut img = std::process::Command::new("qemu-img");
     img.args(args.iter().map(|arg| arg.as_ref()));
     assert!(img.status().unwrap().success());
-}
-
-/// Makes a network namespace at `path` with a persistent tap of this name, as the network does.
-pub fn make_network(path: PathBuf, tap: String) {
-    let make = move || {
-        // SAFETY: changes only this throw-away thread's network namespace.
-        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET).unwrap() };
-        let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun").unwrap();
-        // SAFETY: all bytes zero is a valid `ifreq`.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(tap.bytes()) {
-            *to = from as libc::c_char;
-        }
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        // SAFETY: the kernel reads one `ifreq`.
-        assert_eq!(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw const request) }, 0);
-        // SAFETY: the argument is a number.
-        assert_eq!(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST, 1) }, 0);
-        File::create(&path).unwrap();
-        rustix::mount::mount_bind("/proc/thread-self/ns/net", &path).unwrap();
-    };
-    thread::spawn(make).join().unwrap();
 }

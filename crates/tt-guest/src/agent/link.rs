@@ -1,11 +1,11 @@
-//! The channel to the host: a virtio-serial port, or a unix socket that this side listens on. Bytes only; it knows no
-//! frames. It never spins while the host is away.
+//! The channel to the host: a virtio-serial port, or a unix socket or a vsock that this side listens on. Bytes only; it
+//! knows no frames. It never spins while the host is away.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 use rustix::time::Timespec;
-use tt_guest::message::PORT_NAME;
+use tt_guest::message::{PORT_NAME, VSOCK_PORT};
 
 /// While no host is connected, a port's `poll` returns at once; so it is asked this often.
 const ABSENT_POLL: Duration = Duration::from_millis(20);
@@ -36,7 +37,7 @@ pub enum Link {
     /// A virtio-serial port: one host at a time; when it changes, the bytes just go on.
     Port(File),
     /// A listening socket and its latest connection.
-    Socket { listener: UnixListener, peer: Mutex<Option<Arc<UnixStream>>> },
+    Socket { listener: OwnedFd, peer: Mutex<Option<Arc<OwnedFd>>>, is_vsock: bool },
 }
 
 impl Link {
@@ -59,7 +60,31 @@ impl Link {
         }
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
-        Ok(Self::Socket { listener, peer: Mutex::new(None) })
+        Ok(Self::Socket { listener: listener.into(), peer: Mutex::new(None), is_vsock: false })
+    }
+
+    /// Listens on the machine's vsock. Its driver may come later: then no host is refused before somebody listens.
+    pub fn listen_vsock() -> io::Result<Self> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener =
+            rustix::net::socket_with(AddressFamily::VSOCK, SocketType::STREAM, flags, None)?;
+        // SAFETY: all bytes zero is a valid `sockaddr_vm`: numbers.
+        let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_port = VSOCK_PORT;
+        address.svm_cid = libc::VMADDR_CID_ANY;
+        let (start, len) = (&raw const address, size_of_val(&address) as libc::socklen_t);
+        // SAFETY: the kernel reads `len` bytes of an address that lives until the call has returned.
+        if unsafe { libc::bind(listener.as_raw_fd(), start.cast(), len) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        rustix::net::listen(&listener, 1)?;
+        Ok(Self::Socket { listener, peer: Mutex::new(None), is_vsock: true })
+    }
+
+    /// Whether the machine can not be switched off, and ends when its guest restarts: those with a vsock are so.
+    pub fn ends_by_restart(&self) -> bool {
+        matches!(self, Self::Socket { is_vsock: true, .. })
     }
 
     /// Whether bytes of the host come within `timeout`; `false` at once if no host is connected.
@@ -86,7 +111,7 @@ impl Link {
                         count => return Ok(Input::Bytes(count?)),
                     }
                 }
-                Self::Socket { listener, peer } => {
+                Self::Socket { listener, peer, .. } => {
                     if let Some(input) = read_socket(listener, peer, buffer)? {
                         return Ok(input);
                     }
@@ -127,8 +152,8 @@ impl Link {
 
 /// One wait on listener and connection; `None` when there was nothing to hand over.
 fn read_socket(
-    listener: &UnixListener,
-    peer: &Mutex<Option<Arc<UnixStream>>>,
+    listener: &OwnedFd,
+    peer: &Mutex<Option<Arc<OwnedFd>>>,
     buffer: &mut [u8],
 ) -> io::Result<Option<Input>> {
     let current = lock(peer).clone();
@@ -141,14 +166,14 @@ fn read_socket(
     let (new_peer, has_bytes) =
         (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty()));
     if new_peer {
-        let stream = match listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error),
+        let stream = match rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
+            Ok(stream) => stream,
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(error) => return Err(error.into()),
         };
         if let Some(old) = lock(peer).replace(Arc::new(stream)) {
             // Wakes a writer that waits for the old peer.
-            let _ = old.shutdown(std::net::Shutdown::Both);
+            let _ = rustix::net::shutdown(&old, Shutdown::Both);
         }
         return Ok(Some(Input::NewPeer));
     }
@@ -204,9 +229,7 @@ fn named_port() -> Option<PathBuf> {
     path.exists().then_some(path)
 }
 
-fn lock(
-    peer: &Mutex<Option<Arc<UnixStream>>>,
-) -> std::sync::MutexGuard<'_, Option<Arc<UnixStream>>> {
+fn lock(peer: &Mutex<Option<Arc<OwnedFd>>>) -> std::sync::MutexGuard<'_, Option<Arc<OwnedFd>>> {
     peer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

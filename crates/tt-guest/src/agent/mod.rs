@@ -98,6 +98,7 @@ pub fn run(options: Options) -> ExitCode {
 fn start(options: Options, pid1: bool, kept: stage1::Kept) -> io::Result<Arc<Agent>> {
     let link = match &options.unix {
         Some(path) => Link::listen(path)?,
+        None if options.port.is_none() && stage1::has_vsock() => kept.listen()?,
         None => Link::open_port(options.port.as_deref())?,
     };
     let agent = Arc::new(Agent {

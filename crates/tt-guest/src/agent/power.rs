@@ -73,8 +73,9 @@ pub fn shut_down(agent: &Agent, reboot: bool) -> Result<(), Refusal> {
         return Ok(());
     }
     let reason = if reboot { ByeReason::Reboot } else { ByeReason::Poweroff };
+    let restarts = reboot || agent.link.ends_by_restart();
     if !agent.pid1 {
-        let told = tell_init(agent, reboot);
+        let told = tell_init(agent, restarts);
         ENDING.store(false, Ordering::SeqCst);
         told?;
         agent.outbox.tell_now(&GuestMessage::Bye { reason });
@@ -96,7 +97,7 @@ pub fn shut_down(agent: &Agent, reboot: bool) -> Result<(), Refusal> {
     if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {
         say(format!("cannot make the root file system read-only: {error}"));
     }
-    let command = if reboot { RebootCommand::Restart } else { RebootCommand::PowerOff };
+    let command = if restarts { RebootCommand::Restart } else { RebootCommand::PowerOff };
     let ended = rustix::system::reboot(command);
     ENDING.store(false, Ordering::SeqCst);
     ended.map_err(|error| Refusal::io("cannot end the guest", &error.into()))

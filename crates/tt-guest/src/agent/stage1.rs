@@ -11,9 +11,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::link::Link;
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
 use tt_guest::entry::{ENTRY_BYTES_MAX, ENTRY_FILE, Entry, INIT_MARK};
+use tt_guest::message::VSOCK_WORD;
 
 /// Marks an initramfs.
 const MARK: &str = "/tt/initramfs";
@@ -21,6 +23,10 @@ const MARK: &str = "/tt/initramfs";
 const MODULES: &str = "/tt/modules";
 /// In the same form, the modules that are loaded once the guest is ready.
 const LATER_MODULES: &str = "/tt/modules-later";
+/// In the same form, the modules of a machine that has a vsock: the protocol first.
+const VSOCK_MODULES: &str = "/tt/modules-vsock";
+/// The kernel's command line.
+const COMMAND_LINE: &str = "/proc/cmdline";
 /// The root disk.
 const ROOT_DEVICE: &str = "/dev/vda";
 /// Where it is mounted at first.
@@ -71,6 +77,8 @@ pub enum BootError {
 pub struct Kept {
     /// Drivers.
     pub modules: Vec<Module>,
+    /// Those of the vsock, if the machine has one: the protocol first.
+    pub vsock: Vec<Module>,
     /// The process of the container image that the root disk was made from.
     pub entry: Option<Entry>,
     /// Whether the root disk has a first process of its own.
@@ -94,6 +102,24 @@ impl Module {
     }
 }
 
+impl Kept {
+    /// Listens on the machine's vsock: before its driver is there, or a host that is waiting would be refused.
+    pub fn listen(&self) -> io::Result<Link> {
+        let (protocol, drivers) = self.vsock.split_at(self.vsock.len().min(1));
+        let load = |modules: &[Module]| modules.iter().try_for_each(Module::load);
+        load(protocol).map_err(io::Error::other)?;
+        let link = Link::listen_vsock()?;
+        load(drivers).map_err(io::Error::other)?;
+        Ok(link)
+    }
+}
+
+/// Whether the machine has a vsock, and no virtio-serial port.
+pub fn has_vsock() -> bool {
+    let words = fs::read_to_string(COMMAND_LINE).unwrap_or_default();
+    words.split_whitespace().any(|word| word == VSOCK_WORD)
+}
+
 /// Whether this is the initramfs.
 pub fn is_initramfs() -> bool {
     Path::new(MARK).exists()
@@ -106,7 +132,13 @@ pub fn enter_root() -> Result<Kept, BootError> {
     }
     open_modules(MODULES)?.iter().try_for_each(Module::load)?;
     let has_init = Path::new(INIT_MARK).exists();
-    let kept = Kept { modules: open_modules(LATER_MODULES)?, entry: read_entry()?, has_init };
+    let vsock = if has_vsock() { open_modules(VSOCK_MODULES)? } else { Vec::new() };
+    if has_init {
+        // Who listens is a service of the root disk, much later.
+        vsock.iter().try_for_each(Module::load)?;
+    }
+    let kept =
+        Kept { modules: open_modules(LATER_MODULES)?, vsock, entry: read_entry()?, has_init };
     wait_for_disk()?;
     mount(ROOT_DEVICE, "ext4", NEW_ROOT)?;
     for (from, to) in

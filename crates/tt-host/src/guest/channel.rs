@@ -1,10 +1,10 @@
 //! The connection to one guest's agent: hello, set-up, then streams. It comes back by itself when
 //! the guest reboots, and when this daemon is a restarted one.
 
+use super::door::Door;
 use super::session::Session;
 use super::stream::GuestStream;
 use super::{GuestState, WakeGuest};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -77,13 +77,9 @@ impl Shared {
 }
 
 /// Serves the channel until it is aborted.
-pub(super) async fn run(
-    socket: PathBuf,
-    shared: Arc<Shared>,
-    mut commands: mpsc::Receiver<Command>,
-) {
+pub(super) async fn run(door: Door, shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
     loop {
-        if let Ok(stream) = UnixStream::connect(&socket).await {
+        if let Ok(stream) = door.agent().await {
             serve(stream, &shared, &mut commands).await;
             shared.set_state(GuestState::Waiting);
         }

@@ -1,11 +1,11 @@
 //! A machine's serial console: a bounded log, and whoever is attached.
 
+use super::door::{Both, Door};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::AbortHandle;
@@ -49,10 +49,10 @@ impl Drop for Console {
 }
 
 impl Console {
-    pub(super) fn start(runtime: &Handle, socket: PathBuf, log: PathBuf) -> Self {
+    pub(super) fn start(runtime: &Handle, door: Door, log: PathBuf) -> Self {
         let (shown, _) = broadcast::channel(CHUNKS_MAX);
         let (typed, receiver) = mpsc::channel(MESSAGES_MAX);
-        let task = runtime.spawn(run(socket, log, shown.clone(), receiver)).abort_handle();
+        let task = runtime.spawn(run(door, log, shown.clone(), receiver)).abort_handle();
         Self { runtime: runtime.clone(), shown, typed, task }
     }
 
@@ -138,27 +138,26 @@ fn read_tail(path: &Path, tail_bytes: u64) -> io::Result<Vec<u8>> {
 }
 
 async fn run(
-    socket: PathBuf,
+    door: Door,
     log: PathBuf,
     shown: broadcast::Sender<Vec<u8>>,
     mut typed: mpsc::Receiver<Vec<u8>>,
 ) {
     let mut log = Log::new(log);
     loop {
-        if let Ok(stream) = UnixStream::connect(&socket).await {
-            serve(stream, &mut log, &shown, &mut typed).await;
+        if let Ok(both) = door.console().await {
+            serve(both, &mut log, &shown, &mut typed).await;
         }
         tokio::time::sleep(CONNECT_PAUSE).await;
     }
 }
 
 async fn serve(
-    stream: UnixStream,
+    (mut reader, mut writer): Both,
     log: &mut Log,
     shown: &broadcast::Sender<Vec<u8>>,
     typed: &mut mpsc::Receiver<Vec<u8>>,
 ) {
-    let (mut reader, mut writer) = stream.into_split();
     let mut buffer = [0; 4096];
     let mut pending: Vec<u8> = Vec::new();
     loop {

@@ -3,6 +3,7 @@
 
 mod channel;
 mod console;
+mod door;
 mod reach;
 mod session;
 mod stream;
@@ -12,6 +13,7 @@ pub use stream::GuestStream;
 
 use channel::{Command, Shared};
 use console::Console;
+use door::Door;
 use reach::Place;
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -243,8 +245,8 @@ impl Guests {
         let has_agent = vm.template.has(FEATURE_AGENT);
         let task = match vm.ready_port {
             _ if has_agent => {
-                let socket = self.layout.agent_socket(vm.id);
-                Some(self.runtime.spawn(channel::run(socket, shared.clone(), receiver)))
+                let door = Door::new(&self.layout, vm.id);
+                Some(self.runtime.spawn(channel::run(door, shared.clone(), receiver)))
             }
             Some(port) => {
                 Some(self.runtime.spawn(reach::watch(self.place(vm, port), shared.clone())))
@@ -256,9 +258,8 @@ impl Guests {
             }
         };
         let task = task.map(|task| task.abort_handle());
-        let socket = self.layout.console_socket(vm.id);
         let log = self.layout.console_log(vm.id);
-        let console = Console::start(&self.runtime, socket, log);
+        let console = Console::start(&self.runtime, Door::new(&self.layout, vm.id), log);
         Guest { vm: vm.clone(), shared, commands, console, has_agent, task }
     }
 

@@ -34,6 +34,7 @@ pub(super) struct File {
     pub sweep_grace: Option<Span>,
     pub qemu: QemuTable,
     pub exec: ExecTable,
+    pub firecracker: FirecrackerTable,
     pub zfs: ZfsTable,
     pub policy: PolicyTable,
     pub host: HostTable,
@@ -52,6 +53,13 @@ pub(super) struct QemuTable {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ExecTable {
     pub program: Option<PathBuf>,
+}
+
+/// `[firecracker]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FirecrackerTable {
+    pub binary: Option<PathBuf>,
 }
 
 /// `[zfs]`.

@@ -51,6 +51,7 @@ pub(super) fn resolve(
             accelerator: args.accelerator.unwrap_or(file.qemu.accelerator),
         },
         exec_program: file.exec.program.map(absolute),
+        firecracker: file.firecracker.binary.unwrap_or_else(|| "firecracker".into()),
         storage: args.storage.unwrap_or(file.storage),
         pool: file.zfs.pool.map(|pool| pool.0),
         guest_agent: agent.or_else(|| around.agents.first().cloned()).unwrap_or_default(),

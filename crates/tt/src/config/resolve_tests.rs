@@ -40,6 +40,7 @@ fn nothing_said_is_the_documented_default() {
                 accelerator: Accelerator::Auto,
             },
             exec_program: None,
+            firecracker: "firecracker".into(),
             storage: StorageChoice::Auto,
             pool: None,
             guest_agent: "/usr/bin/tt-guest".into(),
@@ -72,6 +73,7 @@ fn the_file_says_everything_and_the_flags_override_it() {
         zfs.pool = "tank/vms"
         exec.program = "engine"
         qemu = { binary = "/opt/qemu", accelerator = "tcg" }
+        firecracker.binary = "/opt/firecracker"
         host = { mem_size = "8G", cpu_num = 4 }
         [policy]
         life_time_default = "4h"
@@ -92,6 +94,7 @@ fn the_file_says_everything_and_the_flags_override_it() {
     assert_eq!(config.host, Capacity { mem_size: Some(8192), cpu_num: Some(4) });
     assert_eq!((config.storage, config.sweep_grace.as_secs()), (StorageChoice::Qcow2, 3600));
     assert_eq!(config.pool.as_deref(), Some("tank/vms"));
+    assert_eq!(config.firecracker, Path::new("/opt/firecracker"));
     assert_eq!(config.exec_program, Some("/home/u/engine".into()));
 
     let args = ConfigArgs {

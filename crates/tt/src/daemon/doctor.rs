@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tt_model::{Instance, Layout, feat};
+use tt_model::{EngineFacts, Instance, Layout, StorageKind, feat};
 use tt_network::{NetnsNetwork, Network, NetworkConfig};
 use tt_storage::Choice;
 
@@ -38,9 +38,10 @@ const BUILD_TOOLS: [(&str, &str); 4] = [
 /// Looks at everything that a daemon with this configuration needs.
 pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = vec![privilege(), device("/dev/net/tun", "the tap devices of guests")];
-    checks.extend(engine_checks(config));
+    let (kind, storage) = storage(config);
+    checks.extend(engine_checks(config, kind));
     checks.push(network(config));
-    checks.push(storage(config));
+    checks.push(storage);
     checks.push(resolver(&config.upstream_dns));
     checks.push(file("guest agent", &config.guest_agent));
     checks.extend(BUILD_TOOLS.map(|(tool, package)| program(tool, package)));
@@ -74,7 +75,7 @@ fn device(path: &str, what: &str) -> Check {
     }
 }
 
-fn engine_checks(config: &Config) -> Vec<Check> {
+fn engine_checks(config: &Config, storage: StorageKind) -> Vec<Check> {
     let scratch = match Scratch::new() {
         Ok(scratch) => scratch,
         Err(error) => {
@@ -88,6 +89,12 @@ fn engine_checks(config: &Config) -> Vec<Check> {
     let examine = |engine: &Arc<dyn tt_engine::VmEngine>| {
         let facts = engine.init(Arc::new(|_| {}));
         engine.close();
+        facts
+    };
+    let engines = engines(config, &scratch.layout, storage);
+    let facts: Vec<EngineFacts> = engines.iter().map(examine).collect();
+    let is_any_usable = facts.iter().any(|facts| facts.unusable.is_none());
+    let check = |facts: EngineFacts| {
         let name = format!("engine {}", facts.name);
         match facts.unusable {
             None => Check::good(
@@ -99,10 +106,12 @@ fn engine_checks(config: &Config) -> Vec<Check> {
                     feat::names(facts.features).join(", ")
                 ),
             ),
+            // A host needs no more than one.
+            Some(why) if is_any_usable => Check::good(name, format!("unusable: {why}")),
             Some(why) => Check::bad(name, "unusable", why),
         }
     };
-    engines(config, &scratch.layout).iter().map(examine).collect()
+    facts.into_iter().map(check).collect()
 }
 
 /// Makes and removes the host's part of the network in a namespace of its own.
@@ -139,12 +148,16 @@ fn network(config: &Config) -> Check {
     }
 }
 
-fn storage(config: &Config) -> Check {
+/// What kind of disk new ones would have, and what is to be said of it.
+fn storage(config: &Config) -> (StorageKind, Check) {
     let Some(existing) = config.data_dir.ancestors().find(|path| path.is_dir()) else {
-        return Check::bad("storage", "no directory above the data directory", "make one");
+        let check = Check::bad("storage", "no directory above the data directory", "make one");
+        return (StorageKind::File, check);
     };
     let config = Config { data_dir: existing.to_owned(), ..config.clone() };
-    match choose_storage(&config) {
+    let chosen = choose_storage(&config);
+    let kind = chosen.as_ref().map_or(StorageKind::File, |(choice, _)| choice.kind);
+    let check = match chosen {
         Ok((Choice { kind, reason, trouble: None }, _)) => {
             Check::good("storage", format!("{}: {reason}", kind.name()))
         }
@@ -160,7 +173,8 @@ fn storage(config: &Config) -> Check {
             Check::bad("storage", super::chain(&error), "name a pool, or choose another storage")
         }
         Err(error) => Check::bad("storage", super::chain(&error), "choose another data directory"),
-    }
+    };
+    (kind, check)
 }
 
 fn resolver(upstream: &[SocketAddr]) -> Check {

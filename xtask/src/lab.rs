@@ -1,0 +1,135 @@
+//! `cargo xtask lab`: the tests that need KVM, in a guest that has it. The guest is emulated, and so is the virtualisation that it
+//! has (AMD's SVM), so it runs on any machine, slowly. It is made for one run of Debian's kernel, of programs of this machine
+//! and of the tests, lives in memory, and leaves nothing but the caches of the other commands.
+
+mod guest;
+mod report;
+
+use crate::command::Argv;
+use crate::compile::{cargo, target_dir};
+use crate::failure::{Failure, Outcome};
+use crate::say::{self, Steps};
+use crate::test::kernel::{self, Kernel};
+use crate::{interrupt, packages};
+use report::Report;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Names a Firecracker; without it that half is skipped.
+const FIRECRACKER: &str = "TT_FIRECRACKER";
+/// How long the guest may run: ten times what an idle machine takes.
+const RUN_LIMIT: Duration = Duration::from_secs(3600);
+/// Memory of the guest in MB: its files lie in it, and so do its guests.
+const MEM_MB: u32 = 3072;
+
+/// One program of tests, as it runs in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Suite {
+    /// Name of the test target of the package `tt-engine`.
+    target: &'static str,
+    /// What selects tests, as the test runner takes it.
+    filter: &'static str,
+    /// What is not to be run, and why it is left out.
+    skip: &'static [&'static str],
+}
+
+/// What QEMU's driver does on KVM: `microvm` where a kernel is booted. Firmware is the same on any accelerator, and slow here.
+const QEMU: Suite = Suite { target: "qemu", filter: "", skip: &["firmware::"] };
+/// What is promised of Firecracker; the rest needs no Firecracker, and runs with all other tests.
+const REAL: Suite = Suite { target: "firecracker", filter: "for_real", skip: &[] };
+
+/// Runs all of it; `args` select tests of QEMU's by parts of their names.
+///
+/// # Errors
+/// If something can not be built or run, or a test failed.
+pub fn run(args: &[String]) -> Outcome {
+    interrupt::remember_interrupts();
+    let start = Instant::now();
+    let mut steps = Steps::default();
+    let firecracker = std::env::var_os(FIRECRACKER).map(PathBuf::from);
+    let mut report = Report::default();
+    if firecracker.is_none() {
+        report.skip(REAL.target, &format!("{FIRECRACKER} names no Firecracker"));
+    }
+    let ran = steps.run("all of it", || in_scratch(firecracker.as_deref(), args, &mut report));
+    say::title("what was run in the lab");
+    say::line(report.text().trim_end());
+    say::line(format_args!("\nin {:.0} s", start.elapsed().as_secs_f64()));
+    match (ran, report.failures()) {
+        (Some(()), 0) => Ok(()),
+        (Some(()), count) => Err(Failure::new(format!("{count} tests failed; see above"))),
+        (None, _) => Err(Failure::new("the lab did not come to its end; see above")),
+    }
+}
+
+fn in_scratch(firecracker: Option<&Path>, args: &[String], report: &mut Report) -> Outcome {
+    packages::install(&[packages::TO_RUN.as_slice(), &packages::TO_TEST].concat())?;
+    let kernel = kernel::fetch(&target_dir().join("tt-test-cache"))?;
+    let scratch = Scratch::new()?;
+    let mut suites = vec![(QEMU, build(QEMU.target)?)];
+    if firecracker.is_some() {
+        suites.push((REAL, build(REAL.target)?));
+    }
+    let archive = guest::make(&scratch.0, &kernel, &suites, firecracker, args)?;
+    let argv = machine(&kernel, &archive).limit(RUN_LIMIT);
+    say::title("the guest");
+    argv.watch(|line| report.line(line))?;
+    match report.came_to_its_end() {
+        true => Ok(()),
+        false => Err(Failure::new("the guest ended before its tests did")),
+    }
+}
+
+/// Builds one target of tests; answers its program.
+fn build(target: &str) -> Outcome<PathBuf> {
+    let words = ["test", "--locked", "--package", "tt-engine", "--no-run", "--test", target];
+    let said = cargo(words)?.look()?;
+    let failed = || Failure::new(format!("the tests `{target}` were not built:\n{}", said.text));
+    // `Executable tests/qemu/main.rs (/builds/debug/deps/qemu-0123456789abcdef)`
+    let path = said.text.lines().rev().find_map(|line| {
+        let (_, path) = line.trim().strip_prefix("Executable ")?.rsplit_once('(')?;
+        path.strip_suffix(')')
+    });
+    path.filter(|_| said.status.success()).map(PathBuf::from).ok_or_else(failed)
+}
+
+/// The emulator that carries the guest. What QEMU calls `-no-reboot` ends it when the guest panics, too.
+fn machine(kernel: &Kernel, archive: &Path) -> Argv {
+    let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+    Argv::new("qemu-system-x86_64")
+        .args(words("-nodefaults -no-user-config -display none -no-reboot"))
+        .args(words("-machine q35 -accel tcg,thread=multi -cpu EPYC,+svm,+npt -smp 2"))
+        .args(["-m".to_owned(), format!("{MEM_MB}M")])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(archive)
+        .args(["-append", "console=ttyS0 quiet panic=-1 cryptomgr.notests no_timer_check"])
+        .args(words("-serial stdio"))
+}
+
+/// Where the guest is put together. Removed when it is dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Outcome<Self> {
+        let path = target_dir().join(format!("tt-lab-{}", std::process::id()));
+        fs::create_dir_all(&path).map_err(Failure::to("make", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            say::line(format_args!("while cleaning up: {}: {error}", self.0.display()));
+        }
+    }
+}
+
+/// Opens a file that a program writes to.
+fn create(path: &Path) -> Outcome<File> {
+    File::create(path).map_err(Failure::to("make", path.display()))
+}
