@@ -33,7 +33,7 @@ mod watch;
 pub use clock::{Clock, SystemClock};
 pub use guest::{ConsoleStream, GuestControl, GuestState, GuestStream, Guests};
 pub use layers::{Drivers, Image, Machine, Net, Ready};
-pub use merges::LayerMerger;
+pub use merges::{LayerMerger, Unmerged};
 pub use meta::{MetaError, Metas};
 pub use queue::Queue;
 pub use recover::{Recovered, recover};

@@ -3,13 +3,33 @@
 
 use crate::visit::COMMIT_TRIES;
 use crate::{HostError, Next, Queue, Visitor, failpoint, layers};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tt_model::plan::{needs_merge, plan_merge, plan_merged};
+use tt_model::plan::{needs_merge, plan_merge, plan_merged, plan_unmerged};
 use tt_model::{HostId, Merge, Vm, VmId};
 use tt_storage::{Merging, StorageError};
 use tt_store::tables::{Change, Committed, Tables};
+
+/// Why layers of which Vms could not be merged, the last time it was tried.
+#[derive(Debug, Default)]
+pub struct Unmerged(Mutex<BTreeMap<VmId, String>>);
+
+impl Unmerged {
+    /// All of them, one sentence each.
+    pub fn all(&self) -> BTreeMap<VmId, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, id: VmId, why: Option<String>) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => drop(all.insert(id, why)),
+            None => drop(all.remove(&id)),
+        }
+    }
+}
 
 /// Makes the merges of one host.
 #[derive(Debug)]
@@ -19,11 +39,9 @@ pub struct LayerMerger {
     host: HostId,
     /// The queue of visits: a Vm is not visited while a merge of it begins or ends.
     vms: Arc<Queue<VmId>>,
+    unmerged: Arc<Unmerged>,
     is_stopping: Arc<AtomicBool>,
 }
-
-/// A merge that is begun.
-type Begun = (Merge, Box<dyn Merging>);
 
 /// Keeps a Vm from being visited until it is dropped.
 struct Claim<'a> {
@@ -44,9 +62,10 @@ impl LayerMerger {
         visitor: Arc<Visitor>,
         host: HostId,
         vms: Arc<Queue<VmId>>,
+        unmerged: Arc<Unmerged>,
         is_stopping: Arc<AtomicBool>,
     ) -> Self {
-        Self { tables, visitor, host, vms, is_stopping }
+        Self { tables, visitor, host, vms, unmerged, is_stopping }
     }
 
     /// Works until the queue is closed.
@@ -54,7 +73,8 @@ impl LayerMerger {
         while let Some(id) = ids.take() {
             match self.visit(id) {
                 Next::Never => ids.done(&id, None),
-                Next::Settled(delay) | Next::Wait(delay) => ids.wait(&id, delay),
+                Next::Settled(delay) => ids.done(&id, Some(delay)),
+                Next::Wait(delay) => ids.wait(&id, delay),
                 Next::BackOff => ids.failed(&id),
             }
         }
@@ -63,30 +83,38 @@ impl LayerMerger {
     /// Makes one merge of a Vm, if there is one to be made.
     pub fn visit(&self, id: VmId) -> Next {
         match self.try_visit(id) {
-            Ok(next) => next,
+            Ok(next) => {
+                self.unmerged.set(id, None);
+                next
+            }
             Err(HostError::Merge { source: StorageError::Died { .. }, .. }) => Next::Never,
             Err(error) => {
-                tracing::warn!(vm = %id, error = layers::chain(&error), "no layers merged");
+                let why = layers::chain(&error);
+                tracing::warn!(vm = %id, error = why, "no layers merged");
+                self.unmerged.set(id, Some(why));
                 Next::BackOff
             }
         }
     }
 
     fn try_visit(&self, id: VmId) -> Result<Next, HostError> {
-        let Some((merge, mut merging)) = self.begin(id)? else { return Ok(Next::Never) };
-        failpoint::reached("merge", "copy", "before");
-        let copied = merging.copy(&|| self.goes_on(id, merge)).map_err(|e| failed(id, e))?;
-        failpoint::reached("merge", "copy", "after");
-        if copied && self.finish(id, merge, merging)? {
+        let Some(merge) = self.plan(id)? else { return Ok(Next::Never) };
+        let made = self.make(id, merge);
+        if let Err(HostError::Merge { source, .. }) = &made
+            && !matches!(source, StorageError::Died { .. })
+        {
+            self.give_up(id, merge)?;
+        }
+        if made? {
             tracing::info!(vm = %id, top = merge.top, bottom = merge.bottom, "layers merged");
-            return Ok(Next::Wait(Duration::ZERO));
+            return Ok(Next::Settled(Duration::ZERO));
         }
         // Its record says something else by now, which has caused a visit.
         Ok(Next::Never)
     }
 
-    /// Plans the next merge unless one is planned, and begins it.
-    fn begin(&self, id: VmId) -> Result<Option<Begun>, HostError> {
+    /// Plans the next merge unless one is planned.
+    fn plan(&self, id: VmId) -> Result<Option<Merge>, HostError> {
         let Some(_claim) = self.claim(id) else { return Ok(None) };
         for _ in 0..COMMIT_TRIES {
             let row = self.tables.vm(id)?.filter(|row| row.value.host == self.host);
@@ -103,15 +131,42 @@ impl LayerMerger {
             }
             let committed = is_news.then(|| self.tables.commit(&Change::new().vm(&row)?));
             match (committed.transpose()?, row.value.merge) {
-                (None | Some(Committed::Done(_)), Some(merge)) => {
-                    let merging = storage.begin_merge(&row.value).map_err(|e| failed(id, e))?;
-                    return Ok(Some((merge, merging)));
-                }
-                (_, None) => return Ok(None),
-                _ => {}
+                (None | Some(Committed::Done(_)), merge) => return Ok(merge),
+                (Some(Committed::Conflict), _) => {}
             }
         }
-        Err(HostError::Contended { what: format!("vm {id}"), tries: COMMIT_TRIES })
+        Err(contended(id))
+    }
+
+    /// Makes a merge that is planned; false if it is not wanted any more.
+    fn make(&self, id: VmId, merge: Merge) -> Result<bool, HostError> {
+        let Some(mut merging) = self.begin(id, merge)? else { return Ok(false) };
+        failpoint::reached("merge", "copy", "before");
+        let copied = merging.copy(&|| self.goes_on(id, merge)).map_err(|e| failed(id, e))?;
+        failpoint::reached("merge", "copy", "after");
+        Ok(copied && self.finish(id, merge, merging)?)
+    }
+
+    fn begin(&self, id: VmId, merge: Merge) -> Result<Option<Box<dyn Merging>>, HostError> {
+        let Some(_claim) = self.claim(id) else { return Ok(None) };
+        let row = self.tables.vm(id)?.filter(|row| wants(&row.value, merge));
+        let Some(vm) = row.map(|row| row.value) else { return Ok(None) };
+        let Ok(storage) = self.visitor.storage(&vm) else { return Ok(None) };
+        storage.begin_merge(&vm).map(Some).map_err(|e| failed(id, e))
+    }
+
+    /// Takes back a merge that could not be made: another one may be smaller by the next try.
+    fn give_up(&self, id: VmId, merge: Merge) -> Result<(), HostError> {
+        for _ in 0..COMMIT_TRIES {
+            let Some(mut row) = self.tables.vm(id)? else { return Ok(()) };
+            if !plan_unmerged(&mut row.value, merge) {
+                return Ok(());
+            }
+            if let Committed::Done(_) = self.tables.commit(&Change::new().vm(&row)?)? {
+                return Ok(());
+            }
+        }
+        Err(contended(id))
     }
 
     /// Lets a merge that is copied take its place; false if it is not wanted any more.
@@ -131,7 +186,7 @@ impl LayerMerger {
                 return Ok(true);
             }
         }
-        Err(HostError::Contended { what: format!("vm {id}"), tries: COMMIT_TRIES })
+        Err(contended(id))
     }
 
     /// Waits for whoever visits a Vm; `None` when the host is stopping.
@@ -149,6 +204,10 @@ impl LayerMerger {
 
 fn wants(vm: &Vm, merge: Merge) -> bool {
     needs_merge(vm) && vm.merge == Some(merge)
+}
+
+fn contended(id: VmId) -> HostError {
+    HostError::Contended { what: format!("vm {id}"), tries: COMMIT_TRIES }
 }
 
 fn failed(id: VmId, source: StorageError) -> HostError {

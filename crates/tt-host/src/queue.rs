@@ -24,6 +24,8 @@ struct State<K> {
     visited: HashSet<K>,
     /// Keys named while they were being visited: what the visit saw may be old.
     again: HashSet<K>,
+    /// Keys of which somebody was reminded while they were being visited.
+    reminded: HashSet<K>,
     failures: HashMap<K, u32>,
     sequence: u64,
     is_closed: bool,
@@ -43,6 +45,7 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
             places: HashMap::new(),
             visited: HashSet::new(),
             again: HashSet::new(),
+            reminded: HashSet::new(),
             failures: HashMap::new(),
             sequence: 0,
             is_closed: false,
@@ -60,6 +63,19 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
         }
         drop(state);
         // Claims wait for the same condition, and one of them must not take a worker's call.
+        self.changed.notify_all();
+    }
+
+    /// Something is still to be done about `key`: visit it as soon as possible, but if its last visit failed no earlier than
+    /// that failure's pause has it.
+    pub fn remind(&self, key: K) {
+        let mut state = self.lock();
+        if state.visited.contains(&key) {
+            state.reminded.insert(key);
+        } else if !(state.failures.contains_key(&key) && state.places.contains_key(&key)) {
+            state.place(key, Instant::now());
+        }
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -112,6 +128,8 @@ impl<K: Clone + Eq + Hash + Debug> Queue<K> {
         let failures = state.failures.entry(key.clone()).or_insert(0);
         *failures = failures.saturating_add(1);
         let delay = backoff::delay(*failures);
+        // What it was reminded of has just failed.
+        state.reminded.remove(key);
         state.finish(key, Some(delay));
         drop(state);
         self.changed.notify_all();
@@ -179,7 +197,7 @@ impl<K: Clone + Eq + Hash> State<K> {
     fn finish(&mut self, key: &K, delay: Option<Duration>) {
         self.visited.remove(key);
         let now = Instant::now();
-        if self.again.remove(key) {
+        if self.again.remove(key) | self.reminded.remove(key) {
             self.place(key.clone(), now);
         } else if let Some(delay) = delay {
             self.place(key.clone(), now + delay);
@@ -275,6 +293,25 @@ mod tests {
             assert_eq!(queue.take(), Some(1));
             assert!(begin.elapsed() < Duration::from_secs(1));
         }
+    }
+
+    #[test]
+    fn a_reminder_shortens_no_pause_of_a_failure_and_is_not_lost() {
+        let queue = Queue::new();
+        queue.remind(1);
+        for failures in 1..=12 {
+            assert_eq!(queue.take(), Some(1));
+            queue.remind(1);
+            queue.failed(&1);
+            queue.remind(1);
+            let (at, _) = *queue.lock().due.first_key_value().unwrap().0;
+            assert!(at > Instant::now() + backoff::delay(failures) / 2, "{failures}");
+            queue.push(1);
+        }
+        assert_eq!(queue.take(), Some(1));
+        queue.remind(1);
+        queue.done(&1, None);
+        assert_eq!(queue.take(), Some(1), "what was seen may be old");
     }
 
     #[test]

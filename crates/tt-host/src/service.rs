@@ -79,11 +79,12 @@ impl HostService {
         if ended > 0 {
             tracing::info!(ended, "machines ended while no daemon looked");
         }
-        let sweeper = Arc::new(Sweeper::new(&config));
+        let errands = Errands::default();
+        let sweeper = Arc::new(Sweeper::new(&config, errands.unmerged.clone()));
         let service = Self {
             vms: config.vms.clone(),
             templates: Arc::new(Queue::new()),
-            errands: Errands::default(),
+            errands,
             images: Arc::new(Queue::new()),
             hosts: Arc::new(Queue::new()),
             sweeper,
@@ -146,7 +147,9 @@ impl HostService {
         ));
         self.start_workers(visitor.clone())?;
         let (vms, is_stopping) = (self.vms.clone(), self.is_stopping.clone());
-        let merger = LayerMerger::new(tables.clone(), visitor.clone(), host, vms, is_stopping);
+        let unmerged = self.errands.unmerged.clone();
+        let (of, by) = (tables.clone(), visitor.clone());
+        let merger = LayerMerger::new(of, by, host, vms, unmerged, is_stopping);
         let merges = self.errands.merges.clone();
         self.spawn("merge", move || merger.run(&merges))?;
         let vms = self.vms.clone();

@@ -3,7 +3,9 @@
 
 use crate::guest::Guests;
 use crate::settle::phase_at;
-use crate::{Clock, Drivers, GuestControl, HostConfig, HostError, Metas, layers, volumes};
+use crate::{
+    Clock, Drivers, GuestControl, HostConfig, HostError, Metas, Unmerged, layers, volumes,
+};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use tt_image::Catalogue;
@@ -39,7 +41,7 @@ pub enum FindingKind {
     Meta,
     /// A console log.
     Log,
-    /// A Vm that can not reach its goal.
+    /// A Vm that can not reach its goal, or layers that can not be merged.
     Trouble,
 }
 
@@ -86,6 +88,7 @@ pub(crate) struct Sweeper {
     catalogue: Arc<Catalogue>,
     clock: Arc<dyn Clock>,
     host: HostId,
+    unmerged: Arc<Unmerged>,
     grace_ms: u64,
     /// When each stray was first seen.
     first_seen_ms: Mutex<HashMap<Finding, u64>>,
@@ -111,7 +114,7 @@ struct Known {
 }
 
 impl Sweeper {
-    pub(crate) fn new(config: &HostConfig) -> Self {
+    pub(crate) fn new(config: &HostConfig, unmerged: Arc<Unmerged>) -> Self {
         Self {
             tables: config.tables.clone(),
             drivers: config.drivers.clone(),
@@ -120,6 +123,7 @@ impl Sweeper {
             catalogue: config.catalogue.clone(),
             clock: config.clock.clone(),
             host: config.host,
+            unmerged,
             grace_ms: config.sweep_grace_ms,
             first_seen_ms: Mutex::default(),
         }
@@ -268,16 +272,16 @@ impl Sweeper {
         let mut findings = Vec::new();
         let statuses: HashMap<_, _> = self.tables.statuses()?.into_iter().collect();
         let vms = self.tables.vms()?.into_iter().map(|row| row.value);
+        let unmerged = self.unmerged.all();
         for vm in vms.filter(|vm| vm.host == self.host) {
             let Some(status) = statuses.get(&vm.id) else { continue };
-            if let Some(trouble) = &status.trouble {
-                findings.push(Finding {
-                    kind: FindingKind::Trouble,
-                    id: vm.id.0,
-                    is_stray: false,
-                    what: format!("{}: {}", vm.full_name(), trouble.why),
-                });
-            }
+            let stuck = status.trouble.as_ref().map(|trouble| &trouble.why);
+            findings.extend(stuck.into_iter().chain(unmerged.get(&vm.id)).map(|why| Finding {
+                kind: FindingKind::Trouble,
+                id: vm.id.0,
+                is_stray: false,
+                what: format!("{}: {why}", vm.full_name()),
+            }));
             if status.generation == vm.generation && status.phase == phase_at(vm.goal) {
                 findings.extend(difference(&vm, seen));
             }

@@ -5,7 +5,7 @@ use crate::report::Reporter;
 use crate::settle::phase_at;
 use crate::{
     Clock, Drivers, GuestControl, HostError, Image, Layer, Machine, Metas, Net, Pause, Queue,
-    Ready, erase, failpoint, layers, settle,
+    Ready, Unmerged, erase, failpoint, layers, settle,
 };
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -47,6 +47,8 @@ pub struct Errands {
     pub snapshots: Arc<Queue<EnvId>>,
     /// Vms with layers that are to be merged.
     pub merges: Arc<Queue<VmId>>,
+    /// What came of it where it failed.
+    pub unmerged: Arc<Unmerged>,
 }
 
 /// Visits the Vms of one host. Visits to different Vms may run at once.
@@ -165,7 +167,7 @@ impl Visitor {
             self.tables.commit(&Change::new().vm(&vm)?)?;
         }
         if needs_merge(&vm.value) {
-            self.errands.merges.push(vm.value.id);
+            self.errands.merges.remind(vm.value.id);
         }
         Ok(Next::Settled(SAFETY_LOOK))
     }

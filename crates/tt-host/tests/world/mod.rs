@@ -154,6 +154,7 @@ impl World {
             HostId(1),
             vms.clone(),
             Arc::default(),
+            Arc::default(),
         );
         let taker = SnapshotTaker::new(tables, visitor.clone(), clock, vms);
         Daemon { visitor, taker, merger }

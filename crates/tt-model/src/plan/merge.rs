@@ -54,6 +54,11 @@ pub fn plan_merged(vm: &mut Vm) -> bool {
     true
 }
 
+/// Takes `merge` back, which could not be made: the next one is planned anew. Returns whether it was planned.
+pub fn plan_unmerged(vm: &mut Vm, merge: Merge) -> bool {
+    vm.merge.take_if(|planned| *planned == merge).is_some()
+}
+
 /// Every layer that is there only for the sake of one other, which no machine writes any more: the
 /// other one first. What a machine writes to goes on to lie on what it lies on: QEMU 7.2 can not be
 /// told otherwise without opening it once more, which it may not.

@@ -12,7 +12,7 @@ mod snapshot;
 pub use change::{plan_destroy, plan_end, plan_extend, plan_start, plan_stop, plan_undo};
 pub use create::{EnvPlan, Needs, World, needs, plan_env};
 pub use member::{AddPlan, UpdateWorld, plan_add, plan_outgoing, plan_rm, plan_update};
-pub use merge::{HIDDEN_MAX, needs_merge, plan_merge, plan_merged};
+pub use merge::{HIDDEN_MAX, needs_merge, plan_merge, plan_merged, plan_unmerged};
 pub use publish::{plan_publish, plan_publish_image, plan_published};
 pub use snapshot::{
     ApplyWorld, LAYERS_MAX, plan_apply, plan_detach, plan_drop_expired, plan_drop_snapshot,

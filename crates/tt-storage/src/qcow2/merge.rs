@@ -37,8 +37,9 @@ pub(super) fn merge(
     }
     let clusters_max = top.clusters_max() + bottom.clusters_max();
     let header = Header::new(top.size_bytes(), backing.0, backing.1);
-    job.reserve(clusters_max * CLUSTER_BYTES)?;
     let l1_entries = top.size_bytes().div_ceil(header::L1_ENTRY_BYTES);
+    let clusters = header.first_free_cluster() + count(top, bottom, l1_entries, clusters_max)?;
+    job.reserve(header::Counts::of(clusters).file_bytes())?;
     let mut draft = Draft::new(job, image, header.first_free_cluster(), clusters_max);
     let mut l1 = Vec::new();
     for index in 0..l1_entries as usize {
@@ -68,6 +69,21 @@ pub(super) fn merge(
     draft.write(header.l1_offset(), &to_bytes(&l1))?;
     draft.complete(&header)?;
     Ok(goes_on())
+}
+
+/// How many clusters, data and tables, are seen of two layers: `max` at most.
+fn count(top: &Layer, bottom: &Layer, l1_entries: u64, max: u64) -> Result<u64, StorageError> {
+    let mut clusters = 0;
+    for index in 0..l1_entries as usize {
+        if let Some(table) = overlay(top.clusters(index)?, bottom.clusters(index)?) {
+            let has_data = |(_, cluster): &&(bool, Cluster)| matches!(cluster, Cluster::At(_));
+            clusters += 1 + table.iter().filter(has_data).count() as u64;
+        }
+        if clusters >= max {
+            return Ok(max);
+        }
+    }
+    Ok(clusters)
 }
 
 /// What is seen of two tables that lie one on the other, and whether it is of the upper one.
