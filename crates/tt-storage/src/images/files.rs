@@ -199,12 +199,6 @@ pub(crate) fn remove_others(dir: &Path, stays: impl Fn(&str) -> bool) -> io::Res
     Ok(())
 }
 
-/// Opens a directory; never one that a link leads to.
-pub(crate) fn open_dir(dir: &Path) -> io::Result<File> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(dir, flags, Mode::empty())?.into())
-}
-
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }

@@ -9,10 +9,13 @@ use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// A pool under load answers within seconds; one whose disks hang never does.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one that was killed is waited for: while it waits in the kernel for disks that hang, it does not end.
+const DIES_WITHIN: Duration = Duration::from_secs(2);
 /// How often something busy is tried again at once: a data set is busy for a moment after its last user has gone.
 const BUSY_TRIES: u32 = 4;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
@@ -117,8 +120,9 @@ impl Zfs {
         Self::new(["get", "-H", "-p", "-o", "value", "used,available", set])
     }
 
-    /// Runs it to its end. Answers what it printed.
+    /// Runs it to its end. Answers what it printed. Refused at once while another one hangs, see [`answers`].
     pub(super) fn run(&self) -> Result<String, Refused> {
+        answers()?;
         let mut tries = BUSY_TRIES;
         loop {
             match self.run_once() {
@@ -149,10 +153,14 @@ impl Zfs {
         command.args(&self.0).env("LC_ALL", "C").process_group(0).stdin(Stdio::null());
         let mut child = command.stdout(printed.try_clone()?).stderr(said.try_clone()?).spawn()?;
         let group = Pid::from_child(&child);
-        let ended = ends_in_time(&child);
+        let ended = ends_within(&child, TIMEOUT);
         if !matches!(ended, Ok(true)) {
             // Not reaped yet, so the group's number is still its own.
             let _ = kill_process_group(group, Signal::KILL);
+            if !matches!(ends_within(&child, DIES_WITHIN), Ok(true)) {
+                STUCK.add(self.line(), child);
+                return ended.map(|_| None);
+            }
         }
         let status = child.wait()?;
         Ok(ended?.then_some(status))
@@ -163,9 +171,41 @@ impl Zfs {
     }
 }
 
-fn ends_in_time(child: &Child) -> io::Result<bool> {
+/// Whether the pool answers, as far as is known: no run hangs that was killed long ago. Who asks it nevertheless would hang
+/// beside that one.
+pub(super) fn answers() -> Result<(), Refused> {
+    STUCK.check()
+}
+
+/// Runs that were killed and have not ended, with their command lines. As many as ran at once, for no more begin.
+struct Stuck(Mutex<Vec<(String, Child)>>);
+
+static STUCK: Stuck = Stuck(Mutex::new(Vec::new()));
+
+impl Stuck {
+    fn add(&self, line: String, child: Child) {
+        tracing::error!(line, pid = child.id(), "the pool hangs");
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((line, child));
+    }
+
+    fn check(&self) -> Result<(), Refused> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain_mut(|(_, child)| matches!(child.try_wait(), Ok(None)));
+        match all.first() {
+            None => Ok(()),
+            Some((line, child)) => {
+                let pid = child.id();
+                Err(Refused::Said(format!(
+                    "it does not answer: `{line}` (process {pid}) hangs; look at its disks (`zpool status`)"
+                )))
+            }
+        }
+    }
+}
+
+fn ends_within(child: &Child, timeout: Duration) -> io::Result<bool> {
     let pidfd = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
-    let timeout = Timespec::try_from(TIMEOUT).map_err(io::Error::other)?;
+    let timeout = Timespec::try_from(timeout).map_err(io::Error::other)?;
     loop {
         match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => {}
@@ -244,6 +284,30 @@ mod tests {
         }
         // A path is one argument.
         assert_eq!(Zfs::create("p/s", Some("/d d".as_ref())).0[2], "mountpoint=/d d");
+    }
+
+    #[test]
+    fn nothing_more_is_begun_while_a_run_hangs_and_all_goes_on_when_it_ends() {
+        let stuck = Stuck(Mutex::new(Vec::new()));
+        assert_eq!(stuck.check(), Ok(()));
+        let children =
+            [60, 61].map(|secs: u32| Command::new("sleep").arg(secs.to_string()).spawn().unwrap());
+        let pids = children.each_ref().map(Pid::from_child);
+        assert!(!ends_within(&children[0], Duration::from_millis(10)).unwrap());
+        for (child, line) in children.into_iter().zip(["zfs one", "zfs two"]) {
+            stuck.add(line.into(), child);
+        }
+        for (pid, line) in pids.into_iter().zip(["`zfs one`", "`zfs two`"]) {
+            let refused = stuck.check();
+            assert!(
+                matches!(&refused, Err(Refused::Said(said)) if said.contains(line)),
+                "{refused:?}"
+            );
+            let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
+            rustix::process::kill_process(pid, Signal::KILL).unwrap();
+            poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], None).unwrap();
+        }
+        assert_eq!(stuck.check(), Ok(()));
     }
 
     #[test]

@@ -123,6 +123,12 @@ impl DataSets {
     ) -> Result<(), StorageError> {
         let failed = |e| job.failed(source.allocated_bytes, e);
         let half = temporary_name(dir);
+        if self.is_whole(set)? {
+            // Only its directory was lost; disks may have been made from it, and then it could not be made anew.
+            Zfs::mount_at(set, None).run()?;
+            tree::remove(&half).map_err(failed)?;
+            return make_dir(dir).map(drop).map_err(failed);
+        }
         self.pool()?.destroy(set)?;
         tree::remove(&half).map_err(failed)?;
         make_dir(&half).map_err(failed)?;
@@ -138,6 +144,15 @@ impl DataSets {
             drop(tree::remove(&half));
         }
         made
+    }
+
+    /// Whether a template's data set is complete: its snapshot is made last.
+    pub(super) fn is_whole(&self, set: &str) -> Result<bool, StorageError> {
+        match Zfs::look(&format!("{set}@{BASE}")).run() {
+            Ok(_) => Ok(true),
+            Err(Refused::Absent) => self.pool()?.check().map(|()| false),
+            Err(refused) => Err(refused.into()),
+        }
     }
 
     /// Makes a template's data set, with the snapshot, by way of a directory.

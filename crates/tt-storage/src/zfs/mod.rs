@@ -6,7 +6,9 @@
 //! directories tells what there may be. A template's disk is `POOL/tt/INSTANCE/t/DIGEST@base`, with the directory
 //! `volumes/DIGEST.zfs`.
 
-use crate::images::files::{Owner, lock, make_dir, make_dirs, open_image, open_plain, sync_dir};
+use crate::images::files::{
+    Owner, TEMPORARY, lock, make_dir, make_dirs, open_image, open_plain, sync_dir,
+};
 use crate::images::{Disks, Job};
 use crate::layers::parse_name;
 use crate::shelf::Shelf;
@@ -14,7 +16,8 @@ use crate::source::{Origin, Source};
 use crate::{Space, StorageError, tree};
 use command::{Refused, Zfs};
 use mounts::set_of;
-use pool::{Pool, shown};
+use pool::Pool;
+use reader::Reader;
 use state::snapshot_name;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -28,6 +31,7 @@ mod make;
 mod mounts;
 mod pool;
 mod probe;
+mod reader;
 mod state;
 
 pub use probe::check_pool;
@@ -49,6 +53,7 @@ impl DataSets {
     }
 
     fn pool(&self) -> Result<&Pool, StorageError> {
+        command::answers()?;
         self.pool.as_ref().ok_or_else(|| StorageError::Pool {
             problem: "none is configured: name one (`pool` in the table `zfs`)".into(),
         })
@@ -85,6 +90,8 @@ impl Disks for DataSets {
     }
 
     fn open(&self, job: &Job) -> Result<Option<File>, StorageError> {
+        // Before anything of the pool is looked at: who touches a pool that hangs, hangs.
+        command::answers()?;
         let place = place_of(&job.path);
         let failed = |source| StorageError::List { path: place.into(), source };
         let Some(meta) = tree::look(place).map_err(failed)? else { return Ok(None) };
@@ -122,6 +129,7 @@ impl Disks for DataSets {
     }
 
     fn has(&self, job: &Job) -> Result<bool, StorageError> {
+        command::answers()?;
         let place = place_of(&job.path);
         let failed = |source| StorageError::List { path: place.into(), source };
         if tree::look(place).map_err(failed)?.is_none() {
@@ -215,17 +223,22 @@ impl Disks for DataSets {
             Some(holder) if !state.sets.contains_key(&epoch) => holder,
             _ => return self.open(&job).and_then(|_| read(layers)),
         };
-        // A snapshot is no file, but a clone of it is: it is mounted at the snapshot's name meanwhile.
-        let set = format!("{}/{}", pool.vm_set(id), shown(&frozen));
-        pool.destroy(&set)?;
-        let from = format!("{}@{frozen}", pool.disk_set(id, holder));
-        Zfs::clone(&from, &set, Some(place_of(&job.path))).run()?;
-        let done = read(layers);
-        done.and(pool.destroy(&set))
+        // A snapshot is no file, but a clone of it is.
+        let reader = Reader::open(pool, data, &format!("{}@{frozen}", pool.disk_set(id, holder)))?;
+        let done = read(&[reader.disk(data)]);
+        drop(reader);
+        if tree::look(place_of(&job.path)).is_ok_and(|place| place.is_none()) {
+            // It was removed meanwhile, as far as that went. What can not go now goes with the Vm.
+            let holder = pool.state(id).ok().and_then(|state| state.holder(&frozen));
+            let snapshot = holder.map(|holder| format!("{}@{frozen}", pool.disk_set(id, holder)));
+            drop(snapshot.map(|snapshot| pool.destroy(&snapshot)));
+        }
+        done
     }
 
     fn keep_only(&self, dir: &Path, id: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
         let failed = |source| StorageError::Destroy { path: dir.into(), source };
+        command::answers()?;
         let names: BTreeSet<String> = stay.iter().map(|epoch| format!("{epoch}{ENDING}")).collect();
         let others = entries(dir, |name| !names.contains(name)).map_err(failed)?;
         if others.is_empty() {
@@ -278,16 +291,23 @@ impl Disks for DataSets {
 
     fn collect(&self, data: &Path, in_use: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
         let Some(pool) = &self.pool else { return Ok(()) };
+        reader::sweep(pool, data)?;
         Shelf::new(data, self.kind()).collect(in_use, |dir| {
             let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let digest = name.split('.').next().unwrap_or_default();
-            match pool.destroy(&pool.template_set(digest)) {
+            let set = pool.template_set(digest);
+            let failed = |source| StorageError::Destroy { path: dir.into(), source };
+            if name.ends_with(TEMPORARY) && self.is_whole(&set)? {
+                // Only its last step is missing; whether it is in use the next call asks.
+                Zfs::mount_at(&set, None).run()?;
+                return fs::rename(dir, dir.with_extension("")).map_err(failed);
+            }
+            match pool.destroy(&set) {
                 // Disks that were made from it go on needing it.
                 Err(StorageError::HasClones) => return Ok(()),
                 destroyed => destroyed?,
             }
-            let removed = tree::remove(dir).map(drop);
-            removed.map_err(|source| StorageError::Destroy { path: dir.into(), source })
+            tree::remove(dir).map(drop).map_err(failed)
         })
     }
 

@@ -40,6 +40,11 @@ impl Pool {
         disk_set(&self.vms_set(), id, epoch)
     }
 
+    /// The data set by which a snapshot is read. It lies among those of Vms, which let it own what it was made from when they go.
+    pub(super) fn reader_set(&self, name: &str) -> String {
+        format!("{}/{name}", self.vms_set())
+    }
+
     /// The data set of a template's disk.
     pub(super) fn template_set(&self, digest: &str) -> String {
         format!("{}/t/{digest}", self.root)
@@ -107,14 +112,7 @@ impl Pool {
                 Step::DropSnapshot(epoch, name) => {
                     let snapshot = format!("{}@{name}", self.disk_set(id, epoch));
                     match self.destroy(&snapshot) {
-                        Err(StorageError::HasClones) => {
-                            // Perhaps only what an export that was killed has left.
-                            self.destroy(&format!("{set}/{}", shown(&name)))?;
-                            match self.destroy(&snapshot) {
-                                Err(StorageError::HasClones) => drop(pinned.insert(name)),
-                                dropped => dropped?,
-                            }
-                        }
+                        Err(StorageError::HasClones) => drop(pinned.insert(name)),
                         dropped => dropped?,
                     }
                 }
@@ -154,7 +152,24 @@ impl Pool {
         Ok(is_free)
     }
 
-    /// Lets the disks of other Vms, which were made from that one's, own what they were made from.
+    /// Removes the data set of a reader. What it owns by now, and others were made from, goes to them.
+    pub(super) fn drop_reader(&self, set: &str) -> Result<(), StorageError> {
+        let snapshots = format!("{set}@");
+        for _ in 0..STEPS_MAX {
+            match self.destroy(set) {
+                Err(StorageError::HasClones) => {}
+                dropped => return dropped,
+            }
+            let printed = Zfs::list(&self.vms_set()).run()?;
+            let mut pairs = printed.lines().filter_map(|line| line.split_once('\t'));
+            let clone = pairs.rfind(|(_, origin)| origin.starts_with(&snapshots));
+            let (clone, _) = clone.ok_or(StorageError::HasClones)?;
+            Zfs::promote(clone).run()?;
+        }
+        Err(StorageError::Pool { problem: format!("{set} does not come to rest") })
+    }
+
+    /// Lets the disks of other Vms, and readers, which were made from that one's, own what they were made from.
     fn part(&self, id: VmId) -> Result<(), StorageError> {
         let first = self.disk_set(id, 0);
         let others = format!("{}/", self.vm_set(id));
@@ -218,9 +233,4 @@ impl From<Refused> for StorageError {
         };
         Self::Pool { problem }
     }
-}
-
-/// The data set, below the Vm's, by which a snapshot's disk is read: it goes with the Vm, whatever happens.
-pub(super) fn shown(snapshot: &str) -> String {
-    format!("shown-{snapshot}")
 }

@@ -3,6 +3,7 @@
 use crate::common::{Files, has_qemu_img};
 use crate::machines::Open;
 use crate::pool::{Pool, Sets, zfs};
+use std::cell::RefCell;
 use std::fs;
 use std::time::Duration;
 use tt_model::StorageKind::{File as Raw, Qcow2, Zfs};
@@ -157,6 +158,93 @@ fn a_kept_image_is_snapshotted_once_and_outlives_who_was_made_from_it() {
         sets.storage().destroy_image(&based(id)).unwrap();
     }
     assert_eq!(names().into_iter().filter(of_vms).count(), 0);
+}
+
+#[test]
+fn a_template_whose_directory_was_lost_is_found_in_the_pool() {
+    let test = "a_template_whose_directory_was_lost_is_found_in_the_pool";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let sets = Sets::new(&pool);
+    let vms = [1, 2, 3].map(|id| vm(id, Zfs));
+    create(&sets, &vms[0]);
+    let volume = sets.files.layout.data.join("volumes/sample.zfs");
+    let set = format!("{}/t/sample", sets.root());
+    fs::remove_dir(&volume).unwrap();
+    create(&sets, &vms[1]);
+    assert_eq!(sets.content(&vms[1]), sets.content(&vms[0]));
+    assert!(volume.is_dir());
+    // By a daemon that was killed before it was mounted nowhere, and its directory lost.
+    let half = volume.with_extension("zfs.tmp");
+    fs::rename(&volume, &half).unwrap();
+    zfs(&["set", &format!("mountpoint={}", half.display()), &set]).unwrap();
+    sets.storage().collect_templates(&|_| false).unwrap();
+    assert_eq!(sets.templates(), [set.clone(), "sample.zfs".to_owned()]);
+    create(&sets, &vms[2]);
+    assert_eq!(sets.content(&vms[2]), sets.content(&vms[0]));
+    assert_eq!(sets.templates(), [set.clone(), "sample.zfs".to_owned()]);
+    vms.iter().for_each(|vm| sets.storage().destroy_image(vm).unwrap());
+    sets.storage().collect_templates(&|_| false).unwrap();
+    assert!(sets.templates().is_empty());
+}
+
+#[test]
+fn who_reads_a_snapshot_holds_up_neither_other_readers_nor_its_vm() {
+    let test = "who_reads_a_snapshot_holds_up_neither_other_readers_nor_its_vm";
+    let Some(pool) = Pool::try_new(256, test) else { return };
+    let sets = Sets::new(&pool);
+    let life = RefCell::new(Life::new(&sets, 1));
+    life.borrow_mut().write();
+    let want = {
+        let disk = sets.files.layout.disk(&life.borrow().vm);
+        fs::read(disk).unwrap()
+    };
+    for name in ["a", "b"] {
+        assert!(life.borrow_mut().take(name));
+    }
+    life.borrow_mut().write();
+    let layers = |name: &str| {
+        let vm = &life.borrow().vm;
+        tt_model::layers::of_vm(vm, vm.snapshots[name].epoch.unwrap(), &[]).unwrap()
+    };
+    let export = |layers: &[String], meanwhile: &dyn Fn()| {
+        let to = tempfile::NamedTempFile::new().unwrap();
+        let goes_on = |done, _| {
+            if done == 0 {
+                meanwhile();
+            }
+            true
+        };
+        sets.storage().export(layers, to.as_file(), &goes_on).unwrap();
+        assert!(fs::read(to.path()).unwrap() == want);
+    };
+    let (a, b) = (layers("a"), layers("b"));
+    let of_vms = || names().into_iter().filter(|name| name.contains("/v/")).collect::<Vec<_>>();
+    export(&a, &|| {
+        export(&a, &|| ());
+        // The snapshot goes while it is read.
+        life.borrow_mut().drop("a");
+        life.borrow().check();
+        sets.storage().collect_templates(&|_| true).unwrap();
+    });
+    assert!(!of_vms().iter().any(|name| name.contains("1-1") || name.contains("read")));
+    let meanwhile = || sets.storage().destroy_image(&life.borrow().vm).unwrap();
+    export(&b, &meanwhile);
+    assert_eq!((of_vms(), sets.storage().images().unwrap()), (vec![], vec![]));
+
+    // By one that was killed.
+    let life = Life::new(&sets, 2);
+    let (left, root) = ("read-4194305-0", sets.root());
+    let volumes = sets.files.layout.data.join("volumes");
+    fs::create_dir(volumes.join(left)).unwrap();
+    zfs(&["snapshot", &format!("{root}/v/2.0@2-1")]).unwrap();
+    let mountpoint = format!("mountpoint={}", volumes.join(left).display());
+    let set = format!("{root}/v/{left}");
+    zfs(&["clone", "-o", &mountpoint, &format!("{root}/v/2.0@2-1"), &set]).unwrap();
+    fs::create_dir(volumes.join("read-of-somebody")).unwrap();
+    sets.storage().collect_templates(&|_| true).unwrap();
+    assert!(!names().contains(&set) && !volumes.join(left).exists());
+    assert!(volumes.join("read-of-somebody").exists());
+    life.end();
 }
 
 #[test]
