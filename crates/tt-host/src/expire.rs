@@ -7,6 +7,7 @@ use crate::{Clock, HostError, layers};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tt_model::plan::{Policy, plan_drop_expired, plan_end};
+use tt_model::template::Origin;
 use tt_model::{EnvId, HostId, Vm, VmId};
 use tt_store::tables::{Change, Committed, Tables};
 
@@ -79,12 +80,13 @@ impl Expirer {
         let now = self.clock.now();
         for (end, key) in self.due(now) {
             let ended = match key {
-                Mortal::Env(id) => self.end(id, now),
+                Mortal::Env(id) => self.end(id, now).map(|()| true),
                 Mortal::Snapshot(id) => self.drop_snapshots(id, now),
             };
             match ended {
-                Ok(()) => self.forget(key, end),
-                // It stays due: the next tick tries again.
+                Ok(true) => self.forget(key, end),
+                // It stays due: the next tick looks, or tries, again.
+                Ok(false) => {}
                 Err(error) => {
                     tracing::error!(what = ?key, error = layers::chain(&error), "could not end");
                 }
@@ -96,18 +98,32 @@ impl Expirer {
         self.ends().by_time.iter().take_while(|(end, _)| *end <= now).copied().collect()
     }
 
-    fn drop_snapshots(&self, id: VmId, now: u64) -> Result<(), HostError> {
+    /// Drops those whose time has come, but what a template is being published from. Answers whether none is left.
+    fn drop_snapshots(&self, id: VmId, now: u64) -> Result<bool, HostError> {
         for _ in 0..COMMIT_TRIES {
-            let Some(mut row) = self.tables.vm(id)? else { return Ok(()) };
-            if !plan_drop_expired(&mut row.value, now) {
-                return Ok(());
+            let Some(mut row) = self.tables.vm(id)? else { return Ok(true) };
+            let held = self.published(id)?;
+            let is_changed = plan_drop_expired(&mut row.value, now, |name| held.contains(name));
+            let is_done = !row.value.snapshots.values().any(|snapshot| snapshot.is_expired(now));
+            if !is_changed {
+                return Ok(is_done);
             }
             if let Committed::Done(_) = self.tables.commit(&Change::new().vm(&row)?)? {
                 tracing::info!(vm = row.value.full_name(), "lifetime of a snapshot is over");
-                return Ok(());
+                return Ok(is_done);
             }
         }
         Err(HostError::Contended { what: format!("vm {id}"), tries: COMMIT_TRIES })
+    }
+
+    /// The snapshots of a Vm that templates are being published from.
+    fn published(&self, id: VmId) -> Result<BTreeSet<String>, HostError> {
+        let origins = self.tables.templates()?.into_iter().filter_map(|row| row.value.origin);
+        let snapshot = |origin| match origin {
+            Origin::Snapshot { vm, snapshot, .. } if vm == id => Some(snapshot),
+            Origin::Snapshot { .. } | Origin::Image { .. } => None,
+        };
+        Ok(origins.filter_map(snapshot).collect())
     }
 
     fn end(&self, id: EnvId, now: u64) -> Result<(), HostError> {
@@ -151,6 +167,7 @@ mod tests {
     use tt_model::sample;
     use tt_model::{AtEnd, Env, EnvState, Goal, Snapshot, SnapshotState, StorageKind, Usage};
     use tt_store::memory::MemoryKv;
+    use tt_store::tables::TemplateRecord;
 
     /// Tells these times, in seconds, one at each look; the last one for ever.
     #[derive(Debug, Default)]
@@ -241,6 +258,37 @@ mod tests {
         let env = rig.tables.env(ENV).unwrap().unwrap().value;
         assert!(env.state.is_stopped && !env.is_ending);
         assert_eq!(rig.tables.vm(VM).unwrap().unwrap().value.goal, Goal::Suspended);
+    }
+
+    #[test]
+    fn what_is_being_published_outlives_its_end_until_it_is() {
+        let rig = Rig::new();
+        let record = TemplateRecord {
+            name: "t".into(),
+            source: None,
+            origin: Some(Origin::Snapshot {
+                vm: VM,
+                snapshot: "brief".into(),
+                is_temporary: false,
+                template: "micro".into(),
+            }),
+            memo: None,
+            host: HostId(1),
+            is_wanted: true,
+            template: None,
+            step: None,
+            progress: None,
+            trouble: None,
+            push: None,
+        };
+        let change = Change::new().new_template(&record).unwrap();
+        assert!(matches!(rig.tables.commit(&change).unwrap(), Committed::Done(_)));
+        assert_eq!(rig.tick(&[901]), (true, true));
+        assert_eq!(rig.tick(&[902]), (true, true));
+        let mut row = rig.tables.template("t").unwrap().unwrap();
+        row.value.origin = None;
+        rig.tables.commit(&Change::new().template(&row).unwrap()).unwrap();
+        assert_eq!(rig.tick(&[903]), (false, true), "nothing else tells of its end");
     }
 
     #[test]

@@ -126,10 +126,11 @@ pub fn plan_drop_snapshot(env: &Env, vms: &mut [Vm], name: &str) -> Result<(), R
     Ok(())
 }
 
-/// Drops the snapshots of `vm` whose life is over at `now`. Returns whether there were any.
-pub fn plan_drop_expired(vm: &mut Vm, now: u64) -> bool {
+/// Drops the snapshots of `vm` whose life is over at `now`, but those that are held: a template is being published from them.
+/// Returns whether there were any.
+pub fn plan_drop_expired(vm: &mut Vm, now: u64, is_held: impl Fn(&str) -> bool) -> bool {
     let before = vm.snapshots.len();
-    vm.snapshots.retain(|_, snapshot| !snapshot.is_expired(now));
+    vm.snapshots.retain(|name, snapshot| !snapshot.is_expired(now) || is_held(name));
     vm.drop_disks();
     vm.snapshots.len() < before
 }

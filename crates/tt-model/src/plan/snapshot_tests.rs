@@ -157,10 +157,11 @@ fn a_snapshot_ends_after_its_life_time() {
     let (mut env, mut vms) = shop(StorageKind::File);
     let spec = SnapshotSpec { life_time: Some(60), ..spec("a") };
     plan_snapshot(&mut env, &mut vms, &spec, &sample::host("qemu"), NOW, &policy()).unwrap();
-    assert!(!plan_drop_expired(&mut vms[0], NOW + 1000), "it is still being taken");
+    assert!(!plan_drop_expired(&mut vms[0], NOW + 1000, |_| false), "it is still being taken");
     take(&mut vms[0], "a");
-    assert!(!plan_drop_expired(&mut vms[0], NOW + 59));
-    assert!(plan_drop_expired(&mut vms[0], NOW + 60));
+    assert!(!plan_drop_expired(&mut vms[0], NOW + 59, |_| false));
+    assert!(!plan_drop_expired(&mut vms[0], NOW + 60, |_| true), "it is being published");
+    assert!(plan_drop_expired(&mut vms[0], NOW + 60, |_| false));
     assert_eq!(vms[0].disks.len(), 1);
 }
 
