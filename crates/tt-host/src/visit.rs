@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tt_engine::VmEngine;
 use tt_model::env::Failure;
-use tt_model::plan::{needs_merge, plan_detach, plan_frozen, plan_undo};
+use tt_model::plan::{needs_merge, plan_detach, plan_frozen, plan_made, plan_undo};
 use tt_model::{Env, EnvId, ErrorCode, Goal, HostId, KeptImage, Phase, Trouble, Vm, VmId};
 use tt_network::EnvNames;
 use tt_storage::Storage;
@@ -162,7 +162,7 @@ impl Visitor {
             self.errands.snapshots.push(env.id);
         }
         let mut vm = vm;
-        if plan_detach(&mut vm.value) | plan_frozen(&mut vm.value) {
+        if plan_detach(&mut vm.value) | plan_frozen(&mut vm.value) | plan_made(&mut vm.value) {
             // Others who change the record meanwhile cause another visit.
             self.tables.commit(&Change::new().vm(&vm)?)?;
         }

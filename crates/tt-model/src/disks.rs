@@ -1,7 +1,7 @@
 //! The disks of a Vm in its record: which lies on which, and which of them anything needs. It never looks at one.
 
 use crate::names::runtime_image;
-use crate::{Disk, Merge, Vm};
+use crate::{Disk, Merge, SnapshotState, Vm};
 use std::collections::BTreeSet;
 
 impl Vm {
@@ -54,6 +54,16 @@ impl Vm {
             next = disk.parent.filter(|_| !disk.is_frozen);
             disk.is_frozen = true;
         }
+    }
+
+    /// Whether the disk `epoch` was complete once: it is not to come again with another content. Of one of which the
+    /// record does not say so it may have been, too.
+    #[must_use]
+    pub fn was_made(&self, epoch: u32) -> bool {
+        let is_frozen = self.disks.get(&epoch).is_some_and(|disk| disk.is_frozen);
+        let mut snapshots = self.snapshots.values();
+        let is_ready = snapshots.any(|s| s.state == SnapshotState::Ready && s.epoch == Some(epoch));
+        is_frozen || is_ready || self.made_epoch == Some(epoch)
     }
 
     /// The epochs of all disks that it has or is to have: its `disks`, and that of a merge.

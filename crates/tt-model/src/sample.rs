@@ -64,6 +64,8 @@ pub fn vm(id: u64, engine: &str, storage: StorageKind) -> Vm {
         runtime_image: runtime_image(storage, VmId(id), 0),
         disks: BTreeMap::from([(0, Disk::default())]),
         merge: None,
+        made_epoch: None,
+        base_layers: 0,
         next_epoch: 1,
         base: None,
         incarnation: 0,

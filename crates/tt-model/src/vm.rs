@@ -42,10 +42,16 @@ pub struct Vm {
     pub merge: Option<Merge>,
     /// The next epoch; none is ever used twice. It also numbers metas and memory.
     pub next_epoch: u32,
+    /// The epoch whose disk was once there as the runtime image of a settled Vm: it is not made anew if it is lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_epoch: Option<u32>,
     /// A kept image that epoch 0 is a clone of, in place of the template's disk: a path as in
     /// `runtime_image`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// How many layers `base` has, itself and all that it lies on but a template's disk.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub base_layers: u32,
     /// Counts the machines that took the place of another one: a machine of an earlier
     /// incarnation ends, whatever it does.
     pub incarnation: u32,
@@ -93,6 +99,10 @@ pub struct Vm {
     pub request_key: Option<String>,
     /// Raised by every change of the record, so that a status tells which one it answers.
     pub generation: u64,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// One disk of a Vm.

@@ -79,9 +79,24 @@ pub enum StorageError {
         /// What the system said.
         source: io::Error,
     },
-    /// A disk that the record says to exist is gone, and nothing is left that it could be made from. No retry helps.
-    #[error("disk {} is gone, and nothing is left that it could be made from", path.display())]
+    /// A disk that the record says to exist is gone, and what it held can not be made again. No retry helps: its owner
+    /// decides.
+    #[error(
+        "disk {} is gone, and what it held can not be made again: bring it back, apply a snapshot, or remove the Vm",
+        path.display()
+    )]
     Lost {
+        /// The disk.
+        path: PathBuf,
+    },
+    /// Nothing is removed, for a disk that the record says to exist is not there: what holds it may only be away. A retry
+    /// helps once it is back, or not named any more.
+    #[error(
+        "disk {} is not there, so no other one is removed: bring it back (a file system or a pool may be away), or \
+         remove its snapshot",
+        path.display()
+    )]
+    Away {
         /// The disk.
         path: PathBuf,
     },
@@ -226,6 +241,7 @@ impl StorageError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NoSpace { .. }
+            | Self::Away { .. }
             | Self::OpenTemplate { .. }
             | Self::OpenDisk { .. }
             | Self::Create { .. }
@@ -264,7 +280,7 @@ impl StorageError {
             }
             Self::InUse { .. } => ErrorCode::InUse,
             Self::OpenTemplate { .. } | Self::Export { .. } => ErrorCode::Template,
-            Self::Destroy { .. } | Self::HasClones => ErrorCode::DestroyImage,
+            Self::Destroy { .. } | Self::Away { .. } | Self::HasClones => ErrorCode::DestroyImage,
             Self::Space { .. } | Self::Probe { .. } | Self::Pool { .. } => ErrorCode::Host,
             Self::CheckPath { .. } | Self::CheckName { .. } | Self::NoMerge { .. } => {
                 ErrorCode::Internal

@@ -2,7 +2,7 @@
 
 use crate::StorageError;
 use tt_model::names::runtime_image;
-use tt_model::{SnapshotState, StorageKind, Vm, VmId};
+use tt_model::{StorageKind, Vm, VmId};
 
 /// The runtime image, which is not there, and those below it that are not there either, in the order in which they are
 /// to be made: tries that were interrupted may have planned several of them. `lost` is the error for a disk that can
@@ -18,14 +18,9 @@ pub(crate) fn missing(
         if epoch != vm.epoch && is_there(epoch)? {
             break;
         }
-        // What was complete once must not come again with another content.
-        let was_there = vm
-            .snapshots
-            .values()
-            .any(|s| s.state == SnapshotState::Ready && s.epoch == Some(epoch));
         let disk = vm.disks.get(&epoch).filter(|disk| disk.parent.is_some() || epoch == 0);
         // A record that goes in circles ends here as well.
-        let is_new = !was_there && !missing.contains(&epoch);
+        let is_new = !vm.was_made(epoch) && !missing.contains(&epoch);
         match disk.filter(|_| is_new) {
             Some(disk) => {
                 missing.push(epoch);
@@ -55,7 +50,7 @@ pub(crate) fn parse_id(name: &str) -> Option<VmId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tt_model::{Disk, Snapshot, sample};
+    use tt_model::{Disk, Snapshot, SnapshotState, sample};
 
     #[test]
     fn only_images_have_names_of_images() {
@@ -101,6 +96,10 @@ mod tests {
             .insert("s".into(), Snapshot { epoch: Some(1), state: ready, ..Snapshot::default() });
         assert_eq!(missing(&vm), None, "a snapshot's disk is not made again");
         vm.snapshots.clear();
+        vm.made_epoch = Some(1);
+        assert_eq!(missing(&vm), None, "nor one that a guest wrote to");
+        vm.made_epoch = Some(9);
+        assert_eq!(missing(&vm), Some(vec![1, 2]));
         for (epoch, disk) in [(1, parent(None)), (1, parent(Some(2))), (2, parent(Some(2)))] {
             vm.disks.insert(epoch, disk);
             assert_eq!(missing(&vm), None);

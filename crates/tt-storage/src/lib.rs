@@ -66,7 +66,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// Makes the runtime image of `vm` at its epoch: exactly `vm.resource.disk_size` MB, of the machine's user, and on disk
     /// when this returns. It is complete or absent. `vm.disks` says what it is made from: a parent of the same Vm, or
     /// for epoch 0 the kept image `vm.base`, else the template's disk. What is missing between the two is made too, but
-    /// a disk that was complete once is never made again with another content.
+    /// a disk that was complete once ([`Vm::was_made`]) is never made again with another content.
     ///
     /// An image that exists keeps its content; a smaller one is grown, unless a machine has it open.
     ///
@@ -109,7 +109,8 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// `zfs`: what a machine has open stays until a later call finds it free.
     ///
     /// # Errors
-    /// [`StorageError::Destroy`]; some may be gone by then.
+    /// [`StorageError::Destroy`]; some may be gone by then. [`StorageError::Away`], and nothing is removed, if a disk that the
+    /// record names, and that was complete once, is not there.
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError>;
 
     /// What each disk of `vm` that is there takes on the file system, by epoch, in MB (2^20 bytes), rounded up.

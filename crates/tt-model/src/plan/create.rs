@@ -1,14 +1,14 @@
 //! Planning a new Env: every id, name, address and port is decided here.
 
 use super::room::{check_memory, check_sizes, exhausted, unable};
-use super::{Policy, check_life_time, login};
+use super::{LAYERS_MAX, Policy, check_life_time, login};
 use crate::check::{check_env, check_name, check_request_key, quoted};
 use crate::names::{latest_meta, runtime_image};
 use crate::template::FEATURE_UEFI;
 use crate::vm::{Disk, MachineSize};
 use crate::{
     Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, KeptImage, MacAddr, NetKind, PortMap,
-    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
+    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate, feat, layers,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -226,7 +226,9 @@ impl<'a> Builder<'a> {
             disks: BTreeMap::from([(0, Disk::default())]),
             merge: None,
             next_epoch: 1,
+            made_epoch: None,
             base: base.map(|image| image.runtime_image.clone()),
+            base_layers: base.map_or(0, |image| self.layers(image)),
             incarnation: 0,
             memory: None,
             machine: MachineSize { cpu_num, mem_size },
@@ -294,7 +296,26 @@ impl<'a> Builder<'a> {
                 format!("it was made from another template than {}", quoted(&template.name)),
                 "name the template that `tt image ls` shows",
             ),
+            Some(image) if self.layers(image) as usize >= LAYERS_MAX => refuse(
+                ErrorCode::InUse,
+                format!("its disk has {LAYERS_MAX} layers, and a Vm's comes on top"),
+                "publish it as a template, and make the Vm from that",
+            ),
             Some(image) => Ok(Some(image)),
+        }
+    }
+
+    /// How many layers a kept image has. One that the records do not lead to the end of has as many as may be.
+    fn layers(&self, image: &KeptImage) -> u32 {
+        let kept: Vec<KeptImage> = match image.base {
+            Some(_) => self.world.images.values().cloned().collect(),
+            None => Vec::new(),
+        };
+        match layers::of_image(image, &kept) {
+            // The template's disk is the last one.
+            Some(names) if image.storage.is_layered() => names.len() as u32 - 1,
+            Some(_) => 0,
+            None => LAYERS_MAX as u32,
         }
     }
 

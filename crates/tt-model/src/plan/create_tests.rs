@@ -42,6 +42,15 @@ fn plan(spec: &EnvSpec) -> Result<EnvPlan, Refusal> {
 }
 
 fn plan_with(spec: &EnvSpec, usage: &Usage, host: &Host) -> Result<EnvPlan, Refusal> {
+    plan_from(spec, usage, host, &BTreeMap::new())
+}
+
+fn plan_from(
+    spec: &EnvSpec,
+    usage: &Usage,
+    host: &Host,
+    images: &BTreeMap<VmId, KeptImage>,
+) -> Result<EnvPlan, Refusal> {
     let addresses: Vec<_> = (2..=250).map(|n| Ipv4Addr::new(10, 0, 0, n)).collect();
     let ports: Vec<_> = (20000..20400).collect();
     let random: Vec<u8> = (0..4096_u32).map(|n| (n % 251) as u8).collect();
@@ -52,7 +61,7 @@ fn plan_with(spec: &EnvSpec, usage: &Usage, host: &Host) -> Result<EnvPlan, Refu
         usage,
         next_id: 7,
         templates: &templates(),
-        images: &BTreeMap::new(),
+        images,
         free_addresses: &addresses,
         free_ports: &ports,
         random: &random,
@@ -62,6 +71,32 @@ fn plan_with(spec: &EnvSpec, usage: &Usage, host: &Host) -> Result<EnvPlan, Refu
 
 fn env(vms: Vec<VmSpec>) -> EnvSpec {
     EnvSpec { vms, ..EnvSpec::default() }
+}
+
+#[test]
+fn layers_of_kept_images_are_counted_and_bounded() {
+    // Each is made from the one before and has four layers of its own.
+    let mut images = BTreeMap::new();
+    let mut base = None;
+    for id in 100..100 + LAYERS_MAX as u64 / 4 {
+        let mut vm = crate::sample::vm(id, "qemu", crate::StorageKind::Qcow2);
+        vm.template = templates()["micro"].clone();
+        vm.base = base;
+        (1..4).for_each(|epoch| vm.turn_to_disk(epoch, Some(epoch - 1)));
+        base = Some(vm.runtime_image.clone());
+        images.insert(vm.id, KeptImage::of(&vm, 1));
+    }
+    let made_from = |images: &BTreeMap<VmId, KeptImage>, id: u64| {
+        let spec = env(vec![VmSpec { image: Some(VmId(id)), ..VmSpec::new("micro") }]);
+        plan_from(&spec, &Usage::default(), &host(), images)
+    };
+    assert_eq!(made_from(&images, 100).unwrap().vms[0].base_layers, 4);
+    assert_eq!(made_from(&images, 101).unwrap().vms[0].base_layers, 8);
+    let last = 99 + LAYERS_MAX as u64 / 4;
+    assert_eq!(made_from(&images, last - 1).unwrap().vms[0].base_layers, 60);
+    assert_eq!(made_from(&images, last).unwrap_err().code, ErrorCode::InUse);
+    images.remove(&VmId(105));
+    assert_eq!(made_from(&images, 106).unwrap_err().code, ErrorCode::InUse, "it leads nowhere");
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub use merge::{HIDDEN_MAX, needs_merge, plan_merge, plan_merged, plan_unmerged}
 pub use publish::{plan_publish, plan_publish_image, plan_published};
 pub use snapshot::{
     ApplyWorld, LAYERS_MAX, plan_apply, plan_detach, plan_drop_expired, plan_drop_snapshot,
-    plan_frozen, plan_snapshot, plan_take, plan_take_failed, plan_taken,
+    plan_frozen, plan_made, plan_snapshot, plan_take, plan_take_failed, plan_taken,
 };
 
 use serde::{Deserialize, Serialize};

@@ -36,6 +36,14 @@ pub fn plan_snapshot(
             "give at least one second",
         ));
     }
+    if let Some(life_time) = spec.life_time.filter(|life_time| *life_time > policy.life_time_max) {
+        return Err(Refusal::new(
+            ErrorCode::LifeTime,
+            format!("lifetime of {life_time} seconds"),
+            format!("the limit is {} seconds", policy.life_time_max),
+            "ask for less, or for none: it then lives as long as its Vm",
+        ));
+    }
     check_manageable(env, now, policy)?;
     if !env.is_created {
         return Err(state(format!("env {}", quoted(&env.name)), "it is being created", "wait"));
@@ -191,6 +199,11 @@ pub fn plan_detach(vm: &mut Vm) -> bool {
     detached
 }
 
+/// Notes that the runtime image of `vm`, which has settled, is there. Returns whether that is news.
+pub fn plan_made(vm: &mut Vm) -> bool {
+    vm.goal != Goal::Gone && vm.made_epoch.replace(vm.epoch) != Some(vm.epoch)
+}
+
 /// Notes that no machine writes to what the runtime image of `vm` lies on: it has settled, so its machine, if it has
 /// one, writes to the runtime image. Returns whether that is news.
 pub fn plan_frozen(vm: &mut Vm) -> bool {
@@ -218,7 +231,7 @@ fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refus
             format!("the Vm has {SNAPSHOTS_PER_VM_MAX} snapshots"),
             "remove snapshots that are not needed",
         )
-    } else if vm.storage.is_layered() && vm.disks.len() >= LAYERS_MAX {
+    } else if vm.storage.is_layered() && vm.disks.len() + vm.base_layers as usize >= LAYERS_MAX {
         let remedy = match needs_merge(vm) {
             true => "try again soon: layers of removed snapshots are being merged",
             false => "remove snapshots that are not needed",

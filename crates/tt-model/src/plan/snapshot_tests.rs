@@ -42,13 +42,26 @@ fn apply_all(env: &mut Env, vms: &mut [Vm], name: &str) -> Result<(), Refusal> {
 }
 
 #[test]
+fn layers_of_the_kept_image_below_count() {
+    let (mut env, mut vms) = shop(StorageKind::Qcow2);
+    vms[0].base_layers = LAYERS_MAX as u32 - 2;
+    want(&mut env, &mut vms, "a").unwrap();
+    vms.iter_mut().for_each(|vm| take(vm, "a"));
+    let refused = want(&mut env, &mut vms, "b").unwrap_err();
+    assert_eq!(refused.code, ErrorCode::InUse);
+    assert!(refused.problem.contains("64 layers"), "{}", refused.problem);
+}
+
+#[test]
 fn what_is_wrong_in_itself_is_said_though_it_is_too_soon() {
     let (mut env, mut vms) = shop(StorageKind::File);
     env.state.last_mgmt_timestamp = NOW;
+    let too_long = SnapshotSpec { life_time: Some(policy().life_time_max + 1), ..spec("a") };
     let endless = SnapshotSpec { life_time: Some(0), ..spec("a") };
     for (spec, code) in [
         (spec("a/b"), ErrorCode::Invalid),
         (endless, ErrorCode::Invalid),
+        (too_long, ErrorCode::LifeTime),
         (spec("a"), ErrorCode::TooSoon),
     ] {
         let (host, policy) = (sample::host("qemu"), Policy::default());

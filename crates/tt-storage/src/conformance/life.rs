@@ -4,8 +4,8 @@ use super::{DISK_MB, Rig, must, vm};
 use std::collections::BTreeMap;
 use std::fs;
 use tt_model::plan::{
-    ApplyWorld, Policy, plan_apply, plan_detach, plan_drop_snapshot, plan_frozen, plan_merge,
-    plan_merged, plan_snapshot, plan_take, plan_taken,
+    ApplyWorld, Policy, plan_apply, plan_detach, plan_drop_snapshot, plan_frozen, plan_made,
+    plan_merge, plan_merged, plan_snapshot, plan_take, plan_taken,
 };
 use tt_model::{AtEnd, Env, EnvId, EnvState, Host, SnapshotSpec, Usage, Vm, VmId, sample};
 
@@ -170,6 +170,7 @@ impl<'a> Life<'a> {
     pub fn settle(&mut self) {
         must(self.rig.storage().create_image(&self.vm));
         plan_frozen(&mut self.vm);
+        plan_made(&mut self.vm);
     }
 
     /// Grows the disk.

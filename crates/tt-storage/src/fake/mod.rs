@@ -319,7 +319,15 @@ impl Storage for FakeStorage {
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError> {
         self.alive(effect::DROP)?;
         self.relink(vm)?;
-        self.keep_only(vm, &vm.epochs().collect())
+        let stay = vm.epochs().collect();
+        if self.disk.images_of(vm.id).keys().any(|epoch| !BTreeSet::contains(&stay, epoch)) {
+            let is_away =
+                |epoch: &&u32| vm.was_made(**epoch) && self.disk.get(vm.id, **epoch).is_none();
+            if let Some(epoch) = vm.disks.keys().find(is_away) {
+                return Err(StorageError::Away { path: self.path(vm, *epoch) });
+            }
+        }
+        self.keep_only(vm, &stay)
     }
 
     fn taken_mb(&self, vm: &Vm) -> Result<BTreeMap<u32, u64>, StorageError> {

@@ -72,11 +72,15 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
         read(layers)
     }
 
+    /// What these disks are called in the Vm's directory.
+    fn file_names(&self, epochs: &BTreeSet<u32>) -> BTreeSet<String> {
+        epochs.iter().map(|epoch| format!("{epoch}.{}", self.kind().extension())).collect()
+    }
+
     /// Removes all disks of a Vm, complete or not, but those in `stay`. `dir`: the Vm's directory. Says
     /// [`StorageError::InUse`] of one that could not be removed because a machine has it open, once all others are gone.
     fn keep_only(&self, dir: &Path, _: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
-        let file_name = |epoch: &u32| format!("{epoch}.{}", self.kind().extension());
-        let stay: BTreeSet<String> = stay.iter().map(file_name).collect();
+        let stay = self.file_names(stay);
         // What is being merged is called so.
         remove_others(dir, |name| {
             stay.contains(name.strip_suffix(merging::UNDER_WAY).unwrap_or(name))
@@ -214,6 +218,35 @@ impl Images {
         Ok(())
     }
 
+    /// Whether a Vm's directory holds anything but these epochs.
+    fn has_others(&self, vm: &Vm, epochs: &BTreeSet<u32>) -> Result<bool, StorageError> {
+        let dir = self.layout.images_of(vm.id);
+        let failed = |source| StorageError::List { path: dir.clone(), source };
+        let names = self.disks.file_names(epochs);
+        let entries = match fs::read_dir(&dir) {
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+            entries => entries.map_err(failed)?,
+        };
+        for entry in entries {
+            if !entry.map_err(failed)?.file_name().to_str().is_some_and(|name| names.contains(name))
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Refuses while a disk is not there that was once, by what the record says.
+    fn check_made(&self, vm: &Vm) -> Result<(), StorageError> {
+        for epoch in vm.disks.keys().filter(|epoch| vm.was_made(**epoch)) {
+            let job = self.job(vm, *epoch);
+            if !self.disks.has(&job)? {
+                return Err(StorageError::Away { path: job.path });
+            }
+        }
+        Ok(())
+    }
+
     /// Removes from a Vm's directory everything but these epochs, and a merge that is under way.
     fn keep_only(&self, vm: &Vm, epochs: &BTreeSet<u32>) -> Result<(), StorageError> {
         self.disks.keep_only(&self.layout.images_of(vm.id), vm.id, epochs)
@@ -276,7 +309,11 @@ impl Storage for Images {
     fn destroy_snapshot(&self, vm: &Vm) -> Result<(), StorageError> {
         // First, so that whatever is removed is named by nothing that stays.
         self.relink(vm)?;
-        match self.keep_only(vm, &vm.epochs().collect()) {
+        let stay = vm.epochs().collect();
+        if self.has_others(vm, &stay)? {
+            self.check_made(vm)?;
+        }
+        match self.keep_only(vm, &stay) {
             // By the machine that is about to be replaced: a later call finds it gone.
             Err(StorageError::InUse { .. }) => Ok(()),
             dropped => dropped,
@@ -319,7 +356,8 @@ impl Storage for Images {
                 self.remove_stray(vm.id)?;
                 return Ok(false);
             }
-            self.create(vm)?;
+            // What is lost by now, its parent still is there: more than that can not be kept.
+            self.create(&Vm { made_epoch: None, ..vm.clone() })?;
         }
         self.relink(vm)?;
         let needed: BTreeSet<u32> = vm.chain(vm.epoch).into_iter().collect();

@@ -5,6 +5,7 @@
 mod common;
 mod full;
 mod killed;
+mod lost;
 mod machines;
 mod merges;
 mod pool;
