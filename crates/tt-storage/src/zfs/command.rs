@@ -16,9 +16,10 @@ use std::time::Duration;
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one that was killed is waited for: while it waits in the kernel for disks that hang, it does not end.
 const DIES_WITHIN: Duration = Duration::from_secs(2);
-/// How often something busy is tried again at once: a data set is busy for a moment after its last user has gone.
-const BUSY_TRIES: u32 = 4;
-const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// How often something busy is tried again at once, after pauses that double: a data set is busy for a moment after its last
+/// user has gone, which takes longer on a busy host. What a machine has open is not tried at all.
+const BUSY_TRIES: u32 = 6;
+const BUSY_PAUSE: Duration = Duration::from_millis(25);
 /// What is read of what it prints: the names of some 10,000 data sets.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
 /// What is shown of what it says.
@@ -123,14 +124,13 @@ impl Zfs {
     /// Runs it to its end. Answers what it printed. Refused at once while another one hangs, see [`answers`].
     pub(super) fn run(&self) -> Result<String, Refused> {
         answers()?;
-        let mut tries = BUSY_TRIES;
-        loop {
+        for tried in 0..BUSY_TRIES {
             match self.run_once() {
-                Err(Refused::Busy(_)) if tries > 0 => tries -= 1,
+                Err(Refused::Busy(_)) => std::thread::sleep(BUSY_PAUSE * (1 << tried)),
                 answer => return answer,
             }
-            std::thread::sleep(BUSY_PAUSE);
         }
+        self.run_once()
     }
 
     fn run_once(&self) -> Result<String, Refused> {
