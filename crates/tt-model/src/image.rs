@@ -25,6 +25,9 @@ pub struct KeptImage {
     /// The kept image that its lowest layer lies on, if that is not the template's disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
+    /// How many layers `base` has, itself and all that it lies on but a template's disk.
+    #[serde(default, skip_serializing_if = "crate::vm::is_zero")]
+    pub base_layers: u32,
     /// Its size in MB (2^20 bytes).
     pub disk_size: u32,
     /// When its Vm went, seconds since the epoch.
@@ -44,9 +47,18 @@ impl KeptImage {
             runtime_image: vm.runtime_image.clone(),
             disks: needed(vm),
             base: vm.base.clone(),
+            base_layers: vm.base_layers,
             disk_size: vm.resource.disk_size,
             kept_timestamp: now,
             is_wanted: true,
+        }
+    }
+
+    /// How many layers it has, itself and all that it lies on but a template's disk; none if its disks are not layered.
+    pub fn layers(&self) -> u32 {
+        match self.storage.is_layered() {
+            true => self.base_layers.saturating_add(self.disks.len() as u32),
+            false => 0,
         }
     }
 }

@@ -101,7 +101,7 @@ pub struct Vm {
     pub generation: u64,
 }
 
-fn is_zero(number: &u32) -> bool {
+pub(crate) fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 

@@ -8,7 +8,7 @@ use crate::template::FEATURE_UEFI;
 use crate::vm::{Disk, MachineSize};
 use crate::{
     Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, KeptImage, MacAddr, NetKind, PortMap,
-    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate, feat, layers,
+    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -228,7 +228,7 @@ impl<'a> Builder<'a> {
             next_epoch: 1,
             made_epoch: None,
             base: base.map(|image| image.runtime_image.clone()),
-            base_layers: base.map_or(0, |image| self.layers(image)),
+            base_layers: base.map_or(0, KeptImage::layers),
             incarnation: 0,
             memory: None,
             machine: MachineSize { cpu_num, mem_size },
@@ -296,26 +296,12 @@ impl<'a> Builder<'a> {
                 format!("it was made from another template than {}", quoted(&template.name)),
                 "name the template that `tt image ls` shows",
             ),
-            Some(image) if self.layers(image) as usize >= LAYERS_MAX => refuse(
+            Some(image) if image.layers() as usize >= LAYERS_MAX => refuse(
                 ErrorCode::InUse,
                 format!("its disk has {LAYERS_MAX} layers, and a Vm's comes on top"),
                 "publish it as a template, and make the Vm from that",
             ),
             Some(image) => Ok(Some(image)),
-        }
-    }
-
-    /// How many layers a kept image has. One that the records do not lead to the end of has as many as may be.
-    fn layers(&self, image: &KeptImage) -> u32 {
-        let kept: Vec<KeptImage> = match image.base {
-            Some(_) => self.world.images.values().cloned().collect(),
-            None => Vec::new(),
-        };
-        match layers::of_image(image, &kept) {
-            // The template's disk is the last one.
-            Some(names) if image.storage.is_layered() => names.len() as u32 - 1,
-            Some(_) => 0,
-            None => LAYERS_MAX as u32,
         }
     }
 
