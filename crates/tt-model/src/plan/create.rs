@@ -1,6 +1,6 @@
 //! Planning a new Env: every id, name, address and port is decided here.
 
-use super::room::{check_memory, check_sizes, exhausted, unable};
+use super::room::{check_disk, check_memory, check_sizes, exhausted, unable};
 use super::{LAYERS_MAX, Policy, check_life_time, login};
 use crate::check::{check_env, check_name, check_request_key, quoted};
 use crate::names::{latest_meta, runtime_image};
@@ -353,14 +353,7 @@ impl<'a> Builder<'a> {
         let mem_size = spec.mem_size.unwrap_or(self.world.policy.mem_size_default);
         let disk_size = spec.disk_size.unwrap_or(disk_size_min);
         check_sizes(host, cpu_num, mem_size, disk_size)?;
-        if disk_size < disk_size_min {
-            return Err(Refusal::new(
-                ErrorCode::Invalid,
-                format!("disk_size {disk_size}"),
-                format!("the disk of template {} has {disk_size_min} MB", template.name),
-                "ask for at least as much",
-            ));
-        }
+        check_disk(disk_size, disk_size_min, template)?;
         check_memory(host, &self.usage, mem_size)?;
         Ok((cpu_num, mem_size, disk_size))
     }

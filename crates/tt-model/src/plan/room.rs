@@ -39,6 +39,23 @@ pub(super) fn check_sizes(
     Ok(())
 }
 
+/// Whether a disk holds the template that it is made from, in MB.
+pub(super) fn check_disk(
+    disk_size: u32,
+    disk_size_min: u32,
+    template: &VmTemplate,
+) -> Result<(), Refusal> {
+    if disk_size >= disk_size_min {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        ErrorCode::Invalid,
+        format!("disk_size {disk_size}"),
+        format!("the disk of template {} has {disk_size_min} MB", template.name),
+        "ask for at least as much",
+    ))
+}
+
 /// Whether the host has that much memory left.
 pub(super) fn check_memory(host: &Host, usage: &Usage, mem_size: u32) -> Result<(), Refusal> {
     let free = u64::from(host.mem_size).saturating_sub(usage.mem_size);
