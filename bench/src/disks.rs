@@ -135,6 +135,7 @@ fn by_hand(data: &Path, kind: StorageKind, shape: Shape) -> Result<(Duration, Du
                 .args([&template, &hand])
                 .arg(format!("{}M", shape.disk_mb)),
         )?,
+        StorageKind::Docker => return Err("a container has no disk to clone".into()),
     }
     let bare = begin.elapsed();
     if matches!(kind, StorageKind::File | StorageKind::Qcow2) {
@@ -145,6 +146,7 @@ fn by_hand(data: &Path, kind: StorageKind, shape: Shape) -> Result<(Duration, Du
     let durable = begin.elapsed();
     match kind {
         StorageKind::File | StorageKind::Qcow2 => fs::remove_file(&hand).must("remove a file"),
+        StorageKind::Docker => {}
         StorageKind::Btrfs => {
             tool(Command::new("btrfs").args(["-q", "subvolume", "delete"]).arg(&hand))?;
         }

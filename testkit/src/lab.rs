@@ -1,5 +1,6 @@
 //! The lab: a directory, a host and a client outside of it in network namespaces, and a daemon on the host.
 
+use crate::Dockerd;
 use crate::guard::Guard;
 use crate::programs::{Programs, example_engine, fill_debian, fill_recipe, programs};
 use crate::space::Space;
@@ -37,6 +38,7 @@ pub struct Setup {
     qemu: String,
     data_size: Option<String>,
     spaces: Option<(Space, Space)>,
+    docker: Option<PathBuf>,
 }
 
 impl Setup {
@@ -50,6 +52,7 @@ impl Setup {
             qemu: String::new(),
             data_size: None,
             spaces: None,
+            docker: None,
         }
     }
 
@@ -62,6 +65,12 @@ impl Setup {
     /// Puts it into that namespace, which `client` is outside of.
     pub fn within(mut self, host: &Space, client: &Space) -> Self {
         self.spaces = Some((host.clone(), client.clone()));
+        self
+    }
+
+    /// Lets it run containers, by that Docker; others know none.
+    pub fn docker(mut self, dockerd: &Dockerd) -> Self {
+        self.docker = Some(dockerd.socket());
         self
     }
 
@@ -289,9 +298,11 @@ impl Lab {
             fs::set_permissions(&script, runs).must("let a script run");
             binary = format!("binary = {script:?}\n");
         }
+        // Never the machine's own one.
+        let docker = setup.docker.clone().unwrap_or_else(|| self.dir().join("no-docker.sock"));
         let text = format!(
             "data_dir = {data:?}\nrun_dir = {run:?}\ncache_dir = {cache:?}\nguest_agent = {agent:?}\n\
-             public_addr = \"{HOST}\"\nupstream_dns = [\"{NAME_SERVER}\"]\nlog = {log:?}\n{top}\
+             public_addr = \"{HOST}\"\nupstream_dns = [\"{NAME_SERVER}\"]\nlog = {log:?}\ndocker.socket = {docker:?}\n{top}\
              [qemu]\naccelerator = \"{ACCELERATOR}\"\n{binary}[policy]\n{policy}"
         );
         fs::write(&self.config, text).must("write the configuration");
@@ -328,7 +339,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let tail = self.tail();
-            complain(&format!("{}: the daemon's log ends with\n{tail}", self.name));
+            crate::complain(&format!("{}: the daemon's log ends with\n{tail}", self.name));
         }
         remains::clear(self.dir.path());
         if let Some(mut daemon) = self.daemon.take() {
@@ -349,11 +360,4 @@ pub fn spaces() -> (Space, Space) {
     client.ip("link set eth0 up");
     host.ip(&format!("route add default via {CLIENT}"));
     (host, client)
-}
-
-/// Prints beside a failing test's own words.
-fn complain(text: &str) {
-    use std::io::Write;
-    // Nothing can be done about a lost line.
-    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -5,6 +5,7 @@
 mod act;
 mod api;
 mod death;
+mod dockerd;
 mod guard;
 pub mod hostile;
 mod lab;
@@ -18,6 +19,7 @@ mod space;
 mod wait;
 
 pub use api::Answer;
+pub use dockerd::Dockerd;
 pub use guard::guard;
 pub use lab::{CLIENT, HOST, Lab, NAME_SERVER, Setup, spaces};
 pub use run::{PATIENCE, Run, run};
@@ -31,6 +33,12 @@ use std::io::Write;
 pub fn skip(test: &str, reason: &str) {
     // Nothing can be done about a lost line.
     let _ = writeln!(std::io::stdout(), "SKIPPED {test}: {reason}");
+}
+
+/// Prints beside a failing test's own words.
+pub(crate) fn complain(text: &str) {
+    // Nothing can be done about a lost line.
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// The number in an environment variable, for a run by hand that is longer, or another one; nothing if it is not set.

@@ -17,11 +17,12 @@ pub const TO_RUN: [&str; 6] =
 /// What the benches need beside that.
 pub const TO_BENCH: [&str; 1] = ["iperf3"];
 /// What the tests need beside that.
-pub const TO_TEST: [&str; 13] = [
+pub const TO_TEST: [&str; 14] = [
     "xfsprogs",
     "btrfs-progs",
     "cpio",
     "debian-archive-keyring",
+    "docker.io",
     "isc-dhcp-client",
     "kmod",
     "lz4",

@@ -152,6 +152,25 @@ pub enum EngineError {
         /// What was called.
         call: &'static str,
     },
+    /// Docker did not do something. See the source.
+    #[error(transparent)]
+    Docker(#[from] tt_docker::DockerError),
+    /// A container could not be given its network, or its network not be taken back. A retry may help.
+    #[error("join {id} to its network")]
+    Plug {
+        /// The Vm.
+        id: VmId,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A container did not begin as it should. A retry may help.
+    #[error("let the container of {id} begin: {problem}")]
+    Begin {
+        /// The Vm.
+        id: VmId,
+        /// What went wrong, bounded.
+        problem: String,
+    },
     /// A fake was told to fail here. A retry helps as soon as it is told otherwise.
     #[error("{effect} failed, as the test wants it")]
     Injected {
@@ -173,6 +192,7 @@ impl EngineError {
             | Self::Load { .. }
             | Self::Order { .. }
             | Self::Died => false,
+            Self::Docker(source) => source.is_retryable(),
             Self::Make { .. }
             | Self::Read { .. }
             | Self::Remove { .. }
@@ -184,6 +204,8 @@ impl EngineError {
             | Self::Replace { .. }
             | Self::Room { .. }
             | Self::Capture { .. }
+            | Self::Plug { .. }
+            | Self::Begin { .. }
             | Self::Injected { .. } => true,
         }
     }

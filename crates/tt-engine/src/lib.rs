@@ -11,6 +11,7 @@ use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId};
 mod absent;
 mod cgroup;
 pub mod conformance;
+pub mod docker;
 mod error;
 pub mod exec;
 pub mod fake;

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use std::io::{Cursor, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use tt_model::template::FEATURE_AGENT;
 use tt_model::{Instance, Vm};
 
 /// Size of a seed disk: always the same, so that a machine that begins from memory has the disk that it had. Room for the
@@ -47,7 +46,7 @@ pub(crate) fn image(
 
 /// The files on it: JSON is YAML. A guest whose agent sets identity and network gets nothing here that could differ.
 fn files(vm: &Vm, instance: Instance, network: GuestNetwork) -> [(&'static str, String); 4] {
-    let has_agent = vm.template.has(FEATURE_AGENT);
+    let has_agent = vm.has_agent();
     let mut meta = json!({
         // Another one lets cloud-init do again what it does once: so it belongs to the Vm, and not to its name.
         "instance-id": format!("tt-{instance}-{}", vm.id),

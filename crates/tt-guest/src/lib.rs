@@ -17,6 +17,7 @@
 //!    after a reboot. The host sends `Hello` again: with the same nonce if that was not acknowledged yet (twice is
 //!    harmless), with a new one otherwise, for the old session is lost.
 
+pub mod container;
 pub mod entry;
 mod error;
 pub mod flow;

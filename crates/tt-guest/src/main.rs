@@ -10,13 +10,19 @@ use std::process::ExitCode;
 
 use agent::Options;
 
-const USAGE: &str = "usage: tt-guest [--port PATH | --unix PATH] [--no-setup] | --version
+const USAGE: &str =
+    "usage: tt-guest [--port PATH | --unix PATH] [--no-setup] | --container | --version
   --port PATH  serve this virtio-serial port instead of the one named tt.agent.0
   --unix PATH  listen on this unix socket instead
+  --container  be the first process of a container of TT's
   --no-setup   refuse to change the machine's identity, network, disk and clock
 ";
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == tt_guest::container::ARGUMENT)
+    {
+        return agent::run_container();
+    }
     // The kernel hands its own unknown parameters to the first process; they mean nothing here.
     if std::process::id() == 1 {
         return agent::run(Options::default());

@@ -6,13 +6,18 @@ use crate::files::{self, Temporary};
 use crate::recipe::Copies;
 use crate::rootfs::{self, Nodes};
 use crate::tool::Tool;
-use crate::{Catalogue, DISK, ImageError, Packages, Progress, deb, digest, elf, modules};
+use crate::{
+    CONTAINER, Catalogue, DISK, ImageError, Packages, Progress, deb, digest, elf, modules, saved,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tt_guest::entry::Entry;
 
 /// Where Debian has BusyBox; the plain `busybox` package, which is not static, has it there too.
 const BUSYBOX: &str = "/bin/busybox";
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Which forms a build has: others are another build.
+const FORMS: &str = "disk, container";
 /// Deepest folder of a package.
 const DEPTH_MAX: usize = 64;
 /// What no guest of this size reads.
@@ -68,16 +73,21 @@ impl Ground {
     /// Stands for it.
     pub(crate) fn key(&self) -> Vec<String> {
         let names = self.packages.iter().filter_map(|deb| deb.file_name()?.to_str());
-        let mut lines = vec![modules::WANTED.join(" "), digest::of_bytes(&self.busybox.content)];
+        let mut lines = vec![
+            FORMS.to_owned(),
+            modules::WANTED.join(" "),
+            digest::of_bytes(&self.busybox.content),
+        ];
         lines.extend(names.map(str::to_owned));
         lines
     }
 
-    /// Makes the disk in `dir`, with `own` on top.
-    pub(crate) fn make_disk(
+    /// Makes disk and container in `dir`, with `own` on top. `entry`: what the container runs beside the agent.
+    pub(crate) fn make_forms(
         &self,
         boot: &Boot,
         own: &Nodes,
+        entry: Option<&Entry>,
         size_mb: Option<u32>,
         dir: &Path,
         progress: &dyn Progress,
@@ -90,6 +100,9 @@ impl Ground {
         let applets = String::from_utf8_lossy(&applets);
         let packed = self.unpacked(&work, progress)?;
         let nodes = rootfs::nodes(&applets, &self.busybox.content, &boot.agent, packed, own)?;
+        let container = dir.join(CONTAINER);
+        saved::write(&nodes, entry, &container)?;
+        files::settle(&container)?;
         progress.step("making the root file system");
         rootfs::make(&work, &nodes, size_mb, progress)?;
         let disk = dir.join(DISK);

@@ -28,6 +28,7 @@ mod progress;
 mod recipe;
 mod record;
 mod rootfs;
+mod saved;
 mod sources;
 mod space;
 mod tool;

@@ -166,7 +166,7 @@ impl Catalogue {
         let size_mb = plan.recipe.size_mb();
         match (ground, root) {
             (Ground::BusyBox(ground), _) => {
-                ground.make_disk(boot, &plan.nodes, size_mb, dir, progress)?;
+                ground.make_forms(boot, &plan.nodes, entry.as_ref(), size_mb, dir, progress)?;
             }
             (_, Some(root)) => {
                 debian::make_disk(&root, boot, &plan.nodes, size_mb, dir, progress)?;

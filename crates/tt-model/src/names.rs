@@ -186,6 +186,31 @@ impl Layout {
         self.cgroup_root().join(id.to_string())
     }
 
+    /// The container that holds the disk of a Vm in `epoch` as long as a machine may write to it.
+    pub fn container(&self, id: VmId, epoch: u32) -> String {
+        format!("tt-{}-{id}-{epoch}", self.instance)
+    }
+
+    /// The repository of all images of this daemon's.
+    pub fn docker_repo(&self) -> String {
+        format!("tt-{}", self.instance)
+    }
+
+    /// The image that the disk of a Vm in `epoch` began with, or is.
+    pub fn docker_image(&self, id: VmId, epoch: u32) -> String {
+        format!("{}:{}", self.docker_repo(), docker_tag(id, epoch))
+    }
+
+    /// The image of the template of that digest.
+    pub fn docker_template(&self, digest: &str) -> String {
+        format!("{}:{DOCKER_TEMPLATE_TAG}{digest}", self.docker_repo())
+    }
+
+    /// The label, with its value, of all containers of this daemon.
+    pub fn docker_label(&self) -> String {
+        format!("{LABEL_INSTANCE}={}", self.instance)
+    }
+
     /// The unprivileged user that a machine runs as: its own, so that no machine can touch
     /// another's files. Above 0x7000_0000, which systemd's list of UID ranges leaves unused.
     pub fn uid(&self, id: VmId) -> u32 {
@@ -198,9 +223,43 @@ pub fn tap(id: VmId) -> String {
     format!("tap{:x}", id.0)
 }
 
+/// The other end of a container's port, as long as it is in the Env's namespace. At most 15 bytes for ids below 2^44.
+pub fn plug(id: VmId) -> String {
+    format!("plug{:x}", id.0)
+}
+
+/// A container's label: whose it is.
+pub const LABEL_INSTANCE: &str = "tt.instance";
+/// A container's label: its Vm.
+pub const LABEL_VM: &str = "tt.vm";
+/// A container's label: which disk of its Vm it holds.
+pub const LABEL_EPOCH: &str = "tt.epoch";
+/// Begins the tags of templates' images.
+pub const DOCKER_TEMPLATE_TAG: &str = "t-";
+
+/// Tag of the image that is the disk of `id` in `epoch`.
+pub fn docker_tag(id: VmId, epoch: u32) -> String {
+    format!("{id}-{epoch}")
+}
+
+/// The Vm and the epoch in such a tag.
+pub fn parse_docker_tag(tag: &str) -> Option<(VmId, u32)> {
+    let (id, epoch) = tag.split_once('-')?;
+    let (id, epoch) = (id.parse().ok()?, epoch.parse().ok()?);
+    (docker_tag(id, epoch) == tag).then_some((id, epoch))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tags_of_images_say_whose_they_are() {
+        assert_eq!(parse_docker_tag(&docker_tag(VmId(7), 12)), Some((VmId(7), 12)));
+        for tag in ["", "7", "7-", "-1", "07-1", "t-12ab", "7-1-1", "7-+1", "latest"] {
+            assert_eq!(parse_docker_tag(tag), None, "{tag}");
+        }
+    }
 
     #[test]
     fn names_fit_the_kernel() {

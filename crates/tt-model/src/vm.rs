@@ -199,6 +199,9 @@ pub enum NetKind {
     Nat,
 }
 
+/// Name of the engine whose machines are containers: their disks are its own.
+pub const ENGINE_OF_CONTAINERS: &str = "docker";
+
 /// Which back end holds a runtime image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
@@ -212,11 +215,13 @@ pub enum StorageKind {
     Btrfs,
     /// A raw file in a data set of ZFS of its own.
     Zfs,
+    /// What a container of Docker writes over an image.
+    Docker,
 }
 
 impl StorageKind {
     /// Every kind there is.
-    pub const ALL: [Self; 4] = [Self::File, Self::Qcow2, Self::Btrfs, Self::Zfs];
+    pub const ALL: [Self; 5] = [Self::File, Self::Qcow2, Self::Btrfs, Self::Zfs, Self::Docker];
 
     /// Name as in records and on the command line.
     pub fn name(self) -> &'static str {
@@ -225,13 +230,14 @@ impl StorageKind {
             Self::Qcow2 => "qcow2",
             Self::Btrfs => "btrfs",
             Self::Zfs => "zfs",
+            Self::Docker => "docker",
         }
     }
 
     /// Whether a disk of it goes on needing the one that it was made from.
     pub fn is_layered(self) -> bool {
         match self {
-            Self::File | Self::Btrfs | Self::Zfs => false,
+            Self::File | Self::Btrfs | Self::Zfs | Self::Docker => false,
             Self::Qcow2 => true,
         }
     }
@@ -243,13 +249,19 @@ impl StorageKind {
             Self::Qcow2 => "qcow2",
             Self::Btrfs => "btrfs",
             Self::Zfs => "zfs",
+            Self::Docker => "docker",
         }
+    }
+
+    /// Whether disks of it are for machines of that engine.
+    pub fn is_for(self, engine: &str) -> bool {
+        (self == Self::Docker) == (engine == ENGINE_OF_CONTAINERS)
     }
 
     /// The file below that name that holds the disk, where the name is a directory.
     pub fn inner(self) -> Option<&'static str> {
         match self {
-            Self::File | Self::Qcow2 => None,
+            Self::File | Self::Qcow2 | Self::Docker => None,
             Self::Btrfs | Self::Zfs => Some("disk.raw"),
         }
     }
@@ -339,7 +351,7 @@ impl Vm {
 
     /// By what its guest is seen to be ready, for people; nothing where its agent says so.
     pub fn seen_by(&self) -> Option<String> {
-        match (self.template.has(FEATURE_AGENT), self.ready_port) {
+        match (self.has_agent(), self.ready_port) {
             (true, _) => None,
             (false, Some(port)) => Some(format!("something listens on port {port}")),
             (false, None) => Some("its machine runs; nothing is seen of the guest".to_owned()),
@@ -349,8 +361,19 @@ impl Vm {
     /// Whether it has a seed disk for cloud-init: it tells a guest without the agent who it is, and any guest its user
     /// data. Where the agent does the rest and there is no user data, cloud-init has nothing to do and is not woken.
     pub fn has_seed(&self) -> bool {
-        let needs_seed = !self.template.has(FEATURE_AGENT) || self.user_data.is_some();
+        let needs_seed = !self.has_agent() || self.user_data.is_some();
         self.template.has(FEATURE_CLOUD_INIT) && needs_seed
+    }
+
+    /// Whether TT's agent runs in its guest.
+    pub fn has_agent(&self) -> bool {
+        self.template.has(FEATURE_AGENT) || self.is_container()
+    }
+
+    /// Whether its machine is a container: its processes run on the host's kernel, its network port is the end of a veth
+    /// pair, and it always has TT's agent.
+    pub fn is_container(&self) -> bool {
+        self.storage == StorageKind::Docker
     }
 
     /// `ENV/VM`, as people write it.

@@ -2,7 +2,7 @@
 //! lies on the host, in an order in which a daemon may die anywhere.
 
 use crate::dhcp::Terms;
-use crate::env::{BRIDGE_MTU, Inside, Plan};
+use crate::env::{BRIDGE_MTU, Inside, Plan, set_up_plugged};
 use crate::gate::Gate;
 use crate::link::Links;
 use crate::locks::Locks;
@@ -17,8 +17,8 @@ use crate::{
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use tt_model::{EnvId, Layout, Vm, VmId};
 
@@ -253,6 +253,46 @@ impl Network for NetnsNetwork {
             }
         }
         Ok(*reached)
+    }
+
+    fn plug(&self, vm: &Vm, into: BorrowedFd<'_>) -> Result<(), NetworkError> {
+        self.made()?;
+        let _locked = self.locks.lock(vm.env_id)?;
+        let (path, member) = (self.netns(vm.env_id), Member::from(vm));
+        let Some(plug) = member.plug.clone().filter(|_| netns::exists(&path)) else {
+            return Err(NetworkError::NotSet { vm: vm.id });
+        };
+        let prefix = self.config.range.prefix_len();
+        let address = Ipv4Net::new_assert(member.ip, prefix);
+        let inside = Path::new("the namespace of a container");
+        let set_up = || netns::enter_open(into, inside, || set_up_plugged(address, self.gateway()));
+        if !set_up()? {
+            netns::enter(&path, || {
+                let mut inside = Inside::open()?;
+                match inside.knows(&member)? {
+                    true => inside.plug(&member, &plug, into),
+                    false => Err(NetworkError::NotSet { vm: vm.id }),
+                }
+            })?;
+            set_up()?;
+        }
+        Ok(())
+    }
+
+    fn unplug(&self, vm: &Vm) -> Result<(), NetworkError> {
+        self.made()?;
+        let _locked = self.locks.lock(vm.env_id)?;
+        let (path, member) = (self.netns(vm.env_id), Member::from(vm));
+        match member.plug.clone().filter(|_| netns::exists(&path)) {
+            Some(plug) => netns::enter(&path, || {
+                let mut inside = Inside::open()?;
+                match inside.knows(&member)? {
+                    true => inside.unplug(&member, &plug),
+                    false => Ok(()),
+                }
+            }),
+            None => Ok(()),
+        }
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {

@@ -1,4 +1,4 @@
-//! What lies inside an Env's network namespace: bridge, inner end of the edge, rules, and a tap for
+//! What lies inside an Env's network namespace: bridge, inner end of the edge, rules, and a port for
 //! each member. Everything here runs on a thread inside that namespace and touches nothing outside,
 //! except that a new edge has its other end on the host.
 
@@ -24,6 +24,9 @@ const EDGE_MAC: MacAddr = MacAddr([0x82, 0x17, 0x0e, 0, 0, 1]);
 const DNS_PORT: u16 = 53;
 /// Largest packet between members, in bytes: what a new bridge and new taps have.
 pub(crate) const BRIDGE_MTU: u16 = 1500;
+
+/// What a container calls its end of its port.
+const PLUGGED: &str = "eth0";
 
 /// Sysctls of a new namespace, before it has any link.
 const SYSCTLS: [(&str, &str); 8] = [
@@ -122,7 +125,7 @@ impl Inside {
         let bridge = self.links.index(BRIDGE)?;
         let link = match self.links.find(&member.tap)? {
             Some(link) => link,
-            None => self.make_tap(&member.tap)?,
+            None => self.make_port(member)?,
         };
         self.links.set_port(&link, bridge, member.mac)?;
         // The gateway finds each member without asking: also one that has no address yet, and
@@ -170,12 +173,37 @@ impl Inside {
         open().map_err(|source| NetworkError::Resolve { action: "open sockets for", source })
     }
 
-    fn make_tap(&mut self, name: &str) -> Result<Link, NetworkError> {
-        tap::make(name).map_err(|source| NetworkError::ChangeLink {
-            action: "make",
-            name: name.to_owned(),
-            source,
-        })?;
+    /// Hands the other end of a container's port to the namespace `into`, unless it is there. It ended with the container
+    /// before, and the port with it; or the port was left by one that is just ending.
+    pub(crate) fn plug(
+        &mut self,
+        member: &Member,
+        plug: &str,
+        into: BorrowedFd<'_>,
+    ) -> Result<(), NetworkError> {
+        self.unplug(member, plug)?;
+        self.links.give_away(plug, into, PLUGGED)
+    }
+
+    /// Makes a container's port whole again.
+    pub(crate) fn unplug(&mut self, member: &Member, plug: &str) -> Result<(), NetworkError> {
+        if self.links.find(plug)?.is_none() {
+            self.links.remove(&member.tap)?;
+            self.set_port(member)?;
+        }
+        Ok(())
+    }
+
+    fn make_port(&mut self, member: &Member) -> Result<Link, NetworkError> {
+        let name = &member.tap;
+        match &member.plug {
+            Some(plug) => self.links.make_pair(name, plug, member.mac)?,
+            None => tap::make(name).map_err(|source| NetworkError::ChangeLink {
+                action: "make",
+                name: name.to_owned(),
+                source,
+            })?,
+        }
         Ok(Link {
             index: self.links.index(name)?,
             name: name.to_owned(),
@@ -184,6 +212,19 @@ impl Inside {
             mtu: BRIDGE_MTU.into(),
         })
     }
+}
+
+/// Sets up what was plugged into the calling thread's namespace. False if nothing was yet.
+pub(crate) fn set_up_plugged(address: Ipv4Net, gateway: Ipv4Addr) -> Result<bool, NetworkError> {
+    let mut links = Links::open()?;
+    let Some(link) = links.find(PLUGGED)? else { return Ok(false) };
+    for name in ["lo", PLUGGED] {
+        let index = links.index(name)?;
+        links.set_up(index, name)?;
+    }
+    links.add_address(link.index, address)?;
+    links.set_route(&Route::to(Ipv4Net::default(), Some(link.index)), Some(gateway))?;
+    Ok(true)
 }
 
 /// Lets a socket send to and hear from one link only (socket(7)).

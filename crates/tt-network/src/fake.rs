@@ -6,6 +6,7 @@ use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tt_model::fault::{Fault, FaultHook, Moment};
@@ -213,6 +214,15 @@ impl Network for FakeNetwork {
     fn reached_at(&self) -> Result<Reached, NetworkError> {
         self.ready()?;
         Ok(lock(&self.world).reached)
+    }
+
+    fn plug(&self, vm: &Vm, _: BorrowedFd<'_>) -> Result<(), NetworkError> {
+        self.ready()?;
+        self.is_set(vm)
+    }
+
+    fn unplug(&self, _: &Vm) -> Result<(), NetworkError> {
+        self.ready()
     }
 
     fn unset_net(&self, vm: &Vm) -> Result<(), NetworkError> {

@@ -9,11 +9,16 @@
 //! opens `/dev/net/tun` on a thread that has entered the namespace, calls `TUNSETIFF` with that
 //! name and exactly `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR` (other flags are refused with `EINVAL`),
 //! and hands the descriptor to the machine. The tap has one queue: one descriptor at a time.
+//!
+//! # The plug, for containers
+//! A Vm that [is a container](tt_model::Vm::is_container) has the end of a veth pair for a port, under the name of the tap.
+//! Its engine gives the other end to the container with [`Network::plug`] before the guest begins.
 
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::Ipv4Addr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use tt_model::{EnvId, Vm, VmId};
 
@@ -185,6 +190,18 @@ pub trait Network: Send + Sync + Debug {
     /// route. While it has no address, the last one that it had. What is published needs no change when this
     /// does: ports are open at every address of the host. [`set_peers`](Self::set_peers) lets the tunnel follow.
     fn reached_at(&self) -> Result<Reached, NetworkError>;
+
+    /// Lets a container have its network: moves the other end of its port into `into`, its network namespace, as `eth0`,
+    /// with its address and the route to the gateway, everything up, loopback included. What is there is left alone. To be
+    /// called before anything of the guest's runs there: it may not set its network itself.
+    ///
+    /// # Errors
+    /// [`NetworkError::NotSet`] if the Vm has no network, or is no container.
+    fn plug(&self, vm: &Vm, into: BorrowedFd<'_>) -> Result<(), NetworkError>;
+
+    /// Makes a container's port whole again after the container ended: the other end ended with it. One that has no
+    /// network is fine.
+    fn unplug(&self, vm: &Vm) -> Result<(), NetworkError>;
 
     /// Removes everything of a Vm; with the last member the Env's namespace goes. The machine must
     /// have ended.

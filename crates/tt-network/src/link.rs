@@ -140,6 +140,42 @@ impl Links {
         self.make_link("make edge", peer, message)
     }
 
+    /// A veth pair in this namespace. What comes out of `name` is what `peer`, which has `mac`, sends.
+    pub(crate) fn make_pair(
+        &mut self,
+        name: &str,
+        peer: &str,
+        mac: MacAddr,
+    ) -> Result<(), NetworkError> {
+        let mut other = LinkMessage::default();
+        other.attributes =
+            vec![LinkAttribute::IfName(peer.to_owned()), LinkAttribute::Address(mac.0.to_vec())];
+        let info = vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ];
+        let mut message = LinkMessage::default();
+        message.attributes =
+            vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::LinkInfo(info)];
+        self.make_link("make port", name, message)
+    }
+
+    /// Moves a link that is down into the namespace `into`, where it is called `as_name`.
+    pub(crate) fn give_away(
+        &mut self,
+        name: &str,
+        into: BorrowedFd<'_>,
+        as_name: &str,
+    ) -> Result<(), NetworkError> {
+        let mut message = LinkMessage::default();
+        message.header.index = self.index(name)?;
+        message.attributes = vec![
+            LinkAttribute::NetNsFd(into.as_raw_fd()),
+            LinkAttribute::IfName(as_name.to_owned()),
+        ];
+        self.tell("plug in", name, Message::SetLink(message), 0)
+    }
+
     /// A tunnel that sends in UDP datagrams from `tunnel.local`. It learns nothing and floods nothing:
     /// it knows its peers from forwarding entries.
     pub(crate) fn make_tunnel(&mut self, name: &str, tunnel: &Tunnel) -> Result<(), NetworkError> {

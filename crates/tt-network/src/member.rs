@@ -22,6 +22,8 @@ use tt_model::{Destination, MacAddr, NetRule, Vm, names};
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
     pub(crate) tap: String,
+    /// The other end of its port, where that is no tap.
+    pub(crate) plug: Option<String>,
     pub(crate) ip: Ipv4Addr,
     pub(crate) mac: MacAddr,
     pub(crate) is_denied: bool,
@@ -35,6 +37,7 @@ impl From<&Vm> for Member {
     fn from(vm: &Vm) -> Self {
         Self {
             tap: names::tap(vm.id),
+            plug: vm.is_container().then(|| names::plug(vm.id)),
             ip: vm.resource.ip_addr,
             mac: vm.resource.mac_addr,
             is_denied: vm.deny_outgoing,
@@ -94,6 +97,12 @@ impl Inside {
         // Last, so that a new member sends nothing before the rest is there.
         changes.push(self.difference(MEMBERS, &tap_key(member), BTreeSet::from([marked]))?);
         self.change(changes)
+    }
+
+    /// Whether a member has its place in the rules, whatever became of its port.
+    pub(crate) fn knows(&mut self, member: &Member) -> Result<bool, NetworkError> {
+        let found = self.elements.find(set(MEMBERS), &member_key(member));
+        Ok(found.map_err(|e| fail("read", MEMBERS, e))?.is_some())
     }
 
     /// Removes what a member has in the sets.

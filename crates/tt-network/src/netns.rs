@@ -8,7 +8,7 @@ use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::thread;
 use tt_model::EnvId;
@@ -47,11 +47,19 @@ pub(crate) fn enter<T: Send>(
     path: &Path,
     action: impl FnOnce() -> Result<T, NetworkError> + Send,
 ) -> Result<T, NetworkError> {
-    let fail = |source| fail("enter", path, source);
-    let file = File::open(path).map_err(fail)?;
+    let file = File::open(path).map_err(|source| fail("enter", path, source))?;
+    enter_open(file.as_fd(), path, action)
+}
+
+/// Runs `action` inside the namespace `open`, which is called `path` in errors.
+pub(crate) fn enter_open<T: Send>(
+    open: BorrowedFd<'_>,
+    path: &Path,
+    action: impl FnOnce() -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
     on_thread(path, || {
-        move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
-            .map_err(|errno| fail(errno.into()))?;
+        move_into_link_name_space(open, Some(LinkNameSpaceType::Network))
+            .map_err(|errno| fail("enter", path, errno.into()))?;
         action()
     })
 }

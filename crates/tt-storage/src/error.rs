@@ -47,6 +47,9 @@ pub enum StorageError {
         /// What was asked for.
         want_mb: u32,
     },
+    /// Docker did not do something. See the source.
+    #[error(transparent)]
+    Docker(#[from] tt_docker::DockerError),
     /// A name in the record leaves the data directory.
     #[error(
         "{path:?} is no path below the data directory: it must be relative, short, without `.` and `..`"
@@ -258,6 +261,7 @@ impl StorageError {
             | Self::Pool { .. }
             | Self::HasClones
             | Self::Fault { .. } => true,
+            Self::Docker(source) => source.is_retryable(),
             Self::Shrink { .. }
             | Self::BelowSource { .. }
             | Self::CheckPath { .. }
@@ -279,6 +283,7 @@ impl StorageError {
                 ErrorCode::Invalid
             }
             Self::InUse { .. } => ErrorCode::InUse,
+            Self::Docker(source) if source.is_away() => ErrorCode::Host,
             Self::OpenTemplate { .. } | Self::Export { .. } => ErrorCode::Template,
             Self::Destroy { .. } | Self::Away { .. } | Self::HasClones => ErrorCode::DestroyImage,
             Self::Space { .. } | Self::Probe { .. } | Self::Pool { .. } => ErrorCode::Host,
@@ -286,6 +291,7 @@ impl StorageError {
                 ErrorCode::Internal
             }
             Self::Create { .. }
+            | Self::Docker(_)
             | Self::OpenDisk { .. }
             | Self::Grow { .. }
             | Self::Give { .. }

@@ -20,11 +20,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use tt_docker::Docker;
 use tt_model::{Layout, Snapshot, StorageKind, Vm, VmId};
 
 mod btrfs;
 mod choice;
 pub mod conformance;
+mod docker;
 mod error;
 mod export;
 pub mod fake;
@@ -215,10 +217,19 @@ pub fn open(kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
     open_in(None, kind, layout)
 }
 
-/// The same. `pool`: what the data sets of `zfs` lie below; without it that back end says so at every verb.
+/// The back end for containers of `docker`.
+#[must_use]
+pub fn open_docker(layout: &Layout, docker: Arc<Docker>) -> Arc<dyn Storage> {
+    Arc::new(docker::Images::new(layout.clone(), docker))
+}
+
+/// The same as [`open`]. `pool`: what the data sets of `zfs` lie below; without it that back end says so at every verb.
 #[must_use]
 pub fn open_in(pool: Option<&Pool>, kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
     let disks: Box<dyn images::Disks> = match kind {
+        StorageKind::Docker => {
+            return open_docker(layout, Arc::new(Docker::new(tt_docker::SOCKET)));
+        }
         StorageKind::File => Box::new(images::Files(file::Raw)),
         StorageKind::Qcow2 => Box::new(images::Files(qcow2::Overlay)),
         StorageKind::Btrfs => Box::new(btrfs::Subvolumes),

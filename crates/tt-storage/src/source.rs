@@ -124,7 +124,9 @@ impl Source {
         let opened = open_plain(&path, false).and_then(|file| Ok((file.metadata()?, file)));
         let (meta, file) = opened.map_err(|e| not_opened(&path, origin, e))?;
         let size_bytes = match format {
-            StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs => meta.len(),
+            StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs | StorageKind::Docker => {
+                meta.len()
+            }
             StorageKind::Qcow2 => qcow2::size_bytes(&path, &file)?,
         };
         // `st_blocks` counts 512 bytes whatever the file system's block size.

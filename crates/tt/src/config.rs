@@ -51,6 +51,8 @@ pub struct Config {
     pub exec_program: Option<PathBuf>,
     /// Firecracker's program; looked up in `PATH` unless it holds a slash.
     pub firecracker: PathBuf,
+    /// Where the Docker listens that runs containers.
+    pub docker_socket: PathBuf,
     /// The back end for new runtime images.
     pub storage: StorageChoice,
     /// What data sets lie below; to be found out if nothing is said.

@@ -2,12 +2,14 @@
 
 mod access;
 pub mod doctor;
+mod plug;
 pub mod recover;
 mod register;
 
 use crate::config::{Accelerator, Config, StorageChoice};
 use access::LocalHost;
 use ipnet::Ipv4Net;
+use plug::Plugs;
 use register::Findings;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -16,6 +18,8 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tt_api::server::{Api, ApiConfig};
+use tt_docker::Docker;
+use tt_engine::docker::{DockerConfig, DockerEngine, Plug};
 use tt_engine::exec::{ExecConfig, ExecEngine};
 use tt_engine::firecracker::{FirecrackerConfig, FirecrackerEngine};
 use tt_engine::qemu::{AcceleratorChoice, QemuConfig, QemuEngine};
@@ -184,7 +188,13 @@ fn catalogue(config: &Config) -> Catalogue {
 }
 
 /// The engines, by preference, of a host whose new disks are of this kind. Touches nothing yet.
-fn engines(config: &Config, layout: &Layout, storage: StorageKind) -> Vec<Arc<dyn VmEngine>> {
+fn engines(
+    config: &Config,
+    layout: &Layout,
+    storage: StorageKind,
+    docker: Arc<Docker>,
+    plug: Arc<dyn Plug>,
+) -> Vec<Arc<dyn VmEngine>> {
     let accelerator = match config.qemu.accelerator {
         Accelerator::Auto => AcceleratorChoice::Auto,
         Accelerator::Kvm => AcceleratorChoice::Kvm,
@@ -203,8 +213,13 @@ fn engines(config: &Config, layout: &Layout, storage: StorageKind) -> Vec<Arc<dy
     };
     let binary = config.qemu.binary.clone();
     let qemu = QemuConfig { layout: layout.clone(), binary, accelerator, network };
-    let mut engines: Vec<Arc<dyn VmEngine>> =
-        vec![Arc::new(QemuEngine::new(qemu)), Arc::new(FirecrackerEngine::new(firecracker))];
+    let docker =
+        DockerConfig { layout: layout.clone(), docker, agent: config.guest_agent.clone(), plug };
+    let mut engines: Vec<Arc<dyn VmEngine>> = vec![
+        Arc::new(QemuEngine::new(qemu)),
+        Arc::new(FirecrackerEngine::new(firecracker)),
+        Arc::new(DockerEngine::new(docker)),
+    ];
     if let Some(program) = config.exec_program.clone() {
         let exec = ExecConfig { layout: layout.clone(), program };
         engines.push(Arc::new(ExecEngine::new(exec)));
@@ -254,7 +269,10 @@ fn compose(
         upstream_dns: config.upstream_dns.clone(),
     });
     network.init()?;
-    let engines = engines(config, layout, storage);
+    let network: Arc<dyn Network> = Arc::new(network);
+    let docker = Arc::new(Docker::new(&config.docker_socket));
+    let engines =
+        engines(config, layout, storage, docker.clone(), Arc::new(Plugs(network.clone())));
     let wake: Wake = Arc::new(move |id| vms.push(id));
     let facts: Vec<EngineFacts> = engines.iter().map(|engine| engine.init(wake.clone())).collect();
     for engine in &facts {
@@ -271,9 +289,12 @@ fn compose(
     }
     tracing::info!(storage = storage.name(), reason = storage_reason, "storage for new images");
     // Not only the one for new images: those that are there keep their kind when another one is configured.
-    let open = |kind: &StorageKind| tt_storage::open_in(pool.as_ref(), *kind, layout);
+    let open = |kind: &StorageKind| match kind {
+        StorageKind::Docker => tt_storage::open_docker(layout, docker.clone()),
+        kind => tt_storage::open_in(pool.as_ref(), *kind, layout),
+    };
     let storages: Vec<Arc<dyn Storage>> = StorageKind::ALL.iter().map(open).collect();
-    let drivers = Drivers { engines, storages, network: Arc::new(network) };
+    let drivers = Drivers { engines, storages, network };
     Ok(Composed { drivers, facts, storage, storage_reason })
 }
 

@@ -3,7 +3,7 @@
 use super::Tree;
 
 /// The rows of the architecture, from the program down to the nouns.
-const ROWS: [(&str, u8); 10] = [
+const ROWS: [(&str, u8); 11] = [
     ("tt", 4),
     ("tt-api", 3),
     ("tt-host", 3),
@@ -12,6 +12,7 @@ const ROWS: [(&str, u8); 10] = [
     ("tt-network", 2),
     ("tt-store", 2),
     ("tt-image", 2),
+    ("tt-docker", 1),
     ("tt-guest", 1),
     ("tt-model", 1),
 ];

@@ -21,7 +21,6 @@ use tokio::sync::mpsc;
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open};
 use tt_model::check::quoted;
-use tt_model::template::FEATURE_AGENT;
 use tt_model::{ErrorCode, Goal, Phase, Refusal, Vm, feat};
 
 /// How long a client may take to say what it opens, and to take leave.
@@ -177,7 +176,7 @@ fn check_agent(vm: &Vm, can_exec: bool, phase: Option<Phase>) -> Result<(), Refu
         let problem = format!("engine {} can not exec or copy", vm.engine);
         return refuse(ErrorCode::Unsupported, problem, "choose another engine for it");
     }
-    if !vm.template.has(FEATURE_AGENT) {
+    if !vm.has_agent() {
         let problem = format!(
             "its guest lacks TT's agent, which runs programs and copies: template {} does not bring it",
             vm.template.name

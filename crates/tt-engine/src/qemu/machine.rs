@@ -110,7 +110,7 @@ pub(super) fn start(
 /// QEMU's name for the format of a disk.
 pub(super) fn format(storage: StorageKind) -> &'static str {
     match storage {
-        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs => "raw",
+        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs | StorageKind::Docker => "raw",
         StorageKind::Qcow2 => "qcow2",
     }
 }

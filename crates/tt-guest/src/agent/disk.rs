@@ -49,7 +49,8 @@ fn device_name(sys: &str) -> Option<String> {
     about.lines().find_map(|line| line.strip_prefix("DEVNAME=")).map(str::to_owned)
 }
 
-fn mounted_mb() -> io::Result<u64> {
+/// Size in MiB of what is mounted as the root.
+pub fn mounted_mb() -> io::Result<u64> {
     let about = rustix::fs::statvfs("/")?;
     Ok(about.f_blocks * about.f_frsize / MIB)
 }

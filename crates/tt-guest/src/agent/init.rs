@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::mount::MountFlags;
+use tt_guest::entry::Entry;
 
 use super::log::{explain, say};
 use super::process::Identity;
@@ -80,13 +81,7 @@ pub fn mount_all(is_image: bool) {
 /// Starts the first process's other threads.
 pub fn begin(agent: &Arc<Agent>, kept: Kept) -> std::io::Result<()> {
     let Kept { modules, entry, .. } = kept;
-    if let Some(entry) = entry {
-        let own = Arc::clone(agent);
-        super::thread("image", move || {
-            while !own.ready.wait(READY_WAIT) {}
-            entry::start(&own, &entry);
-        })?;
-    }
+    begin_entry(agent, entry)?;
     let own = Arc::clone(agent);
     super::thread("start-up", move || {
         own.ready.wait(HOST_WAIT);
@@ -100,6 +95,26 @@ pub fn begin(agent: &Arc<Agent>, kept: Kept) -> std::io::Result<()> {
             say(explain(&error));
         }
         power::watch_button(&own);
+    })
+}
+
+/// Starts the other threads of a container's first process.
+pub fn begin_container(agent: &Arc<Agent>, entry: Option<Entry>) -> std::io::Result<()> {
+    begin_entry(agent, entry)?;
+    let own = Arc::clone(agent);
+    super::thread("start-up", move || {
+        own.ready.wait(HOST_WAIT);
+        run_start_up(&own);
+    })
+}
+
+/// Lets the image's process begin once the guest is set up.
+fn begin_entry(agent: &Arc<Agent>, entry: Option<Entry>) -> std::io::Result<()> {
+    let Some(entry) = entry else { return Ok(()) };
+    let own = Arc::clone(agent);
+    super::thread("image", move || {
+        while !own.ready.wait(READY_WAIT) {}
+        entry::start(&own, &entry);
     })
 }
 

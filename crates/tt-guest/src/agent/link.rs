@@ -58,7 +58,11 @@ impl Link {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => (),
         }
-        let listener = UnixListener::bind(path)?;
+        Self::listening(UnixListener::bind(path)?)
+    }
+
+    /// Takes over a socket that is listening.
+    pub fn listening(listener: UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         Ok(Self::Socket { listener: listener.into(), peer: Mutex::new(None), is_vsock: false })
     }

@@ -1,6 +1,7 @@
 //! The agent: serves one host at a time over one channel, as a service or as the guest's first process.
 
 mod console;
+mod container;
 mod copy;
 mod disk;
 mod entry;
@@ -55,12 +56,23 @@ struct Agent {
     outbox: Outbox,
     processes: Arc<Processes>,
     pid1: bool,
+    /// It is a container's first process: the kernel, its clock and its name are the host's.
+    is_container: bool,
+    /// What a container's first process ends with, once everything else has ended.
+    exit_code: std::sync::OnceLock<u8>,
     /// Set once the guest was set up for the first time.
     ready: Flag,
     /// Milliseconds from boot to the first session.
     boot_ms: std::sync::OnceLock<u64>,
     /// How the image's process ended.
     entry_exit: std::sync::OnceLock<process::Exit>,
+}
+
+impl Agent {
+    /// Whether clock and random numbers of the kernel are this guest's, and may be set.
+    fn owns_kernel(&self) -> bool {
+        !self.options.no_setup && !self.is_container
+    }
 }
 
 /// Runs the agent until it is told to end.
@@ -86,7 +98,38 @@ pub fn run(options: Options) -> ExitCode {
     if pid1 {
         init::mount_all(kept.entry.is_some());
     }
-    match start(options, pid1, kept) {
+    let link = match &options.unix {
+        Some(path) => Link::listen(path),
+        None if options.port.is_none() && stage1::has_vsock() => kept.listen(),
+        None => Link::open_port(options.port.as_deref()),
+    };
+    ended(link.and_then(|link| {
+        let agent = start(options, link, pid1, false)?;
+        if pid1 {
+            init::begin(&agent, kept)?;
+        }
+        Ok(agent)
+    }))
+}
+
+/// Runs the agent as the first process of a container.
+pub fn run_container() -> ExitCode {
+    power::block_signals();
+    process::hide_inherited_files();
+    time::note_birth();
+    // Its threads take it over; without it they would be called as the file is.
+    let _ = rustix::thread::set_name(c"tt-guest");
+    ended(container::wait().and_then(|begun| {
+        begun.open_console()?;
+        let agent = start(Options::default(), Link::listening(begun.agent)?, true, true)?;
+        init::begin_container(&agent, begun.start.entry)?;
+        Ok(agent)
+    }))
+}
+
+/// Serves to the end, if there was a beginning.
+fn ended(started: io::Result<Arc<Agent>>) -> ExitCode {
+    match started {
         Ok(agent) => power::wait_for_signals(&agent),
         Err(error) => {
             say(format!("cannot start: {}", explain(&error)));
@@ -95,18 +138,15 @@ pub fn run(options: Options) -> ExitCode {
     }
 }
 
-fn start(options: Options, pid1: bool, kept: stage1::Kept) -> io::Result<Arc<Agent>> {
-    let link = match &options.unix {
-        Some(path) => Link::listen(path)?,
-        None if options.port.is_none() && stage1::has_vsock() => kept.listen()?,
-        None => Link::open_port(options.port.as_deref())?,
-    };
+fn start(options: Options, link: Link, pid1: bool, is_container: bool) -> io::Result<Arc<Agent>> {
     let agent = Arc::new(Agent {
         options,
         link,
         outbox: Outbox::default(),
         processes: Processes::start()?,
         pid1,
+        is_container,
+        exit_code: std::sync::OnceLock::new(),
         ready: Flag::default(),
         boot_ms: std::sync::OnceLock::new(),
         entry_exit: std::sync::OnceLock::new(),
@@ -117,9 +157,6 @@ fn start(options: Options, pid1: bool, kept: stage1::Kept) -> io::Result<Arc<Age
     thread("reader", move || session::serve(&reader))?;
     let reminder = Arc::clone(&agent);
     thread("reminder", move || session::remind(&reminder))?;
-    if pid1 {
-        init::begin(&agent, kept)?;
-    }
     Ok(agent)
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::mount::MountFlags;
 use rustix::system::RebootCommand;
+use tt_guest::container::AGAIN_CODE;
 use tt_guest::message::{ByeReason, FailureCode, GuestMessage};
 
 use super::log::say;
@@ -41,7 +42,7 @@ pub fn block_signals() {
 /// Serves signals until the agent has to end.
 pub fn wait_for_signals(agent: &Arc<Agent>) -> ExitCode {
     let set = signals();
-    if agent.pid1 {
+    if agent.pid1 && !agent.is_container {
         // Else the kernel restarts on ctrl-alt-del without asking; where it refuses, it does just that.
         let _ = rustix::system::reboot(RebootCommand::CadOff);
     }
@@ -49,6 +50,9 @@ pub fn wait_for_signals(agent: &Arc<Agent>) -> ExitCode {
         let mut signal = 0;
         // SAFETY: `set` is initialised, and `signal` is written by the call alone.
         let failed = unsafe { libc::sigwait(&raw const set, &raw mut signal) };
+        if let Some(code) = agent.exit_code.get() {
+            return ExitCode::from(*code);
+        }
         if failed != 0 {
             continue;
         }
@@ -62,7 +66,8 @@ pub fn wait_for_signals(agent: &Arc<Agent>) -> ExitCode {
 }
 
 /// What a signal asks the first process for, as BusyBox's programs send them: `reboot` sends `SIGTERM`, ctrl-alt-del
-/// `SIGINT`, `halt` and `poweroff` the two others.
+/// `SIGINT`, `halt` and `poweroff` the two others. Docker sends `SIGTERM` when it ends itself: its containers are to come
+/// back then.
 fn means_reboot(signal: i32) -> bool {
     matches!(signal, libc::SIGTERM | libc::SIGINT)
 }
@@ -92,6 +97,12 @@ pub fn shut_down(agent: &Agent, reboot: bool) -> Result<(), Refusal> {
             kill(-1, *signal);
         }
         agent.processes.wait_for_none(wait);
+    }
+    if agent.is_container {
+        // With its first process, whose main thread waits for signals, a container ends; the code says how.
+        let _ = agent.exit_code.set(if reboot { AGAIN_CODE } else { 0 });
+        kill(1, libc::SIGUSR1);
+        return Ok(());
     }
     rustix::fs::sync();
     if let Err(error) = rustix::mount::mount_remount("/", MountFlags::RDONLY, c"") {

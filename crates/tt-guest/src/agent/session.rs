@@ -149,7 +149,7 @@ impl Session<'_> {
             stream.cancel();
         }
         let _ = self.agent.boot_ms.set(time::uptime_ms());
-        if !self.agent.options.no_setup {
+        if self.agent.owns_kernel() {
             time::advance_clock(hello.time_unix_ns)
                 .unwrap_or_else(|error| say(format!("cannot set the clock: {error}")));
             let entropy = hello.entropy.as_deref().map_or(Ok(()), time::add_entropy);
@@ -186,7 +186,7 @@ impl Session<'_> {
                 }
             }
             HostMessage::Shutdown { reboot } => self.shut_down(epoch, reboot),
-            HostMessage::SetClock { time_unix_ns } if !self.agent.options.no_setup => {
+            HostMessage::SetClock { time_unix_ns } if self.agent.owns_kernel() => {
                 time::set_clock(time_unix_ns)
                     .unwrap_or_else(|error| say(format!("cannot set the clock: {error}")));
             }

@@ -12,7 +12,7 @@ pub fn run(agent: &Agent, setup: &Setup) -> GuestMessage {
     if agent.options.no_setup {
         return failed("setup", "the agent was started with --no-setup");
     }
-    match steps(setup) {
+    match steps(agent, setup) {
         Ok(disk_mb) => GuestMessage::SetupDone { facts: facts(agent, setup, disk_mb) },
         Err((what, error)) => failed(what, &error.to_string()),
     }
@@ -33,9 +33,9 @@ pub fn note_ready(agent: &Agent, answer: &GuestMessage) {
     }
 }
 
-fn steps(setup: &Setup) -> Result<u64, (&'static str, io::Error)> {
+fn steps(agent: &Agent, setup: &Setup) -> Result<u64, (&'static str, io::Error)> {
     let step = |what: &'static str| move |error| (what, error);
-    if let Some(entropy) = &setup.entropy {
+    if let Some(entropy) = setup.entropy.as_ref().filter(|_| agent.owns_kernel()) {
         time::add_entropy(entropy).map_err(step("entropy"))?;
     }
     files::set_hostname(&setup.hostname).map_err(step("hostname"))?;
@@ -45,7 +45,9 @@ fn steps(setup: &Setup) -> Result<u64, (&'static str, io::Error)> {
     files::write_names(setup).map_err(step("files"))?;
     files::write_machine_id(setup.machine_id.as_deref()).map_err(step("machine_id"))?;
     files::add_keys(&setup.ssh_keys).map_err(step("ssh_keys"))?;
-    disk::grow_root().map_err(step("disk"))
+    // The host's file system is not a container's to grow.
+    let disk_mb = if agent.is_container { disk::mounted_mb() } else { disk::grow_root() };
+    disk_mb.map_err(step("disk"))
 }
 
 fn facts(agent: &Agent, setup: &Setup, disk_mb: u64) -> Facts {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::ioctl::{NoArg, Setter, ioctl, opcode};
@@ -29,8 +30,21 @@ const ADD_ENTROPY: rustix::ioctl::Opcode = opcode::write::<[i32; 2]>(b'R', 0x03)
 /// `RNDRESEEDCRNG`, declared by the kernel as `_IO('R', 0x07)`.
 const RESEED: rustix::ioctl::Opcode = opcode::none(b'R', 0x07);
 
-/// Milliseconds since the kernel booted, including time that it was suspended.
+/// When this guest's life began, if that was after its kernel's.
+static BIRTH_MS: OnceLock<u64> = OnceLock::new();
+
+/// Lets time count from now on.
+pub fn note_birth() {
+    // It is born once.
+    let _ = BIRTH_MS.set(uptime_ms());
+}
+
+/// Milliseconds since the guest began to boot, including time that it was suspended.
 pub fn uptime_ms() -> u64 {
+    boot_time_ms().saturating_sub(BIRTH_MS.get().copied().unwrap_or_default())
+}
+
+fn boot_time_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000
 }

@@ -25,7 +25,6 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tt_guest::message::{NetworkSetup, Setup};
 use tt_guest::session::Open;
-use tt_model::template::FEATURE_AGENT;
 use tt_model::{EnvId, ErrorCode, Host, Layout, Refusal, Vm, VmId};
 
 /// Called with a Vm's id when its guest has something to look at.
@@ -242,7 +241,7 @@ impl Guests {
     fn start(&self, vm: &Vm) -> Guest {
         let shared = Arc::new(Shared::new(vm.id, self.setup(vm), self.wake.clone()));
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
-        let has_agent = vm.template.has(FEATURE_AGENT);
+        let has_agent = vm.has_agent();
         let task = match vm.ready_port {
             _ if has_agent => {
                 let door = Door::new(&self.layout, vm.id);

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
-const BLOCK: usize = 512;
+pub(crate) const BLOCK: usize = 512;
 /// Copied at once.
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -28,14 +28,13 @@ pub(super) fn write(
     let manifest = json!([{ "Config": config, "RepoTags": null, "Layers": layers }]);
     let manifest = manifest.to_string().into_bytes();
     for (name, content) in [("manifest.json", &*manifest), (&config, image.config())] {
-        put(&mut out, name, content.len() as u64).map_err(&not_written)?;
-        out.write_all(content).map_err(&not_written)?;
-        pad(&mut out, content.len() as u64).map_err(&not_written)?;
+        put(&mut out, &Head::file(name), content).map_err(&not_written)?;
     }
     for (number, name) in layers.iter().enumerate() {
         let mut layer = image.open_for_docker(number)?;
         space::check_room(path, layer.bytes)?;
-        put(&mut out, name, layer.bytes).map_err(&not_written)?;
+        let head = Head { bytes: layer.bytes, ..Head::file(name) };
+        head.write(&mut out).map_err(&not_written)?;
         let mut buffer = vec![0; PIECE_BYTES];
         let (mut done, mut looked) = (0, 0);
         loop {
@@ -59,25 +58,50 @@ pub(super) fn write(
     file.sync_all().map_err(&not_written)
 }
 
-/// The header of a file.
-fn put(out: &mut impl Write, name: &str, bytes: u64) -> io::Result<()> {
-    let mut block = [0; BLOCK];
-    let mut field = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
-    // The names of this file are short.
-    field(0, name.as_bytes());
-    field(100, b"0000644\x000000000\x000000000\0");
-    if bytes < 1 << 33 {
-        field(124, format!("{bytes:011o}").as_bytes());
-    } else {
-        field(124, &[0x80, 0, 0, 0]);
-        field(128, &bytes.to_be_bytes());
+/// What the header of an entry says: root's, of the first second. Name and target are short.
+pub(crate) struct Head<'a> {
+    pub(crate) name: &'a str,
+    /// The type flag.
+    pub(crate) kind: u8,
+    pub(crate) mode: u32,
+    /// Where a symbolic link points.
+    pub(crate) target: &'a str,
+    pub(crate) bytes: u64,
+}
+
+impl<'a> Head<'a> {
+    /// An empty file that anybody reads.
+    pub(crate) fn file(name: &'a str) -> Self {
+        Self { name, kind: b'0', mode: 0o644, target: "", bytes: 0 }
     }
-    field(136, b"00000000000\0");
-    field(156, b"0");
-    field(257, b"ustar\x0000");
-    let sum = block.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
-    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    out.write_all(&block)
+
+    fn write(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut block = [0; BLOCK];
+        let mut field = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
+        field(0, self.name.as_bytes());
+        field(100, format!("{:07o}\x000000000\x000000000\0", self.mode).as_bytes());
+        if self.bytes < 1 << 33 {
+            field(124, format!("{:011o}", self.bytes).as_bytes());
+        } else {
+            field(124, &[0x80, 0, 0, 0]);
+            field(128, &self.bytes.to_be_bytes());
+        }
+        field(136, b"00000000000\0");
+        field(156, &[self.kind]);
+        field(157, self.target.as_bytes());
+        field(257, b"ustar\x0000");
+        let sum = block.iter().map(|byte| u32::from(*byte)).sum::<u32>() + 8 * u32::from(b' ');
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        out.write_all(&block)
+    }
+}
+
+/// A whole entry.
+pub(crate) fn put(out: &mut impl Write, head: &Head<'_>, content: &[u8]) -> io::Result<()> {
+    let bytes = content.len() as u64;
+    Head { bytes, ..*head }.write(out)?;
+    out.write_all(content)?;
+    pad(out, bytes)
 }
 
 fn pad(out: &mut impl Write, bytes: u64) -> io::Result<()> {

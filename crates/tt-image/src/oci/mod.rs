@@ -5,7 +5,7 @@
 mod artifact;
 mod blob;
 mod cache;
-mod container;
+pub(crate) mod container;
 mod fetch;
 mod image;
 mod pull;

@@ -1,14 +1,13 @@
 //! Planning a new Env: every id, name, address and port is decided here.
 
-use super::room::{check_disk, check_memory, check_sizes, exhausted, unable};
-use super::{LAYERS_MAX, Policy, check_life_time, login};
+use super::room::{check_disk, check_memory, check_sizes, exhausted, storage_for, unable, wanted};
+use super::{LAYERS_MAX, Policy, check_life_time, login, template_stem};
 use crate::check::{check_env, check_name, check_request_key, quoted};
 use crate::names::{latest_meta, runtime_image};
-use crate::template::FEATURE_UEFI;
 use crate::vm::{Disk, MachineSize};
 use crate::{
     Env, EnvId, EnvSpec, EnvState, ErrorCode, Goal, Host, KeptImage, MacAddr, NetKind, PortMap,
-    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate, feat,
+    Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -152,15 +151,6 @@ pub(super) fn member_names(
     Ok(members)
 }
 
-/// A name for a Vm without one: the last part of its template's name, as a DNS label.
-fn template_stem(template: &str) -> String {
-    let last = template.rsplit('/').next().unwrap_or(template);
-    let stem: String =
-        last.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
-    let stem = stem.trim_matches('-');
-    if stem.bytes().any(|b| b.is_ascii_alphabetic()) { stem.into() } else { format!("vm-{stem}") }
-}
-
 /// What a new member has from its Env.
 #[derive(Clone, Copy)]
 pub(super) struct Family<'a> {
@@ -201,7 +191,7 @@ impl<'a> Builder<'a> {
     pub(super) fn vm(&mut self, name: String, spec: &VmSpec) -> Result<Vm, Refusal> {
         let template = self.template(&spec.template)?;
         let base = self.base(spec, template)?;
-        let engine = self.engine(spec, template)?;
+        let engine = self.engine(spec, template, base)?;
         let least = base.map_or(template.disk_size, |image| image.disk_size);
         let (cpu_num, mem_size, disk_size) = self.sizes(spec, template, least)?;
         let ip_addr = *self.addresses.next().ok_or_else(|| self.exhausted("addresses"))?;
@@ -211,7 +201,7 @@ impl<'a> Builder<'a> {
         self.usage.mem_size += u64::from(mem_size);
         let id = VmId(self.next_id);
         self.next_id += 1;
-        let storage = base.map_or(self.world.host.storage, |image| image.storage);
+        let storage = base.map_or_else(|| storage_for(self.world.host, &engine), |i| i.storage);
         Ok(Vm {
             id,
             env_id: self.family.env_id,
@@ -306,16 +296,17 @@ impl<'a> Builder<'a> {
     }
 
     /// The engine asked for, else the host's first one that can.
-    fn engine(&self, spec: &VmSpec, template: &VmTemplate) -> Result<String, Refusal> {
-        let wanted = match spec.net_kind {
-            NetKind::Nat => feat::NAT,
-            NetKind::Flatten => feat::FLAT,
-        };
-        let wanted = wanted | if template.has(FEATURE_UEFI) { feat::UEFI } else { 0 };
+    fn engine(
+        &self,
+        spec: &VmSpec,
+        template: &VmTemplate,
+        base: Option<&KeptImage>,
+    ) -> Result<String, Refusal> {
+        let wanted = wanted(spec.net_kind, template);
         let engines = &self.world.host.engines;
         let mut reasons = Vec::new();
         for engine in engines.iter().filter(|e| spec.engine.as_ref().is_none_or(|n| *n == e.name)) {
-            match unable(engine, template, wanted) {
+            match unable(engine, template, base, wanted) {
                 None => return Ok(engine.name.clone()),
                 Some(reason) => reasons.push(format!("{}: {reason}", engine.name)),
             }

@@ -1,6 +1,7 @@
 //! Tests of planning a new Env.
 
 use super::*;
+use crate::feat;
 use crate::{ENGINE_EXEC, EngineFacts};
 use proptest::prelude::*;
 

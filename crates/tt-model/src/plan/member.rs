@@ -189,8 +189,20 @@ fn updated(
             "ask for at least as much",
         ));
     }
+    if disk_size > resource.disk_size && vm.is_container() {
+        return Err(refuse(
+            ErrorCode::Unsupported,
+            format!("disk_size {disk_size}"),
+            "the disk of a container keeps the size that it was made with",
+            "leave it out",
+        ));
+    }
     resource.disk_size = disk_size;
     check_sizes(world.host, resource.cpu_num, resource.mem_size, disk_size)?;
+    if vm.is_container() {
+        // Its limits change while it runs.
+        new.machine = resource.machine();
+    }
     if let Some(ports) = &update.ports {
         resource.port_map = port_map(vm, ports, world)?;
     }

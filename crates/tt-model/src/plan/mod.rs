@@ -63,3 +63,12 @@ fn check_life_time(life_time: u64, policy: &Policy) -> Result<(), crate::Refusal
         "ask for less now and extend it later",
     ))
 }
+
+/// A name for a Vm without one: the last part of its template's name, as a DNS label.
+fn template_stem(template: &str) -> String {
+    let last = template.rsplit('/').next().unwrap_or(template);
+    let stem: String =
+        last.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(40).collect();
+    let stem = stem.trim_matches('-');
+    if stem.bytes().any(|b| b.is_ascii_alphabetic()) { stem.into() } else { format!("vm-{stem}") }
+}

@@ -4,7 +4,8 @@ use super::{Policy, plan_snapshot};
 use crate::check::quoted;
 use crate::template::{FEATURE_DISK, Origin};
 use crate::{
-    Env, ErrorCode, Host, KeptImage, Refusal, SnapshotSpec, SnapshotState, Vm, VmTemplate,
+    Env, ErrorCode, Host, KeptImage, Refusal, SnapshotSpec, SnapshotState, StorageKind, Vm,
+    VmTemplate,
 };
 
 /// Plans a template from `vm`, a member of `env`: from its snapshot of that name, else from a snapshot of its disk alone
@@ -21,7 +22,7 @@ pub fn plan_publish(
     now: u64,
     policy: &Policy,
 ) -> Result<Origin, Refusal> {
-    check_form(&vm.template, &vm.full_name())?;
+    check_form(&vm.template, &vm.full_name(), vm.storage)?;
     let (name, is_temporary) = match snapshot {
         Some(name) => {
             check_ready(vm, name)?;
@@ -53,7 +54,7 @@ pub fn plan_publish_image(image: &KeptImage) -> Result<Origin, Refusal> {
             "see `tt image ls` for the others",
         ));
     }
-    check_form(&image.template, &what)?;
+    check_form(&image.template, &what, image.storage)?;
     Ok(Origin::Image { image: image.id, template: image.template.name.clone() })
 }
 
@@ -68,7 +69,12 @@ pub fn plan_published(vm: &mut Vm, origin: &Origin) -> bool {
     dropped
 }
 
-fn check_form(template: &VmTemplate, what: &str) -> Result<(), Refusal> {
+fn check_form(template: &VmTemplate, what: &str, storage: StorageKind) -> Result<(), Refusal> {
+    if storage == StorageKind::Docker {
+        let problem = "it is a container, which has files and no disk";
+        let remedy = "publish a Vm of another engine";
+        return Err(Refusal::new(ErrorCode::Unsupported, what.to_owned(), problem, remedy));
+    }
     if template.has(FEATURE_DISK) {
         return Ok(());
     }

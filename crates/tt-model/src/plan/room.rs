@@ -1,8 +1,9 @@
 //! What a host has: whether it is enough, and why an engine of it can not.
 
-use crate::template::FEATURE_DISK;
+use crate::template::{FEATURE_DISK, FEATURE_UEFI};
 use crate::{
-    ENGINE_EXEC, EngineFacts, ErrorCode, Host, Refusal, Usage, VmEngineFeat, VmTemplate, feat,
+    ENGINE_EXEC, EngineFacts, ErrorCode, Host, KeptImage, NetKind, Refusal, StorageKind, Usage,
+    VmEngineFeat, VmTemplate, feat,
 };
 
 /// The host has no more of something that is counted.
@@ -70,14 +71,32 @@ pub(super) fn check_memory(host: &Host, usage: &Usage, mem_size: u32) -> Result<
     ))
 }
 
-/// Why `engine` can not run `template` with the features `wanted`, if it can not.
+/// Which back end holds a new disk for that engine.
+pub(super) fn storage_for(host: &Host, engine: &str) -> StorageKind {
+    if StorageKind::Docker.is_for(engine) { StorageKind::Docker } else { host.storage }
+}
+
+/// What an engine must be able to do for a Vm of that template that is reached so: bits of [`feat`].
+pub(super) fn wanted(net_kind: NetKind, template: &VmTemplate) -> VmEngineFeat {
+    let net = match net_kind {
+        NetKind::Nat => feat::NAT,
+        NetKind::Flatten => feat::FLAT,
+    };
+    net | if template.has(FEATURE_UEFI) { feat::UEFI } else { 0 }
+}
+
+/// Why `engine` can not run `template`, or what was kept of it in `base`, with the features `wanted`, if it can not.
 pub(super) fn unable(
     engine: &EngineFacts,
     template: &VmTemplate,
+    base: Option<&KeptImage>,
     wanted: VmEngineFeat,
 ) -> Option<String> {
     if let Some(reason) = &engine.unusable {
         return Some(reason.clone());
+    }
+    if let Some(image) = base.filter(|image| !image.storage.is_for(&engine.name)) {
+        return Some(format!("a kept image of storage {} is not for it", image.storage.name()));
     }
     if !takes(engine, template) {
         let fit = template.compatible_engines.join(", ");

@@ -26,6 +26,8 @@ mod moves;
 #[cfg(test)]
 mod names;
 #[cfg(test)]
+mod plug;
+#[cfg(test)]
 mod reach;
 #[cfg(test)]
 mod resolver;

@@ -129,7 +129,7 @@ fn relative(from: &str, to: &str) -> String {
 /// QEMU's name of a format.
 fn backing_format(kind: StorageKind) -> &'static str {
     match kind {
-        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs => "raw",
+        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs | StorageKind::Docker => "raw",
         StorageKind::Qcow2 => "qcow2",
     }
 }

@@ -38,7 +38,9 @@ fn the_table_has_a_row_for_each_clause_and_a_column_for_each_kind() {
     let table = table();
     assert!(table.keys().eq(rows.iter()), "{:?}", table.keys());
     for (row, cells) in &table {
-        let mut kinds = StorageKind::ALL.map(StorageKind::name);
+        // What a container holds is no disk with bytes at offsets: `tests/docker.rs` has clauses of its own.
+        let kinds = StorageKind::ALL.into_iter().filter(|kind| *kind != StorageKind::Docker);
+        let mut kinds: Vec<&str> = kinds.map(StorageKind::name).collect();
         kinds.sort_unstable();
         assert!(cells.keys().eq(kinds.iter()), "{row}: {cells:?}");
     }

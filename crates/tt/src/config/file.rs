@@ -35,6 +35,7 @@ pub(super) struct File {
     pub qemu: QemuTable,
     pub exec: ExecTable,
     pub firecracker: FirecrackerTable,
+    pub docker: DockerTable,
     pub zfs: ZfsTable,
     pub policy: PolicyTable,
     pub host: HostTable,
@@ -60,6 +61,13 @@ pub(super) struct ExecTable {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FirecrackerTable {
     pub binary: Option<PathBuf>,
+}
+
+/// `[docker]`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct DockerTable {
+    pub socket: Option<PathBuf>,
 }
 
 /// `[zfs]`.

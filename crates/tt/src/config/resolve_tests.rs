@@ -39,6 +39,7 @@ fn nothing_said_is_the_documented_default() {
                 binary: format!("qemu-system-{}", std::env::consts::ARCH).into(),
                 accelerator: Accelerator::Auto,
             },
+            docker_socket: "/var/run/docker.sock".into(),
             exec_program: None,
             firecracker: "firecracker".into(),
             storage: StorageChoice::Auto,
@@ -71,6 +72,7 @@ fn the_file_says_everything_and_the_flags_override_it() {
         log = "debug"
         sweep_grace = "1h"
         zfs.pool = "tank/vms"
+        docker.socket = "docker.sock"
         exec.program = "engine"
         qemu = { binary = "/opt/qemu", accelerator = "tcg" }
         firecracker.binary = "/opt/firecracker"
@@ -95,6 +97,7 @@ fn the_file_says_everything_and_the_flags_override_it() {
     assert_eq!((config.storage, config.sweep_grace.as_secs()), (StorageChoice::Qcow2, 3600));
     assert_eq!(config.pool.as_deref(), Some("tank/vms"));
     assert_eq!(config.firecracker, Path::new("/opt/firecracker"));
+    assert_eq!(config.docker_socket, Path::new("/home/u/docker.sock"));
     assert_eq!(config.exec_program, Some("/home/u/engine".into()));
 
     let args = ConfigArgs {

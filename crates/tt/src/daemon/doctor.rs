@@ -1,6 +1,7 @@
 //! What this host can do and what to install for the rest. Every driver is tried for real, in a
 //! scratch directory and a network namespace of its own; nothing is left behind.
 
+use super::plug::Unplugged;
 use super::{DaemonError, choose_storage, engines};
 use crate::config::Config;
 use serde::Serialize;
@@ -9,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tt_docker::Docker;
 use tt_model::{EngineFacts, Instance, Layout, StorageKind, feat};
 use tt_network::{NetnsNetwork, Network, NetworkConfig};
 use tt_storage::Choice;
@@ -91,7 +93,8 @@ fn engine_checks(config: &Config, storage: StorageKind) -> Vec<Check> {
         engine.close();
         facts
     };
-    let engines = engines(config, &scratch.layout, storage);
+    let docker = Arc::new(Docker::new(&config.docker_socket));
+    let engines = engines(config, &scratch.layout, storage, docker, Arc::new(Unplugged));
     let facts: Vec<EngineFacts> = engines.iter().map(examine).collect();
     let is_any_usable = facts.iter().any(|facts| facts.unusable.is_none());
     let check = |facts: EngineFacts| {

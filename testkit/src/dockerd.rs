@@ -1,0 +1,220 @@
+//! A Docker daemon of a test's own: its files, its socket, its control groups and its network namespace are its own, and
+//! go with it. It touches no other Docker, no rule of a firewall and no bridge.
+
+use crate::oci::{Image, Node, archive};
+use crate::{Must, remains, skip, within};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+use tt_docker::Docker;
+
+/// How long it may take to come and to go on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// BusyBox, where it is static.
+const BUSYBOX: &str = "/bin/busybox";
+/// What a container of [`Dockerd::busybox`] finds in `/bin`.
+const APPLETS: [&str; 24] = [
+    "cat", "chmod", "cp", "dd", "echo", "env", "id", "ip", "kill", "ls", "mkdir", "nc", "nslookup",
+    "pgrep", "ping", "ps", "rm", "sh", "sleep", "stat", "sync", "test", "touch", "wget",
+];
+
+/// A daemon at work. Dropping it takes everything down.
+#[derive(Debug)]
+pub struct Dockerd {
+    child: Option<Child>,
+    dir: TempDir,
+}
+
+impl Dockerd {
+    /// Starts it. `None`, after it has been said for the test `name`, if this machine lacks something.
+    pub fn start(name: &str) -> Option<Self> {
+        if let Some(reason) = lacks() {
+            skip(name, &reason);
+            return None;
+        }
+        let prefix = format!("ttdocker-{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir().must("make a directory");
+        let mut dockerd = Self { child: None, dir };
+        dockerd.run();
+        Some(dockerd)
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("docker.sock")
+    }
+
+    /// What asks it.
+    pub fn docker(&self) -> Docker {
+        Docker::new(self.socket())
+    }
+
+    /// Starts it again after [`Dockerd::kill`] or [`Dockerd::end`].
+    ///
+    /// # Panics
+    /// If it does not come.
+    pub fn run(&mut self) {
+        let dir = self.dir.path();
+        let log = File::options().create(true).append(true).open(dir.join("log"));
+        let log = log.must("open the log");
+        let under = |name: &str| dir.join(name);
+        let mut command = Command::new("dockerd");
+        command
+            .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+            .args(["--userland-proxy=false", "--live-restore=false"])
+            .arg(format!("--cgroup-parent=/{}", self.cgroup()))
+            .arg(format!("--host=unix://{}", under("docker.sock").display()))
+            .arg("--data-root")
+            .arg(under("data"))
+            .arg("--exec-root")
+            .arg(under("exec"))
+            .arg("--pidfile")
+            .arg(under("pid"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().must("share the log"))
+            .stderr(log)
+            .process_group(0);
+        let enter = || {
+            // A test that is killed takes it along.
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
+            // SAFETY: this changes the namespace of the child alone.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+            Ok(())
+        };
+        // SAFETY: the closure makes two system calls between fork and exec and allocates nothing.
+        unsafe { command.pre_exec(enter) };
+        self.child = Some(command.spawn().must("start dockerd"));
+        let docker = self.docker();
+        let mut is_over = false;
+        let is_up = within(PATIENCE, || {
+            let child = self.child.as_mut();
+            is_over = child.is_none_or(|child| matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+            is_over || docker.server().is_ok()
+        });
+        assert!(is_up && !is_over, "dockerd does not come:\n{}", self.log());
+    }
+
+    /// Kills the daemon alone, as when it crashes: its containers run on for now.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        // Its containerd dies with it. The next one needs its files; and where nobody reaps orphans, the next daemon would
+        // take it for alive.
+        let note = self.dir.path().join("exec/containerd/containerd.pid");
+        let pid = fs::read_to_string(&note).unwrap_or_default();
+        within(PATIENCE, || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            stat.rsplit_once(')').is_none_or(|(_, rest)| rest.trim_start().starts_with('Z'))
+        });
+        let _ = fs::remove_file(note);
+    }
+
+    /// Ends the daemon as its administrator does: it stops its containers.
+    pub fn end(&mut self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// What it said.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Writes an image with BusyBox in it as `docker save` does; of it, containers run `argv`. Answers where it lies.
+    ///
+    /// # Panics
+    /// If it can not be written.
+    pub fn busybox(dir: &Path, argv: &[&str]) -> PathBuf {
+        let program = fs::read(BUSYBOX).must("read BusyBox");
+        let mut nodes = vec![
+            Node::dir("bin"),
+            Node::dir("etc"),
+            Node::file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/:/bin/sh\n"),
+            Node::file("etc/group", "root:x:0:\nweb:x:33:\n"),
+            Node::dir("tmp").mode(0o1777),
+            Node::program("bin/busybox", program),
+        ];
+        nodes.extend(APPLETS.map(|name| Node::symlink(format!("bin/{name}"), "busybox")));
+        let image = Image::of(&[&nodes]).running(serde_json::json!({
+            "Cmd": argv,
+            "Env": ["PATH=/bin", "COLOUR=green"],
+        }));
+        let path = dir.join("container.tar");
+        fs::write(&path, archive(&image.saved())).must("write an image");
+        path
+    }
+
+    fn signal(&mut self, signal: Signal) {
+        let Some(mut child) = self.child.take() else { return };
+        if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
+            // One that has ended is waited for all the same.
+            let _ = kill_process(pid, signal);
+        }
+        let ended = within(PATIENCE, || matches!(child.try_wait(), Ok(Some(_)) | Err(_)));
+        if !ended {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// The control group of its containers.
+    pub fn cgroup(&self) -> String {
+        let name = self.dir.path().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    }
+
+    /// Kills what is in its control groups, and removes them.
+    fn clear_cgroups(&self) {
+        let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let rows = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let roots = rows.filter(|row| row.get(2).is_some_and(|kind| kind.starts_with("cgroup")));
+        let roots: Vec<_> = roots.map(|row| Path::new(row[1]).join(self.cgroup())).collect();
+        within(PATIENCE, || {
+            roots.iter().filter(|root| root.is_dir()).for_each(|root| clear_group(root));
+            !roots.iter().any(|root| root.is_dir())
+        });
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines = log.lines().filter(|line| !line.contains("level=info"));
+            let tail: Vec<&str> = lines.rev().take(40).collect();
+            let tail: Vec<&str> = tail.into_iter().rev().collect();
+            crate::complain(&format!("dockerd's log ends with\n{}", tail.join("\n")));
+        }
+        self.end();
+        // What was left when it crashed: containerd, shims, and what runs below them.
+        self.clear_cgroups();
+        remains::lose_power(self.dir.path(), self.dir.path());
+        self.clear_cgroups();
+    }
+}
+
+fn lacks() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("it needs root".into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let has = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+    if !has("dockerd") {
+        return Some("there is no dockerd; install docker.io".into());
+    }
+    (!Path::new(BUSYBOX).is_file()).then(|| "there is no busybox; install busybox-static".into())
+}
+
+/// Kills what is in a control group and below it, and removes it once it is empty.
+fn clear_group(group: &Path) {
+    for inner in remains::entries(group).into_iter().filter(|path| path.is_dir()) {
+        clear_group(&inner);
+    }
+    let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    for pid in pids.lines().filter_map(|line| line.parse().ok()).filter_map(Pid::from_raw) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    let _ = fs::remove_dir(group);
+}
