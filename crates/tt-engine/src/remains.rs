@@ -128,6 +128,14 @@ impl Remains<'_> {
         crate::process::kill_group(self.groups, &self.layout.cgroup(self.id))
     }
 
+    /// Kills its processes, and once there is none removes everything. False if one is still ending: call again.
+    pub fn clear(&self) -> Result<bool, EngineError> {
+        match self.kill()? {
+            true => Ok(false),
+            false => self.remove(),
+        }
+    }
+
     /// The cgroup of its mould: the program that takes a copy of its memory.
     pub fn mould(&self) -> PathBuf {
         moulds(self.layout).join(self.id.to_string())

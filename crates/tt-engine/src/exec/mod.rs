@@ -170,11 +170,7 @@ impl VmEngine for ExecEngine {
     }
 
     fn clear(&self, id: VmId) -> Result<bool, EngineError> {
-        let remains = self.host()?.remains(id);
-        match remains.kill()? {
-            true => Ok(false),
-            false => remains.remove(),
-        }
+        self.host()?.remains(id).clear()
     }
 
     fn close(&self) {

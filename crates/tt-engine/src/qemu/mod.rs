@@ -206,10 +206,7 @@ impl VmEngine for QemuEngine {
     fn clear(&self, id: VmId) -> Result<bool, EngineError> {
         let host = self.host()?;
         host.end_stray_mould(id)?;
-        match host.remains(id).kill()? {
-            true => Ok(false),
-            false => host.remains(id).remove(),
-        }
+        host.remains(id).clear()
     }
 
     fn close(&self) {
