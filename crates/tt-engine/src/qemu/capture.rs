@@ -1,7 +1,7 @@
 //! A machine's memory on its way to disk. It copies while the guest runs, needs it to stand still for the last bit, and
 //! completes the copy while the guest runs again. Whether the guest goes on is its caller's choice.
 
-use super::migration::{self, Progress};
+use super::migration::{self, Pace, Progress};
 use super::mould::{self, Mould};
 use super::{Host, MONITOR, boot, disk, unusable};
 use crate::EngineError;
@@ -15,14 +15,13 @@ use tt_model::Vm;
 
 /// How small the rest is when the guest may be stopped for it: a copy does some GB in a second.
 const REST_BYTES_MAX: u64 = 32 << 20;
-/// How long copying may take: this much, and ...
-const COPY_MAX: Duration = Duration::from_secs(30);
-/// ... a second for so much memory in MB. An emulated host that touches its memory for the first time does 150 MB.
-const COPY_MB_PER_S: u32 = 32;
+/// After how many passes through its memory a guest is stopped for what is left, however much: it changes its memory faster
+/// than it is copied, and will not wait.
+const PASSES_MAX: u64 = 16;
+/// How long nothing may move while memory is copied.
+const STILL_MAX: Duration = Duration::from_secs(30);
 /// How long a guest is given before the pause, so that what it changed since the first pass is copied.
 const CHASE_MAX: Duration = Duration::from_millis(500);
-/// How long the rest may take.
-const REST_MAX: Duration = Duration::from_secs(30);
 /// How often a copy is looked at. The monitor serves one at a time: between the looks it is free for others.
 const POLL: Duration = Duration::from_millis(2);
 /// From where on it is watched more closely.
@@ -39,6 +38,8 @@ pub(super) struct Capture {
     mould: Option<Mould>,
     draft: Option<Draft>,
     target: PathBuf,
+    /// Nothing flows until [`Capture::stand`], from the beginning.
+    is_frozen: bool,
 }
 
 impl Capture {
@@ -60,7 +61,10 @@ impl Capture {
         drop(qmp);
 
         let (host_too, vm_too, target) = (host.clone(), vm.clone(), layout.data.join(path));
-        let mut capture = Self { host: host_too, vm: vm_too, mould: None, draft: None, target };
+        // Of so little memory there is no beginning that is not also the end.
+        let is_frozen = u64::from(vm.machine.mem_size) << 20 <= REST_BYTES_MAX;
+        let (mould, draft) = (None, None);
+        let mut capture = Self { host: host_too, vm: vm_too, mould, draft, target, is_frozen };
         // First the registration, or a look takes the mould for a stray one.
         host.held().insert(vm.id);
         let draft = capture.draft.insert(Draft::begin(layout, vm.id, path)?);
@@ -68,8 +72,7 @@ impl Capture {
         let (config, groups) = (&host.config, &remains);
         let mould = mould::start(config, usable, groups, vm, boot, ram, disk_bytes)?;
         let mould = capture.mould.insert(mould);
-        if u64::from(vm.machine.mem_size) << 20 <= REST_BYTES_MAX {
-            // Of so little memory there is no beginning that is not also the end.
+        if is_frozen {
             mould.freeze()?;
         }
         if let Some(feed) = &mould.feed {
@@ -80,17 +83,18 @@ impl Capture {
 
     /// Waits until nearly everything is copied, and sees to it that the rest waits for [`Capture::stand`].
     pub fn settle(&self) -> Result<(), EngineError> {
-        let copy_max =
-            COPY_MAX + Duration::from_secs(1) * (self.vm.machine.mem_size / COPY_MB_PER_S);
-        let until = Instant::now() + copy_max;
+        let mut pace = Pace::new(STILL_MAX);
         loop {
             let mut qmp = self.host.monitor(self.vm.id)?;
             let progress = Progress::of(&mut qmp)?;
-            let is_near = progress.remaining().is_some_and(|rest| rest <= NEAR_BYTES_MAX);
-            if is_near || progress.stands() {
+            if self.is_frozen && progress.remaining().is_some() {
+                // It moves no more: how much is left now does not count.
+                return Ok(());
+            }
+            if is_down_to(&progress, NEAR_BYTES_MAX) || progress.stands() {
                 break;
             }
-            self.go_on_waiting(&progress, until)?;
+            pace.see(progress, Instant::now()).map_err(|problem| self.failed(problem))?;
             drop(qmp);
             thread::sleep(POLL);
         }
@@ -98,22 +102,14 @@ impl Capture {
         let mut qmp = self.host.monitor(self.vm.id)?;
         loop {
             let progress = Progress::of(&mut qmp)?;
-            if progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX) {
+            if is_down_to(&progress, REST_BYTES_MAX) {
                 return self.mould.as_ref().map_or(Ok(()), Mould::freeze);
             }
             if progress.stands() {
                 return Ok(());
             }
-            self.go_on_waiting(&progress, until)?;
+            pace.see(progress, Instant::now()).map_err(|problem| self.failed(problem))?;
             thread::sleep(POLL_NEAR);
-        }
-    }
-
-    fn go_on_waiting(&self, progress: &Progress, until: Instant) -> Result<(), EngineError> {
-        match progress.failure() {
-            Some(problem) => Err(self.failed(problem)),
-            None if Instant::now() > until => Err(self.failed("it takes too long".into())),
-            None => Ok(()),
         }
     }
 
@@ -123,19 +119,19 @@ impl Capture {
         let passes = Progress::of(&mut qmp)?.passes();
         self.mould.as_ref().map_or(Ok(()), Mould::thaw)?;
         let until = Instant::now() + CHASE_MAX;
-        migration::wait(&mut qmp, &self.target, REST_MAX, |progress| {
-            let is_near = progress.remaining().is_some_and(|rest| rest <= REST_BYTES_MAX);
+        migration::wait(&mut qmp, &self.target, STILL_MAX, |progress| {
+            let is_near = is_down_to(progress, REST_BYTES_MAX);
             progress.stands() || is_near && progress.passes() > passes || Instant::now() > until
         })?;
         qmp.run("stop")?;
-        migration::wait(&mut qmp, &self.target, REST_MAX, Progress::stands)
+        migration::wait(&mut qmp, &self.target, STILL_MAX, Progress::stands)
     }
 
     /// Sends the rest. On return the machine's memory may change.
     pub fn complete(&self) -> Result<(), EngineError> {
         let mut qmp = self.host.monitor(self.vm.id)?;
         migration::go_on(&mut qmp)?;
-        migration::wait(&mut qmp, &self.target, REST_MAX, Progress::is_complete)
+        migration::wait(&mut qmp, &self.target, STILL_MAX, Progress::is_complete)
     }
 
     /// Lets the mould write the devices' state, and completes the directory.
@@ -176,4 +172,9 @@ impl Drop for Capture {
         let _ = mould::end(&self.host.remains(self.vm.id));
         self.host.held().remove(&self.vm.id);
     }
+}
+
+/// Whether no more than this is left, or it will not get less.
+fn is_down_to(progress: &Progress, bytes: u64) -> bool {
+    progress.remaining().is_some_and(|rest| rest <= bytes || progress.passes() > PASSES_MAX)
 }

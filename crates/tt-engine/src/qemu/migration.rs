@@ -19,7 +19,7 @@ const POLL: Duration = Duration::from_millis(1);
 const CANCEL_MAX: Duration = Duration::from_secs(10);
 
 /// How far a migration is.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Progress {
     #[serde(default)]
@@ -30,11 +30,13 @@ pub(super) struct Progress {
     error_desc: String,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Ram {
     #[serde(default)]
     remaining: u64,
+    #[serde(default)]
+    transferred: u64,
     #[serde(default)]
     dirty_sync_count: u64,
 }
@@ -77,8 +79,47 @@ impl Progress {
         })
     }
 
+    /// What an error says of it.
+    pub fn text(&self) -> String {
+        let Ram { remaining, transferred, dirty_sync_count } = self.ram;
+        let status = &self.status;
+        format!("{status:?}, {transferred} bytes sent, {remaining} left, pass {dirty_sync_count}")
+    }
+
     fn is_over(&self) -> bool {
         matches!(&*self.status, "" | "none" | "completed" | "failed" | "cancelled")
+    }
+}
+
+/// Whether a migration moves. How long a whole one takes depends on memory, guest and host; on which one stands still does not.
+#[derive(Debug)]
+pub(super) struct Pace {
+    still_max: Duration,
+    last: Progress,
+    since: Instant,
+}
+
+impl Pace {
+    /// One that gives up what has not changed for longer than `still_max`.
+    pub fn new(still_max: Duration) -> Self {
+        Self { still_max, last: Progress::default(), since: Instant::now() }
+    }
+
+    /// What was seen `now`.
+    ///
+    /// # Errors
+    /// Why the migration comes to nothing: it said so, or nothing of it has changed for too long.
+    pub fn see(&mut self, progress: Progress, now: Instant) -> Result<(), String> {
+        if let Some(problem) = progress.failure() {
+            return Err(problem);
+        }
+        if progress != self.last {
+            (self.last, self.since) = (progress, now);
+        }
+        match now.duration_since(self.since) > self.still_max {
+            true => Err(format!("it stands still for {:?}: {}", self.still_max, self.last.text())),
+            false => Ok(()),
+        }
     }
 }
 
@@ -113,26 +154,21 @@ pub(super) fn go_on(qmp: &mut Qmp) -> Result<(), EngineError> {
     qmp.order("migrate-continue", json!({"state": "pre-switchover"}))
 }
 
-/// Polls until `done` holds.
+/// Polls until `done` holds. What has not changed for `still_max` is given up.
 pub(super) fn wait(
     qmp: &mut Qmp,
     path: &Path,
-    within: Duration,
+    still_max: Duration,
     mut done: impl FnMut(&Progress) -> bool,
 ) -> Result<(), EngineError> {
-    let until = Instant::now() + within;
+    let mut pace = Pace::new(still_max);
     loop {
         let progress = Progress::of(qmp)?;
         if done(&progress) {
             return Ok(());
         }
-        if let Some(problem) = progress.failure() {
-            return Err(EngineError::Capture { path: path.to_owned(), problem });
-        }
-        if Instant::now() > until {
-            let problem = format!("it is {:?} after {within:?}", progress.status);
-            return Err(EngineError::Capture { path: path.to_owned(), problem });
-        }
+        let seen = pace.see(progress, Instant::now());
+        seen.map_err(|problem| EngineError::Capture { path: path.to_owned(), problem })?;
         thread::sleep(POLL);
     }
 }
@@ -158,4 +194,39 @@ pub(super) fn cancel(qmp: &mut Qmp, monitor: &Path) -> Result<(), EngineError> {
 /// Whether it stands still because it was sent: then it can not be sent again before it ran.
 pub(super) fn was_sent(qmp: &mut Qmp) -> Result<bool, EngineError> {
     Ok(qmp.ask::<RunState>("query-status")?.status == "postmigrate")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn active(transferred: u64) -> Progress {
+        let ram = Ram { remaining: 7, transferred, dirty_sync_count: 1 };
+        Progress { status: "active".into(), ram, error_desc: String::new() }
+    }
+
+    #[test]
+    fn what_moves_is_waited_for_and_what_stands_still_is_not() {
+        let still_max = Duration::from_secs(30);
+        let mut pace = Pace::new(still_max);
+        let mut now = pace.since;
+        for transferred in 0..100 {
+            now += still_max;
+            assert_eq!(pace.see(active(transferred), now), Ok(()));
+        }
+        assert_eq!(pace.see(active(99), now + still_max), Ok(()));
+        let why = pace.see(active(99), now + still_max + Duration::from_nanos(1)).unwrap_err();
+        assert_eq!(why, "it stands still for 30s: \"active\", 99 bytes sent, 7 left, pass 1");
+    }
+
+    #[test]
+    fn what_failed_is_not_waited_for() {
+        let mut pace = Pace::new(Duration::from_secs(30));
+        for (error_desc, expected) in [("", "the copy ended as"), ("no room", "no room")] {
+            let failed =
+                Progress { status: "failed".into(), error_desc: error_desc.into(), ..active(1) };
+            let why = pace.see(failed, Instant::now()).unwrap_err();
+            assert!(why.contains(expected), "{why}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use crate::sample;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 use tt_engine::conformance::Fixture;
 use tt_engine::{Machine, VmEngine};
@@ -12,6 +13,8 @@ use tt_model::{StopMode, Vm, names};
 
 /// Environment variable that makes [`daemon`] the process that is killed: directory, instance, what it does.
 const DAEMON: &str = "TT_TEST_DAEMON";
+/// How long a daemon may take to begin.
+const BEGUN_MAX: Duration = Duration::from_secs(60);
 
 /// No test of its own: does something to a machine and waits to be killed.
 #[test]
@@ -37,7 +40,7 @@ fn daemon() {
         }
     }
     fs::write(Path::new(dir).join("done"), b"").unwrap();
-    std::thread::sleep(Duration::from_secs(60));
+    thread::sleep(Duration::from_secs(60));
 }
 
 /// Starts a machine from another process, which is killed `after` its start began. True if it had finished.
@@ -48,25 +51,40 @@ fn start_and_die(rig: &Rig, after: Duration) -> bool {
 /// As [`start_and_die`], for `start`, `suspend` or `hold`.
 fn do_and_die(rig: &Rig, deed: &str, after: Duration) -> bool {
     let [begun, done] = ["begun", "done"].map(|name| rig.path().join(name));
-    let _ = fs::remove_file(&begun);
-    let _ = fs::remove_file(&done);
-    let mut daemon = std::process::Command::new(std::env::current_exe().unwrap())
+    let mut daemon = do_in_another(rig, deed);
+    let until = Instant::now() + BEGUN_MAX;
+    while !begun.exists() && Instant::now() < until {
+        thread::sleep(Duration::from_micros(50));
+    }
+    thread::sleep(after);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    done.exists()
+}
+
+/// Does it in another process, which dies when it has; answers how long it took.
+fn do_to_the_end(rig: &Rig, deed: &str) -> Duration {
+    let [begun, done] = ["begun", "done"].map(|name| rig.path().join(name));
+    let mut daemon = do_in_another(rig, deed);
+    wait_until("a daemon that begins", || begun.exists());
+    let at = Instant::now();
+    wait_until("a daemon that ends", || done.exists());
+    let took = at.elapsed();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    took
+}
+
+fn do_in_another(rig: &Rig, deed: &str) -> std::process::Child {
+    for mark in ["begun", "done"] {
+        let _ = fs::remove_file(rig.path().join(mark));
+    }
+    std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::daemon"])
         .env(DAEMON, format!("{},{},{deed}", rig.path().display(), rig.layout.instance.0))
         .stdout(std::process::Stdio::null())
         .spawn()
-        .unwrap();
-    let until = Instant::now() + Duration::from_secs(20);
-    while !begun.exists() && Instant::now() < until {
-        std::hint::spin_loop();
-    }
-    let at = Instant::now() + after;
-    while Instant::now() < at {
-        std::hint::spin_loop();
-    }
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
-    done.exists()
+        .unwrap()
 }
 
 #[test]
@@ -105,7 +123,7 @@ fn whenever_the_daemon_dies_the_next_one_carries_on() {
 fn a_machine_outlives_its_daemon() {
     let rig = Rig::new();
     let vm = rig.vm();
-    assert!(start_and_die(&rig, Duration::from_secs(2)));
+    do_to_the_end(&rig, "start");
     let (send, ends) = std::sync::mpsc::channel();
     let engine = rig.engine();
     let send = std::sync::Mutex::new(send);
@@ -120,6 +138,11 @@ fn a_machine_outlives_its_daemon() {
     remove(&engine, &vm);
 }
 
+/// Into how many moments a deed is divided, at least: a daemon dies at each.
+const MOMENTS: u32 = 12;
+/// What lies between two moments at least.
+const MOMENT_MIN: Duration = Duration::from_millis(29);
+
 /// Kills daemons that do `deed`, ever later, until they have done it, and calls `judge` with the next one.
 fn die_doing(deed: &str, judge: impl Fn(&Rig, &dyn VmEngine, &Vm)) {
     let rig = Rig::new();
@@ -127,23 +150,30 @@ fn die_doing(deed: &str, judge: impl Fn(&Rig, &dyn VmEngine, &Vm)) {
     let engine = rig.engine();
     engine.init(Arc::new(|_| {}));
     engine.start_vm(&vm).unwrap();
-    let (mut before, mut after) = (0, Duration::ZERO);
-    loop {
-        let content = rig.tick(&vm);
-        let done = do_and_die(&rig, deed, after);
+    let carry_on = |content: u64, after: Duration| {
         let next = rig.engine();
         next.init(Arc::new(|_| {}));
         judge(&rig, &next, &vm);
         wait_until("a running guest", || next.start_vm(&vm).is_ok() && rig.beats(&vm));
         assert_eq!(rig.content(&vm), content, "{deed} died after {after:?}");
-        if done {
-            break;
+    };
+    let content = rig.tick(&vm);
+    let whole = do_to_the_end(&rig, deed);
+    carry_on(content, whole);
+    let (mut before, mut after) = (0, Duration::ZERO);
+    let mut moment = (whole / MOMENTS).max(MOMENT_MIN);
+    loop {
+        let content = rig.tick(&vm);
+        let done = do_and_die(&rig, deed, after);
+        carry_on(content, after);
+        match (done, before) {
+            // This machine was far busier at first.
+            (true, 0..=2) => (before, after, moment) = (0, Duration::ZERO, moment / 2),
+            (true, _) => break,
+            (false, _) => (before, after) = (before + 1, after + moment),
         }
-        before += 1;
-        after += Duration::from_millis(29);
     }
     println!("{deed}: {before} daemons died before its end, which came within {after:?}");
-    assert!(before > 2);
     remove(&engine, &vm);
     engine.remove_stray_memory(vm.id).unwrap();
     assert_eq!(engine.memories().unwrap(), []);
