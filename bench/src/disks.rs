@@ -135,6 +135,7 @@ fn by_hand(data: &Path, kind: StorageKind, shape: Shape) -> Result<(Duration, Du
                 .args([&template, &hand])
                 .arg(format!("{}M", shape.disk_mb)),
         )?,
+        StorageKind::Zvol => return Err("it is measured on none of these file systems".into()),
         StorageKind::Docker => return Err("a container has no disk to clone".into()),
     }
     let bare = begin.elapsed();
@@ -146,7 +147,7 @@ fn by_hand(data: &Path, kind: StorageKind, shape: Shape) -> Result<(Duration, Du
     let durable = begin.elapsed();
     match kind {
         StorageKind::File | StorageKind::Qcow2 => fs::remove_file(&hand).must("remove a file"),
-        StorageKind::Docker => {}
+        StorageKind::Docker | StorageKind::Zvol => {}
         StorageKind::Btrfs => {
             tool(Command::new("btrfs").args(["-q", "subvolume", "delete"]).arg(&hand))?;
         }

@@ -71,9 +71,9 @@ fn walk(stack: &Stack<'_>, epoch: u32, kept: &[KeptImage], names: &mut Vec<Strin
     found.is_some_and(|(stack, epoch)| walk(&stack, epoch, kept, names))
 }
 
-/// The number in `images/ID/EPOCH.FORMAT`.
+/// The number in `images/ID/EPOCH.FORMAT`, which may be a directory with the disk in it.
 fn epoch_of(name: &str) -> Option<u32> {
-    name.rsplit('/').next()?.split('.').next()?.parse().ok()
+    name.split('/').nth(2)?.split('.').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -108,6 +108,15 @@ mod tests {
         let with = of_vm(&above, 0, std::slice::from_ref(&image)).unwrap();
         assert_eq!(with, [&["images/9/0.qcow2"], &all[..]].concat());
         assert_eq!(of_vm(&above, 0, &[]), None, "its base has no record");
+    }
+
+    #[test]
+    fn a_kept_image_is_read_by_its_name_whatever_its_kind() {
+        for storage in StorageKind::ALL {
+            let image = KeptImage::of(&vm(7, storage, &[(0, None)]), 1);
+            let layers = of_image(&image, &[]).unwrap();
+            assert_eq!(layers[0], image.runtime_image, "{storage:?}");
+        }
     }
 
     #[test]

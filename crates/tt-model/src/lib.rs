@@ -25,6 +25,7 @@ pub mod sample;
 pub mod snapshot;
 pub mod spec;
 pub mod status;
+mod storage;
 pub mod template;
 pub mod units;
 mod url;
@@ -45,8 +46,7 @@ pub use rule::{Destination, NamePattern, NetRule};
 pub use snapshot::{Snapshot, SnapshotState};
 pub use spec::{EnvSpec, SnapshotSpec, VmSpec, VmUpdate};
 pub use status::{Phase, Trouble, VmStatus};
+pub use storage::StorageKind;
 pub use template::{TemplateSource, TemplateSpec, VmTemplate};
 pub use url::{open_url, shown_url};
-pub use vm::{
-    Disk, MachineSize, Merge, NetKind, StorageKind, Vm, VmEngineFeat, VmResource, VmState, feat,
-};
+pub use vm::{Disk, MachineSize, Merge, NetKind, Vm, VmEngineFeat, VmResource, VmState, feat};

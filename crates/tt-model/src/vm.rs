@@ -3,7 +3,7 @@
 use crate::net::{MacAddr, PortMap};
 use crate::snapshot::SnapshotState;
 use crate::template::{FEATURE_AGENT, FEATURE_CLOUD_INIT};
-use crate::{EnvId, Goal, HostId, NetRule, Snapshot, VmId, VmTemplate};
+use crate::{EnvId, Goal, HostId, NetRule, Snapshot, StorageKind, VmId, VmTemplate};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -201,71 +201,6 @@ pub enum NetKind {
 
 /// Name of the engine whose machines are containers: their disks are its own.
 pub const ENGINE_OF_CONTAINERS: &str = "docker";
-
-/// Which back end holds a runtime image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(utoipa::ToSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum StorageKind {
-    /// A raw file, cloned by reflink where the file system can, else copied sparsely.
-    File,
-    /// A qcow2 overlay on the template's disk.
-    Qcow2,
-    /// A raw file in a btrfs subvolume of its own.
-    Btrfs,
-    /// A raw file in a data set of ZFS of its own.
-    Zfs,
-    /// What a container of Docker writes over an image.
-    Docker,
-}
-
-impl StorageKind {
-    /// Every kind there is.
-    pub const ALL: [Self; 5] = [Self::File, Self::Qcow2, Self::Btrfs, Self::Zfs, Self::Docker];
-
-    /// Name as in records and on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::File => "file",
-            Self::Qcow2 => "qcow2",
-            Self::Btrfs => "btrfs",
-            Self::Zfs => "zfs",
-            Self::Docker => "docker",
-        }
-    }
-
-    /// Whether a disk of it goes on needing the one that it was made from.
-    pub fn is_layered(self) -> bool {
-        match self {
-            Self::File | Self::Btrfs | Self::Zfs | Self::Docker => false,
-            Self::Qcow2 => true,
-        }
-    }
-
-    /// Ending of the name that a runtime image has in its Vm's directory.
-    pub fn extension(self) -> &'static str {
-        match self {
-            Self::File => "raw",
-            Self::Qcow2 => "qcow2",
-            Self::Btrfs => "btrfs",
-            Self::Zfs => "zfs",
-            Self::Docker => "docker",
-        }
-    }
-
-    /// Whether disks of it are for machines of that engine.
-    pub fn is_for(self, engine: &str) -> bool {
-        (self == Self::Docker) == (engine == ENGINE_OF_CONTAINERS)
-    }
-
-    /// The file below that name that holds the disk, where the name is a directory.
-    pub fn inner(self) -> Option<&'static str> {
-        match self {
-            Self::File | Self::Qcow2 | Self::Docker => None,
-            Self::Btrfs | Self::Zfs => Some("disk.raw"),
-        }
-    }
-}
 
 /// A bit of [`feat`]: one thing that an engine can do.
 pub type VmEngineFeat = u32;

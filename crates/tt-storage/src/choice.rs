@@ -21,7 +21,7 @@ pub struct Choice {
     pub trouble: Option<String>,
 }
 
-/// What the data sets of the back end `zfs` lie below.
+/// What the data sets of the back end `zfs`, and the volumes of `zvol`, lie below.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// A pool, or a data set in one: `tank`, `tank/vms`.
@@ -46,16 +46,23 @@ impl Pool {
         }
     }
 
-    /// Why disks can not be made in it now: tried out.
+    /// Why disks of that kind can not be made in it now, and used in `data_dir`: tried out. Kinds that lie in no pool have no
+    /// trouble with it.
     #[must_use]
-    pub fn trouble(&self) -> Option<String> {
-        zfs::probe(&self.name).err()
+    pub fn trouble(&self, kind: StorageKind, data_dir: &Path) -> Option<String> {
+        match kind {
+            StorageKind::Zfs => zfs::probe(&self.name).err(),
+            StorageKind::Zvol => zfs::probe_volumes(&self.name, data_dir).err(),
+            StorageKind::File | StorageKind::Qcow2 | StorageKind::Btrfs | StorageKind::Docker => {
+                None
+            }
+        }
     }
 }
 
 /// Chooses the back end for new images in `data_dir`: `zfs` where there is a pool that was named or that does what is needed,
 /// `btrfs` where it has subvolumes, `file` where files can share blocks, else `qcow2` where QEMU is installed, else `file`
-/// with copies. `qemu` is the program that would run machines: a path, or a name that is looked up in `PATH`.
+/// with copies. `zvol` is chosen by nobody but who configures it. `qemu` is the program that would run machines: a path, or a name that is looked up in `PATH`.
 ///
 /// A pool that was named and is not there is waited for: nobody wants disks in another place because of the order in which a
 /// host comes up.
@@ -63,7 +70,7 @@ impl Pool {
 /// # Errors
 /// [`StorageError::Probe`] if nothing can be written there.
 pub fn choose(data_dir: &Path, qemu: &Path, pool: Option<&Pool>) -> Result<Choice, StorageError> {
-    let trouble = pool.and_then(Pool::trouble);
+    let trouble = pool.and_then(|pool| pool.trouble(StorageKind::Zfs, data_dir));
     if let Some(pool) = pool
         && (pool.is_configured || trouble.is_none())
     {

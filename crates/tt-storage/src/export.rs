@@ -1,13 +1,14 @@
 //! The content of a disk as one plain file: what a layer has not is looked for in the one below. Which disk lies on which is
 //! taken from the record; what an image says of that itself is never followed. It never writes into an image.
 
-use crate::images::files::{below, open_plain, space};
+use crate::images::files::{below, open_device, open_plain, size_bytes, space};
 use crate::{RESERVE_MB, StorageError, qcow2};
 use rustix::fs::{SeekFrom, ioctl_ficlone};
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use tt_model::StorageKind;
 
 /// Looked at and copied at once: the clusters of our qcow2 images.
 const PIECE_BYTES: u64 = qcow2::CLUSTER_BYTES;
@@ -102,11 +103,14 @@ fn skip(stack: &[Layer], at: u64) -> u64 {
 impl Layer {
     fn open(path: &Path) -> Result<Self, StorageError> {
         let failed = |source| StorageError::OpenDisk { path: path.into(), source };
-        let file = open_plain(path, false).map_err(failed)?;
+        let is_device =
+            path.file_name().and_then(|name| name.to_str()) == StorageKind::Zvol.inner();
+        let open = if is_device { open_device } else { open_plain };
+        let file = open(path, false).map_err(failed)?;
         if path.extension().is_some_and(|extension| extension == "qcow2") {
             return qcow2::Reader::open(PathBuf::from(path), file).map(Self::Overlay);
         }
-        let bytes = file.metadata().map_err(failed)?.len();
+        let bytes = size_bytes(&file).map_err(failed)?;
         Ok(Self::Plain { file, bytes })
     }
 

@@ -12,7 +12,7 @@
 //! |---|---|---|
 //! | runtime image | machine, machine, 0600 | |
 //! | a `qcow2` disk that a layer lies on | root, machine, 0440 | QEMU opens what lies below read-only. A machine that still has it open goes on writing until it is switched to the layer, but can not open it for writing again. |
-//! | a `file` or `btrfs` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it. One of `zfs` is no file. |
+//! | a `file` or `btrfs` snapshot | root, root, 0600 | it is cloned by the daemon; no machine opens it. One of `zfs` or `zvol` is no file. |
 //! | a kept image and what it lies on | root, root, 0600 | |
 //! | the same, once a `qcow2` disk of another Vm lies on it | root, root, 0444 | that machine has another user. It stays so: the record of a Vm does not say on what its kept image lies in turn. |
 //! | template | root, root, 0644 | |
@@ -22,6 +22,7 @@ use std::fmt;
 use std::sync::Arc;
 use tt_docker::Docker;
 use tt_model::{Layout, Snapshot, StorageKind, Vm, VmId};
+use zfs::Form;
 
 mod btrfs;
 mod choice;
@@ -82,7 +83,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     /// called while a guest stands still for it, so it waits for no disk where it need not: only
     /// [`Storage::sync_disk`] makes durable what it made, and a power loss before that may leave anything at that name.
     ///
-    /// `file`, `btrfs`, `zfs`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
+    /// All but `qcow2`: a clone of the runtime image of this moment, to be called while nothing writes there. As long as the
     /// snapshot is `Wanted`, what another try left at that name is replaced; afterwards this only looks.
     /// `qcow2`: the snapshot's disk can not be opened for writing any more, and the runtime image lies on it, ready for
     /// a machine to be switched to it. Call it before the machine is switched.
@@ -108,7 +109,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
 
     /// Removes every disk of `vm`, complete or not, that neither `vm.disks` nor `vm.merge` names. What is layered says
     /// afterwards itself what it lies on, but for what a machine writes to. Cheap when there is nothing to do.
-    /// `zfs`: what a machine has open stays until a later call finds it free.
+    /// `zfs`, `zvol`: what a machine has open stays until a later call finds it free.
     ///
     /// # Errors
     /// [`StorageError::Destroy`]; some may be gone by then. [`StorageError::Away`], and nothing is removed, if a disk that the
@@ -210,7 +211,7 @@ pub trait Merging: Send {
     fn finish(self: Box<Self>) -> Result<(), StorageError>;
 }
 
-/// The back end of that kind on a data directory. It touches nothing before its first verb. `zfs` needs a pool, see
+/// The back end of that kind on a data directory. It touches nothing before its first verb. `zfs` and `zvol` need a pool, see
 /// [`open_in`].
 #[must_use]
 pub fn open(kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
@@ -223,9 +224,14 @@ pub fn open_docker(layout: &Layout, docker: Arc<Docker>) -> Arc<dyn Storage> {
     Arc::new(docker::Images::new(layout.clone(), docker))
 }
 
-/// The same as [`open`]. `pool`: what the data sets of `zfs` lie below; without it that back end says so at every verb.
+/// The same as [`open`]. `pool`: what the data sets of `zfs` and the volumes of `zvol` lie below; without it these say so at
+/// every verb.
 #[must_use]
 pub fn open_in(pool: Option<&Pool>, kind: StorageKind, layout: &Layout) -> Arc<dyn Storage> {
+    let in_pool = |form| -> Box<dyn images::Disks> {
+        let pool = pool.map(|pool| pool.name.as_str());
+        Box::new(zfs::DataSets::new(form, pool, layout.instance))
+    };
     let disks: Box<dyn images::Disks> = match kind {
         StorageKind::Docker => {
             return open_docker(layout, Arc::new(Docker::new(tt_docker::SOCKET)));
@@ -233,9 +239,8 @@ pub fn open_in(pool: Option<&Pool>, kind: StorageKind, layout: &Layout) -> Arc<d
         StorageKind::File => Box::new(images::Files(file::Raw)),
         StorageKind::Qcow2 => Box::new(images::Files(qcow2::Overlay)),
         StorageKind::Btrfs => Box::new(btrfs::Subvolumes),
-        StorageKind::Zfs => {
-            Box::new(zfs::DataSets::new(pool.map(|pool| pool.name.as_str()), layout.instance))
-        }
+        StorageKind::Zfs => in_pool(Form::File),
+        StorageKind::Zvol => in_pool(Form::Volume),
     };
     Arc::new(images::Images::new(layout.clone(), disks))
 }

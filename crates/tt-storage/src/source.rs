@@ -2,7 +2,7 @@
 //! and what an image says of itself is never followed: names come from the record.
 
 use crate::images::Job;
-use crate::images::files::{Owner, below, give, odd, open_plain};
+use crate::images::files::{self, Owner, below, give, odd, open_device, open_plain};
 use crate::layers::parse_name;
 use crate::{StorageError, TEMPLATE_DISK, qcow2};
 use std::fs::{self, File};
@@ -121,13 +121,13 @@ impl Source {
         origin: Origin,
     ) -> Result<Self, StorageError> {
         let path = below(data, &name)?;
-        let opened = open_plain(&path, false).and_then(|file| Ok((file.metadata()?, file)));
-        let (meta, file) = opened.map_err(|e| not_opened(&path, origin, e))?;
+        let open = if format.is_device() { open_device } else { open_plain };
+        let opened = open(&path, false)
+            .and_then(|file| Ok((file.metadata()?, files::size_bytes(&file)?, file)));
+        let (meta, bytes, file) = opened.map_err(|e| not_opened(&path, origin, e))?;
         let size_bytes = match format {
-            StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs | StorageKind::Docker => {
-                meta.len()
-            }
             StorageKind::Qcow2 => qcow2::size_bytes(&path, &file)?,
+            _ => bytes,
         };
         // `st_blocks` counts 512 bytes whatever the file system's block size.
         let allocated_bytes = meta.blocks() * 512;

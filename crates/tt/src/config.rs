@@ -55,7 +55,7 @@ pub struct Config {
     pub docker_socket: PathBuf,
     /// The back end for new runtime images.
     pub storage: StorageChoice,
-    /// What data sets lie below; to be found out if nothing is said.
+    /// What data sets and volumes lie below; to be found out if nothing is said.
     pub pool: Option<String>,
     /// The agent that goes into templates: an existing file.
     pub guest_agent: PathBuf,
@@ -106,6 +106,8 @@ pub enum StorageChoice {
     Btrfs,
     /// Data sets of ZFS.
     Zfs,
+    /// Volumes of ZFS.
+    Zvol,
 }
 
 /// What a host is to give to Vms, where that is not all it has.

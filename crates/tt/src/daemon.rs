@@ -60,12 +60,12 @@ pub enum DaemonError {
     /// The storage could not be chosen.
     #[error("could not prepare the storage")]
     Storage(#[from] tt_storage::StorageError),
-    /// Disks are to be data sets, and there is no pool for them.
+    /// Disks are to be data sets, or volumes, and there is no pool for them.
     #[error(
-        "storage `zfs` needs a pool: name one (`pool` in the table `zfs` of the configuration), or put the data \
+        "storage `{0}` needs a pool: name one (`pool` in the table `zfs` of the configuration), or put the data \
          directory on one"
     )]
-    NoPool,
+    NoPool(&'static str),
     /// The host's threads could not be started.
     #[error("could not start to work")]
     Host(#[from] tt_host::HostError),
@@ -235,15 +235,18 @@ fn choose_storage(config: &Config) -> Result<(Choice, Option<Pool>), DaemonError
         StorageChoice::Qcow2 => StorageKind::Qcow2,
         StorageChoice::Btrfs => StorageKind::Btrfs,
         StorageChoice::Zfs => StorageKind::Zfs,
+        StorageChoice::Zvol => StorageKind::Zvol,
         StorageChoice::Auto => {
             let choice = tt_storage::choose(&config.data_dir, &config.qemu.binary, pool.as_ref())?;
             return Ok((choice, pool));
         }
     };
     let trouble = match (kind, &pool) {
-        (StorageKind::Zfs, Some(pool)) => pool.trouble(),
-        (StorageKind::Zfs, None) => return Err(DaemonError::NoPool),
-        _ => None,
+        (StorageKind::Zfs | StorageKind::Zvol, None) => {
+            return Err(DaemonError::NoPool(kind.name()));
+        }
+        (kind, Some(pool)) => pool.trouble(kind, &config.data_dir),
+        (_, None) => None,
     };
     Ok((Choice { kind, reason: "it is configured".to_owned(), trouble }, pool))
 }

@@ -96,7 +96,9 @@ impl Host {
         }
         let (path, wanted) = (self.config.layout.disk(vm), u64::from(vm.resource.disk_size) << 20);
         let grown = OpenOptions::new().write(true).open(&path).and_then(|file| {
-            match file.metadata()?.len() < wanted {
+            let meta = file.metadata()?;
+            // A device is grown by who made it.
+            match meta.is_file() && meta.len() < wanted {
                 true => file.set_len(wanted),
                 false => Ok(()),
             }

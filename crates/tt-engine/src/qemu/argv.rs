@@ -379,6 +379,15 @@ mod tests {
     }
 
     #[test]
+    fn a_device_is_written_past_the_hosts_memory() {
+        let mut spec = spec(Accelerator::Kvm, kernel(None));
+        spec.disk = Disk::Device { file: "/var/lib/tt/images/7/0.zvol/disk".into() };
+        let line =
+            lines(&spec).lines().find(|line| line.starts_with("-blockdev")).map(str::to_owned);
+        insta::assert_snapshot!(line.unwrap());
+    }
+
+    #[test]
     fn odd_paths_stay_one_value() {
         let mut spec = spec(Accelerator::Tcg, kernel(None));
         spec.disk = Disk::Image { format: "raw", file: "/d/a,id=\"x\".raw".into() };

@@ -54,9 +54,10 @@ struct Node {
 
 /// What is behind the disk of a Vm's machine.
 pub(super) fn disk(layout: &Layout, vm: &Vm) -> Disk {
-    match vm.storage.is_layered() {
-        true => Disk::Layers(layers(layout, vm)),
-        false => Disk::Image { format: machine::format(vm.storage), file: layout.disk(vm) },
+    match vm.storage {
+        storage if storage.is_layered() => Disk::Layers(layers(layout, vm)),
+        storage if storage.is_device() => Disk::Device { file: layout.disk(vm) },
+        storage => Disk::Image { format: machine::format(storage), file: layout.disk(vm) },
     }
 }
 

@@ -110,8 +110,12 @@ pub(super) fn start(
 /// QEMU's name for the format of a disk.
 pub(super) fn format(storage: StorageKind) -> &'static str {
     match storage {
-        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs | StorageKind::Docker => "raw",
         StorageKind::Qcow2 => "qcow2",
+        StorageKind::File
+        | StorageKind::Btrfs
+        | StorageKind::Zfs
+        | StorageKind::Zvol
+        | StorageKind::Docker => "raw",
     }
 }
 

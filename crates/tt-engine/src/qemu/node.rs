@@ -8,6 +8,8 @@ use std::path::PathBuf;
 pub(super) enum Disk {
     /// A file, `raw` or `qcow2`.
     Image { format: &'static str, file: PathBuf },
+    /// A block device.
+    Device { file: PathBuf },
     /// Files that lie on each other: the lowest one first, the one that is written last.
     Layers(Vec<Layer>),
     /// Nothing, of this size: for a machine that never runs.
@@ -34,6 +36,15 @@ pub(super) fn nodes(name: &str, disk: &Disk) -> Vec<Value> {
         Disk::Image { format, file } => {
             let layer = Layer { node: name.to_owned(), format, file: file.clone() };
             vec![image(&layer, None, true)]
+        }
+        Disk::Device { file } => {
+            let layer = Layer { node: name.to_owned(), format: "raw", file: file.clone() };
+            let mut node = image(&layer, None, true);
+            node["file"]["driver"] = json!("host_device");
+            // What the guest has written is in the device then, where a snapshot of it finds it, and not in memory twice.
+            node["cache"] = json!({"direct": true});
+            node["file"]["cache"] = json!({"direct": true});
+            vec![node]
         }
         Disk::Layers(layers) => {
             // The lowest one says itself what it lies on: the storage has seen to that. Nothing else is asked.

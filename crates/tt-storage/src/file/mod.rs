@@ -61,7 +61,7 @@ pub(crate) fn not_cloneable(e: Errno) -> bool {
 }
 
 /// Copies `size` bytes but the holes, which the empty file `to` has already.
-fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
+pub(crate) fn copy_data(from: &File, to: &File, size: u64) -> io::Result<()> {
     let mut at = 0;
     while at < size {
         let start = match rustix::fs::seek(from, SeekFrom::Data(at)) {

@@ -1,6 +1,6 @@
 //! What a back end of images says of its disks.
 
-use super::files::{Owner, open_image, remove_others, space};
+use super::files::{Owner, open_image, remove_others, size_bytes, space};
 use super::{Job, merging};
 use crate::source::Source;
 use crate::{Space, StorageError, tree};
@@ -41,9 +41,7 @@ pub(crate) trait Disks: Send + Sync + std::fmt::Debug {
 
     /// The size that a guest sees.
     fn size_bytes(&self, path: &Path, image: &File) -> Result<u64, StorageError> {
-        let meta =
-            image.metadata().map_err(|source| StorageError::List { path: path.into(), source })?;
-        Ok(meta.len())
+        size_bytes(image).map_err(|source| StorageError::List { path: path.into(), source })
     }
 
     /// Gives a smaller disk, which no machine has open, the size that is wanted.

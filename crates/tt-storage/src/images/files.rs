@@ -6,7 +6,9 @@ use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock};
 use rustix::io::Errno;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{
+    DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown,
+};
 use std::path::{Component, Path, PathBuf};
 
 /// Entered by machines, listed by the daemon only.
@@ -126,6 +128,30 @@ pub(crate) fn open_plain(path: &Path, write: bool) -> io::Result<File> {
         Err(e) => return Err(e.into()),
     };
     if file.metadata()?.is_file() { Ok(file) } else { Err(odd("it is no regular file")) }
+}
+
+/// Opens a block device, in the same way.
+pub(crate) fn open_device(path: &Path, write: bool) -> io::Result<File> {
+    let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+    // Looked at first: to open something else may wait, or do something.
+    if !fs::symlink_metadata(path)?.file_type().is_block_device() {
+        return Err(odd("it is no block device"));
+    }
+    let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.file_type().is_block_device() {
+        true => Ok(file),
+        false => Err(odd("it is no block device")),
+    }
+}
+
+/// The size of a plain file, or of a block device.
+pub(crate) fn size_bytes(file: &File) -> io::Result<u64> {
+    let meta = file.metadata()?;
+    match meta.file_type().is_block_device() {
+        true => Ok(rustix::fs::seek(file, rustix::fs::SeekFrom::End(0))?),
+        false => Ok(meta.len()),
+    }
 }
 
 /// What is no image at all.

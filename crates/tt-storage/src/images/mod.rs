@@ -70,8 +70,8 @@ impl Images {
             return Err(StorageError::Shrink { path: job.path.clone(), have_bytes, want_mb });
         }
         if have_bytes < job.want_bytes {
-            // QEMU has the size in memory: it would not see ours, or write its own over it.
-            if !lock(image).map_err(|e| job.not_grown(e))? {
+            // QEMU has the size in memory: it would not see ours, or write its own over it. That of a device is the kernel's.
+            if !self.disks.kind().is_device() && !lock(image).map_err(|e| job.not_grown(e))? {
                 return Err(StorageError::InUse { path: job.path.clone() });
             }
             self.disks.grow(job, image)?;

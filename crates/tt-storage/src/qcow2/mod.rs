@@ -129,8 +129,12 @@ fn relative(from: &str, to: &str) -> String {
 /// QEMU's name of a format.
 fn backing_format(kind: StorageKind) -> &'static str {
     match kind {
-        StorageKind::File | StorageKind::Btrfs | StorageKind::Zfs | StorageKind::Docker => "raw",
         StorageKind::Qcow2 => "qcow2",
+        StorageKind::File
+        | StorageKind::Btrfs
+        | StorageKind::Zfs
+        | StorageKind::Zvol
+        | StorageKind::Docker => "raw",
     }
 }
 

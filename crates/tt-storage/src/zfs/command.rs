@@ -22,6 +22,10 @@ const BUSY_TRIES: u32 = 6;
 const BUSY_PAUSE: Duration = Duration::from_millis(25);
 /// What is read of what it prints: the names of some 10,000 data sets.
 const OUTPUT_BYTES_MAX: u64 = 4 << 20;
+/// What a volume reads and writes at once. What most guests' file systems write is smaller, and what is smaller is read before
+/// it is written; smaller ones take more room for what says where they are, and compress less.
+const BLOCK_SIZE: &str = "volblocksize=16384";
+const NO_PARTITIONS: &str = "volmode=dev";
 /// What is shown of what it says.
 const SAID_CHARS_MAX: usize = 400;
 
@@ -54,6 +58,28 @@ impl Zfs {
     /// Makes an empty data set, mounted there or nowhere.
     pub(super) fn create(set: &str, mountpoint: Option<&Path>) -> Self {
         Self::new(["create", "-o", &place(mountpoint), set])
+    }
+
+    /// Makes an empty volume of that size, which takes no more of the pool than what is written to it. The kernel looks for
+    /// no partitions in it: what is there is a guest's.
+    pub(super) fn create_volume(volume: &str, bytes: u64) -> Self {
+        let size = bytes.to_string();
+        Self::new(["create", "-s", "-V", &size, "-o", BLOCK_SIZE, "-o", NO_PARTITIONS, volume])
+    }
+
+    /// Makes a volume from a snapshot of one. What it lies below must be there.
+    pub(super) fn clone_volume(snapshot: &str, volume: &str) -> Self {
+        Self::new(["clone", "-o", NO_PARTITIONS, snapshot, volume])
+    }
+
+    /// The same, with the data sets above it; of one that is there already it says nothing, and changes nothing.
+    pub(super) fn clone_volume_below(snapshot: &str, volume: &str) -> Self {
+        Self::new(["clone", "-p", "-o", NO_PARTITIONS, snapshot, volume])
+    }
+
+    /// Gives a volume another size.
+    pub(super) fn resize(volume: &str, bytes: u64) -> Self {
+        Self::new(["set", &format!("volsize={bytes}"), volume])
     }
 
     pub(super) fn snapshot(snapshot: &str) -> Self {
@@ -97,7 +123,7 @@ impl Zfs {
             "-H",
             "-r",
             "-t",
-            "filesystem,snapshot",
+            "filesystem,volume,snapshot",
             "-s",
             "creation",
             "-o",
@@ -108,7 +134,7 @@ impl Zfs {
 
     /// The names of the data sets right below one, and its own.
     pub(super) fn children(set: &str) -> Self {
-        Self::new(["list", "-H", "-d", "1", "-t", "filesystem", "-o", "name", set])
+        Self::new(["list", "-H", "-d", "1", "-t", "filesystem,volume", "-o", "name", set])
     }
 
     /// Only its name.
@@ -262,6 +288,13 @@ mod tests {
             (Zfs::create("p/s", Some("/d d".as_ref())), "create -o mountpoint=/d d p/s"),
             (Zfs::snapshot("p/s@7-1"), "snapshot p/s@7-1"),
             (
+                Zfs::create_volume("p/v/7.0", 8 << 20),
+                "create -s -V 8388608 -o volblocksize=16384 -o volmode=dev p/v/7.0",
+            ),
+            (Zfs::clone_volume("p/s@b", "p/v/7.0"), "clone -o volmode=dev p/s@b p/v/7.0"),
+            (Zfs::clone_volume_below("p/s@b", "p/v/7/1"), "clone -p -o volmode=dev p/s@b p/v/7/1"),
+            (Zfs::resize("p/v/7.0", 9 << 20), "set volsize=9437184 p/v/7.0"),
+            (
                 Zfs::clone("p/s@b", "p/v/7/0", Some("/d/0.zfs".as_ref())),
                 "clone -p -o mountpoint=/d/0.zfs p/s@b p/v/7/0",
             ),
@@ -273,9 +306,9 @@ mod tests {
             (Zfs::destroy_empty("p/s"), "destroy p/s"),
             (
                 Zfs::list("p/v/7"),
-                "list -H -r -t filesystem,snapshot -s creation -o name,origin p/v/7",
+                "list -H -r -t filesystem,volume,snapshot -s creation -o name,origin p/v/7",
             ),
-            (Zfs::children("p/v"), "list -H -d 1 -t filesystem -o name p/v"),
+            (Zfs::children("p/v"), "list -H -d 1 -t filesystem,volume -o name p/v"),
             (Zfs::look("p"), "list -H -o name p"),
             (Zfs::room("p"), "get -H -p -o value used,available p"),
         ];

@@ -2,18 +2,18 @@
 //! or absent. It never changes what it clones.
 
 use super::command::{Refused, Zfs};
-use super::mounts::set_of;
 use super::state::snapshot_name;
-use super::{DataSets, damaged, foreign, place_of};
-use crate::file::clone_or_copy;
+use super::{DataSets, Form, damaged, foreign, place_of};
+use crate::file::{clone_or_copy, copy_data};
 use crate::images::files::{
-    DIR_MODE, Owner, give, make_dir, make_dirs, open_image, temporary_name,
+    DIR_MODE, Owner, give, make_dir, make_dirs, open_device, size_bytes, temporary_name,
 };
 use crate::images::{Disks, Job};
 use crate::layers::parse_name;
 use crate::shelf::Shelf;
 use crate::source::Source;
 use crate::{RESERVE_MB, StorageError, tree};
+use rustix::io::Errno;
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -39,10 +39,10 @@ impl DataSets {
         make_dirs(job.data, place.parent().unwrap_or(job.data)).map_err(failed)?;
         make_dir(place).map_err(failed)?;
         let set = self.pool()?.disk_set(id, epoch);
-        let cloned = match Zfs::clone(from, &set, Some(place)).run() {
-            // One that is there already is a success, too, but is not mounted: a create was killed, or its directory lost.
-            Ok(_) if set_of(place).is_ok_and(|there| there.as_ref() == Some(&set)) => Ok(true),
-            Ok(_) | Err(Refused::Exists) => self.mount(&set, place).map(|()| false),
+        let cloned = match self.form.clone_set(from, &set, place) {
+            Ok(is_new) if self.form.is_shown(&set, place).unwrap_or(false) => Ok(is_new),
+            Ok(is_new) => self.form.show(&set, place).map(|()| is_new),
+            Err(Refused::Exists) => self.form.show(&set, place).map(|()| false),
             Err(Refused::Absent) => {
                 self.pool()?.check().and(Err(StorageError::Lost { path: from.into() }))
             }
@@ -99,7 +99,7 @@ impl DataSets {
         source: &Source,
     ) -> Result<bool, StorageError> {
         let digest = &vm.template.digest;
-        let set = self.pool()?.template_set(digest);
+        let set = self.pool()?.template_set(self.form, digest);
         let from = format!("{set}@{BASE}");
         let shelf = Shelf::new(job.data, self.kind());
         let is_new = Cell::new(false);
@@ -125,10 +125,11 @@ impl DataSets {
         let half = temporary_name(dir);
         if self.is_whole(set)? {
             // Only its directory was lost; disks may have been made from it, and then it could not be made anew.
-            Zfs::mount_at(set, None).run()?;
+            self.form.hide(set, &half)?;
             tree::remove(&half).map_err(failed)?;
             return make_dir(dir).map(drop).map_err(failed);
         }
+        self.form.let_go(&half)?;
         self.pool()?.destroy(set)?;
         tree::remove(&half).map_err(failed)?;
         make_dir(&half).map_err(failed)?;
@@ -140,7 +141,7 @@ impl DataSets {
         });
         if made.is_err() {
             // The next try removes what can not go now.
-            drop(self.pool()?.destroy(set));
+            drop(self.form.let_go(&half).and_then(|()| self.pool()?.destroy(set)));
             drop(tree::remove(&half));
         }
         made
@@ -165,58 +166,92 @@ impl DataSets {
     ) -> Result<(), StorageError> {
         let failed = |e| job.failed(source.allocated_bytes, e);
         let pool = self.pool()?;
-        match pool.prepare().and_then(|()| Zfs::create(set, Some(half)).run()) {
+        // Whatever a file's size, a volume's is one of whole MB, as all disks are.
+        let bytes = source.size_bytes.next_multiple_of(1 << 20);
+        let create = match self.form {
+            Form::File => Zfs::create(set, Some(half)),
+            Form::Volume => Zfs::create_volume(set, bytes),
+        };
+        match pool.prepare().and_then(|()| create.run()) {
             Err(Refused::Absent) => return pool.check().and(Err(job.lost())),
             made => made.map_err(|e| refused(job, e))?,
         };
-        fs::set_permissions(half, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
         let disk = half.join(job.path.file_name().unwrap_or_default());
-        let mut open = OpenOptions::new();
-        let disk = open.write(true).create_new(true).mode(0o600).open(disk).map_err(failed)?;
-        reserve(job, &disk, source.allocated_bytes)?;
-        clone_or_copy(job, source, &disk)?;
+        let disk = match self.form {
+            Form::File => {
+                fs::set_permissions(half, Permissions::from_mode(DIR_MODE)).map_err(failed)?;
+                let mut open = OpenOptions::new();
+                open.write(true).create_new(true).mode(0o600).open(disk).map_err(failed)?
+            }
+            Form::Volume => {
+                self.form.show(set, half)?;
+                open_device(&disk, true).map_err(failed)?
+            }
+        };
+        self.reserve(job, &disk, source.allocated_bytes)?;
+        match self.form {
+            Form::File => clone_or_copy(job, source, &disk)?,
+            Form::Volume => copy_data(&source.file, &disk, source.size_bytes).map_err(failed)?,
+        }
         disk.sync_all().map_err(failed)?;
         drop(disk);
         Zfs::snapshot(&format!("{set}@{BASE}")).run().map_err(|e| refused(job, e))?;
         // Disks are made from the snapshot; nobody needs to see the data set itself.
-        Zfs::mount_at(set, None).run()?;
+        self.form.hide(set, half)
+    }
+
+    /// Gives a disk that was cloned now its size and owner; refuses what is larger than asked for.
+    pub(super) fn finish(&self, job: &Job, set: &str, owner: Owner) -> Result<(), StorageError> {
+        let failed = |e| job.failed(0, e);
+        let place = place_of(&job.path);
+        let image = self.form.open(set, &job.path)?.ok_or_else(|| {
+            match self.form.is_shown(set, place) {
+                // Somebody has unmounted it again.
+                Ok(false) => StorageError::Pool {
+                    problem: format!("{set} is not at {} any more", place.display()),
+                },
+                _ => damaged(place, "it holds no disk"),
+            }
+        })?;
+        self.reserve(job, &image, 0)?;
+        let have_bytes = size_bytes(&image).map_err(failed)?;
+        if have_bytes > job.want_bytes {
+            let (source_mb, want_mb) = (have_bytes.div_ceil(1 << 20), job.want_mb());
+            return Err(StorageError::BelowSource { path: job.path.clone(), source_mb, want_mb });
+        }
+        if have_bytes < job.want_bytes {
+            self.resize(job, set, &image)?;
+        }
+        // Neither is synced: what the power takes of them the next create gives again.
+        give(&image, owner).map(drop).map_err(failed)
+    }
+
+    /// Gives a disk the size that is wanted.
+    pub(super) fn resize(&self, job: &Job, set: &str, image: &File) -> Result<(), StorageError> {
+        match self.form {
+            Form::File => image.set_len(job.want_bytes).map_err(|e| job.not_grown(e)),
+            Form::Volume => {
+                Zfs::resize(set, job.want_bytes).run().map_err(|e| refused(job, e)).map(drop)
+            }
+        }
+    }
+
+    /// Refuses what would leave less than [`RESERVE_MB`] in the pool. `disk`: one that lies in it.
+    pub(super) fn reserve(&self, job: &Job, disk: &File, bytes: u64) -> Result<(), StorageError> {
+        let failed = |e: Errno| StorageError::Space { path: job.path.clone(), source: e.into() };
+        let free_mb = match self.form {
+            Form::File => {
+                let stat = rustix::fs::fstatvfs(disk).map_err(failed)?;
+                ((u128::from(stat.f_bavail) * u128::from(stat.f_frsize)) >> 20) as u64
+            }
+            Form::Volume => self.pool()?.space()?.free_mb,
+        };
+        let need_mb = bytes.div_ceil(1 << 20).saturating_add(RESERVE_MB);
+        if need_mb > free_mb {
+            return Err(StorageError::NoSpace { path: job.path.clone(), need_mb, free_mb });
+        }
         Ok(())
     }
-}
-
-/// Gives a disk that was cloned now its size and owner; refuses what is larger than asked for.
-pub(super) fn finish(job: &Job, owner: Owner) -> Result<(), StorageError> {
-    let failed = |e| job.failed(0, e);
-    let place = place_of(&job.path);
-    let image = open_image(&job.path)?.ok_or_else(|| match set_of(place) {
-        // Somebody has unmounted it again.
-        Ok(None) => StorageError::Pool { problem: format!("{} is not mounted", place.display()) },
-        _ => damaged(place, "it holds no disk"),
-    })?;
-    reserve(job, &image, 0)?;
-    let have_bytes = image.metadata().map_err(failed)?.len();
-    if have_bytes > job.want_bytes {
-        let (source_mb, want_mb) = (have_bytes.div_ceil(1 << 20), job.want_mb());
-        return Err(StorageError::BelowSource { path: job.path.clone(), source_mb, want_mb });
-    }
-    if have_bytes < job.want_bytes {
-        image.set_len(job.want_bytes).map_err(failed)?;
-    }
-    // Neither is synced: what the power takes of them the next create gives again.
-    give(&image, owner).map(drop).map_err(failed)
-}
-
-/// Refuses what would leave less than [`RESERVE_MB`] in the pool, of which `file` is a part.
-pub(super) fn reserve(job: &Job, file: &File, bytes: u64) -> Result<(), StorageError> {
-    let stat = rustix::fs::fstatvfs(file);
-    let stat =
-        stat.map_err(|e| StorageError::Space { path: job.path.clone(), source: e.into() })?;
-    let free_mb = ((u128::from(stat.f_bavail) * u128::from(stat.f_frsize)) >> 20) as u64;
-    let need_mb = bytes.div_ceil(1 << 20).saturating_add(RESERVE_MB);
-    if need_mb > free_mb {
-        return Err(StorageError::NoSpace { path: job.path.clone(), need_mb, free_mb });
-    }
-    Ok(())
 }
 
 /// What a refusal to make something was.

@@ -1,55 +1,55 @@
-//! The `zfs` back end: each disk is a raw file in a data set of its own, `POOL/tt/INSTANCE/v/VM.0` and later
-//! `v/VM/EPOCH`, mounted where the disk's name says; a snapshot is a snapshot of it. It never touches a data set outside of `POOL/tt/INSTANCE`, and never
-//! takes one for lost while its pool is not there.
+//! The back ends `zfs` and `zvol`: each disk is a raw file in a data set of its own, or a volume, `POOL/tt/INSTANCE/v/VM.0`
+//! and later `v/VM/EPOCH`, mounted where the disk's name says, or with a node there; a snapshot is a snapshot of it. It never
+//! touches a data set outside of `POOL/tt/INSTANCE`, and never takes one for lost while its pool is not there.
 //!
 //! A directory of a disk's name is made before anything of the disk is in the pool, and goes after it: looking at
 //! directories tells what there may be. A template's disk is `POOL/tt/INSTANCE/t/DIGEST@base`, with the directory
-//! `volumes/DIGEST.zfs`.
+//! `volumes/DIGEST.zfs`; that of volumes is `t/DIGEST.zvol@base`, with `volumes/DIGEST.zvol`.
 
-use crate::images::files::{
-    Owner, TEMPORARY, lock, make_dir, make_dirs, open_image, open_plain, sync_dir,
-};
+use crate::images::files::{Owner, TEMPORARY, make_dir, make_dirs, sync_dir};
 use crate::images::{Disks, Job};
 use crate::layers::parse_name;
 use crate::shelf::Shelf;
 use crate::source::{Origin, Source};
 use crate::{Space, StorageError, tree};
 use command::{Refused, Zfs};
+use form::Seen;
 use mounts::set_of;
 use pool::Pool;
 use reader::Reader;
 use state::snapshot_name;
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tt_model::{Instance, StorageKind, Vm, VmId};
 
 mod command;
+mod form;
 mod make;
 mod mounts;
 mod pool;
 mod probe;
 mod reader;
 mod state;
+mod volume;
 
+pub(crate) use form::Form;
 pub use probe::check_pool;
-pub(crate) use probe::{pool_of, probe};
+pub(crate) use probe::{pool_of, probe, probe_volumes};
 
-/// Behind the name of a disk's directory.
-const ENDING: &str = ".zfs";
-
-/// Raw files in data sets.
+/// Disks in a pool, of one form.
 #[derive(Debug)]
 pub(crate) struct DataSets {
+    form: Form,
     /// `None` if no pool is configured.
     pool: Option<Pool>,
 }
 
 impl DataSets {
-    pub(crate) fn new(pool: Option<&str>, instance: Instance) -> Self {
-        Self { pool: pool.map(|name| Pool::new(name, instance)) }
+    pub(crate) fn new(form: Form, pool: Option<&str>, instance: Instance) -> Self {
+        Self { form, pool: pool.map(|name| Pool::new(name, instance)) }
     }
 
     fn pool(&self) -> Result<&Pool, StorageError> {
@@ -59,34 +59,20 @@ impl DataSets {
         })
     }
 
-    /// Mounts a disk's data set where its name says.
-    fn mount(&self, set: &str, place: &Path) -> Result<(), StorageError> {
-        let look =
-            || set_of(place).map_err(|source| StorageError::List { path: place.into(), source });
-        if look()?.is_some_and(|mounted| mounted == set) {
-            return Ok(());
-        }
-        if fs::read_dir(place).is_ok_and(|mut entries| entries.next().is_some()) {
-            return Err(damaged(place, "it is where a data set is to be mounted, and not empty"));
-        }
-        // It may be mounted where the data directory was once.
-        let mounted = Zfs::mount(set).run();
-        if look()?.is_none() {
-            Zfs::mount_at(set, Some(place)).run()?;
-        }
-        match look()? {
-            Some(there) if there == set => Ok(()),
-            _ => match mounted {
-                Err(refused) => Err(refused.into()),
-                Ok(_) => Err(StorageError::Pool { problem: format!("{set} is mounted elsewhere") }),
-            },
-        }
+    /// The name of a disk's directory in that of its Vm.
+    fn disk_dir(&self, epoch: u32) -> String {
+        format!("{epoch}{}", self.form.ending())
+    }
+
+    /// The disk whose directory has that name.
+    fn epoch_in(&self, name: &OsStr) -> Option<u32> {
+        name.to_str()?.strip_suffix(self.form.ending())?.parse().ok()
     }
 }
 
 impl Disks for DataSets {
     fn kind(&self) -> StorageKind {
-        StorageKind::Zfs
+        self.form.kind()
     }
 
     fn open(&self, job: &Job) -> Result<Option<File>, StorageError> {
@@ -98,19 +84,21 @@ impl Disks for DataSets {
         if !meta.is_dir() {
             return Err(damaged(place, "it is no directory"));
         }
-        let above = place.parent().map(fs::symlink_metadata).transpose().map_err(failed)?;
-        let is_mounted = above.is_some_and(|above| above.dev() != meta.dev());
         let (id, epoch) = named(&job.name)?;
         let set = self.pool()?.disk_set(id, epoch);
-        if !is_mounted {
-            if !self.pool()?.state(id)?.sets.contains_key(&epoch) {
+        match self.form.look(&set, place, &meta).map_err(failed)? {
+            Seen::Disk => {}
+            Seen::Other => return Err(damaged(place, "something else is mounted there")),
+            Seen::Nothing if self.pool()?.state(id)?.sets.contains_key(&epoch) => {
+                self.form.show(&set, place)?;
+            }
+            Seen::Nothing => {
+                self.form.let_go(place)?;
                 return foreign(place).map_err(failed)?.map_or(Ok(None), Err);
             }
-            self.mount(&set, place)?;
-        } else if set_of(place).map_err(failed)?.is_none_or(|mounted| mounted != set) {
-            return Err(damaged(place, "something else is mounted there"));
         }
-        open_image(&job.path)?.map(Some).ok_or_else(|| damaged(place, "it holds no disk"))
+        let disk = self.form.open(&set, &job.path)?;
+        disk.map(Some).ok_or_else(|| damaged(place, "it holds no disk"))
     }
 
     fn find(&self, job: &Job) -> Result<Option<File>, StorageError> {
@@ -143,7 +131,7 @@ impl Disks for DataSets {
     fn make(&self, job: &Job, vm: &Vm, epoch: u32, owner: Owner) -> Result<(), StorageError> {
         if let Some(base) = vm.base.as_ref().filter(|_| epoch == 0) {
             // So that it is mounted, and can be looked at.
-            if let Some((_, _, StorageKind::Zfs)) = parse_name(base) {
+            if parse_name(base).is_some_and(|(_, _, kind)| kind == self.kind()) {
                 self.open(&Job { name: base.clone(), path: job.data.join(base), ..*job })?;
             }
         }
@@ -156,10 +144,11 @@ impl Disks for DataSets {
                 self.clone_set(job, vm.id, epoch, &from)?
             }
         };
-        let made = make::finish(job, owner);
+        let set = self.pool()?.disk_set(vm.id, epoch);
+        let made = self.finish(job, &set, owner);
         if made.is_err() && is_new {
             // It was made now, so it can not have been in use.
-            drop(self.pool()?.destroy(&self.pool()?.disk_set(vm.id, epoch)));
+            drop(self.form.let_go(place_of(&job.path)).and_then(|()| self.pool()?.destroy(&set)));
             self.forget(vm.id, place_of(&job.path));
         }
         made
@@ -167,7 +156,11 @@ impl Disks for DataSets {
 
     fn freeze(&self, job: &Job, source: &Source, vm: &Vm) -> Result<(), StorageError> {
         let place = place_of(&job.path);
-        make::reserve(job, &source.file, 0)?;
+        self.reserve(job, &source.file, 0)?;
+        if self.form == Form::Volume {
+            // What was written to a device may still be in memory; a file's is in the pool.
+            source.file.sync_all().map_err(|e| job.not_synced(e))?;
+        }
         let (id, epoch) = named(&job.name)?;
         let pool = self.pool()?;
         let snapshot = format!("{}@{}", pool.disk_set(id, vm.epoch), snapshot_name(id, epoch));
@@ -204,7 +197,8 @@ impl Disks for DataSets {
     }
 
     fn grow(&self, job: &Job, image: &File) -> Result<(), StorageError> {
-        image.set_len(job.want_bytes).map_err(|e| job.not_grown(e))
+        let (id, epoch) = named(&job.name)?;
+        self.resize(job, &self.pool()?.disk_set(id, epoch), image)
     }
 
     fn show(
@@ -214,7 +208,8 @@ impl Disks for DataSets {
         read: &dyn Fn(&[String]) -> Result<(), StorageError>,
     ) -> Result<(), StorageError> {
         let found = layers.first().and_then(|name| Some((name, parse_name(name)?)));
-        let Some((name, (id, epoch, StorageKind::Zfs))) = found else { return read(layers) };
+        let found = found.filter(|(_, (_, _, kind))| *kind == self.kind());
+        let Some((name, (id, epoch, _))) = found else { return read(layers) };
         let pool = self.pool()?;
         let state = pool.state(id)?;
         let frozen = snapshot_name(id, epoch);
@@ -224,7 +219,8 @@ impl Disks for DataSets {
             _ => return self.open(&job).and_then(|_| read(layers)),
         };
         // A snapshot is no file, but a clone of it is.
-        let reader = Reader::open(pool, data, &format!("{}@{frozen}", pool.disk_set(id, holder)))?;
+        let from = format!("{}@{frozen}", pool.disk_set(id, holder));
+        let reader = Reader::open(self.form, pool, data, &from)?;
         let done = read(&[reader.disk(data)]);
         drop(reader);
         if tree::look(place_of(&job.path)).is_ok_and(|place| place.is_none()) {
@@ -239,25 +235,32 @@ impl Disks for DataSets {
     fn keep_only(&self, dir: &Path, id: VmId, stay: &BTreeSet<u32>) -> Result<(), StorageError> {
         let failed = |source| StorageError::Destroy { path: dir.into(), source };
         command::answers()?;
-        let names: BTreeSet<String> = stay.iter().map(|epoch| format!("{epoch}{ENDING}")).collect();
-        let others = entries(dir, |name| !names.contains(name)).map_err(failed)?;
+        let names: BTreeSet<String> = stay.iter().map(|epoch| self.disk_dir(*epoch)).collect();
+        let mut others = entries(dir, |name| !names.contains(name)).map_err(failed)?;
         if others.is_empty() {
             return Ok(());
         }
         // Nothing can be done about a data set while a machine has its disk open.
         let mut spared = stay.clone();
         let mut open = None;
-        for name in &others {
-            let epoch = name.to_str().and_then(|name| name.strip_suffix(ENDING)?.parse().ok());
-            if let Some(epoch) = epoch.filter(|_| is_open(&dir.join(name))) {
-                spared.insert(epoch);
-                open = Some(StorageError::InUse { path: dir.join(name) });
+        let pool = self.pool()?;
+        others.retain(|name| {
+            let path = dir.join(name);
+            let epoch = self.epoch_in(name);
+            match epoch.filter(|epoch| self.form.is_open(&pool.disk_set(id, *epoch), &path)) {
+                None => true,
+                Some(epoch) => {
+                    spared.insert(epoch);
+                    open = Some(StorageError::InUse { path });
+                    false
+                }
             }
-        }
-        self.pool()?.drop_others(id, &spared)?;
+        });
+        others.iter().try_for_each(|name| self.form.let_go(&dir.join(name)))?;
+        pool.drop_others(id, &spared)?;
         for name in others {
             let path = dir.join(name);
-            if tree::remove(&path).map_err(failed)? || is_open(&path) {
+            if tree::remove(&path).map_err(failed)? {
                 continue;
             }
             // A disk that one of those that stay can not be without: nobody sees it any more.
@@ -272,14 +275,16 @@ impl Disks for DataSets {
     fn remove_all(&self, dir: &Path, id: VmId) -> Result<(), StorageError> {
         let failed = |source| StorageError::Destroy { path: dir.into(), source };
         let is_there = tree::look(dir).map_err(failed)?.is_some();
-        let has_own = !entries(dir, |name| name.trim_end_matches(".tmp").ends_with(ENDING))
-            .map_err(failed)?
-            .is_empty();
+        let ending = self.form.ending();
+        let own = entries(dir, |name| name.trim_end_matches(TEMPORARY).ends_with(ending));
+        let own = own.map_err(failed)?;
         // The Vms of other back ends have nothing in the pool. What has lost its directory is found there, too, once the pool
         // is: it holds up no sweep before.
         let may_have = !is_there && self.pool.as_ref().is_some_and(|pool| pool.check().is_ok());
-        if has_own || may_have {
-            self.pool()?.drop_all(id)?;
+        if !own.is_empty() || may_have {
+            let pool = self.pool()?;
+            own.iter().try_for_each(|name| self.form.let_go(&dir.join(name)))?;
+            pool.drop_all(id)?;
         }
         // What another back end has mounted there is left to it.
         tree::remove(dir).map(drop).map_err(failed)
@@ -291,17 +296,18 @@ impl Disks for DataSets {
 
     fn collect(&self, data: &Path, in_use: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
         let Some(pool) = &self.pool else { return Ok(()) };
-        reader::sweep(pool, data)?;
+        reader::sweep(self.form, pool, data)?;
         Shelf::new(data, self.kind()).collect(in_use, |dir| {
             let name = dir.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             let digest = name.split('.').next().unwrap_or_default();
-            let set = pool.template_set(digest);
+            let set = pool.template_set(self.form, digest);
             let failed = |source| StorageError::Destroy { path: dir.into(), source };
             if name.ends_with(TEMPORARY) && self.is_whole(&set)? {
                 // Only its last step is missing; whether it is in use the next call asks.
-                Zfs::mount_at(&set, None).run()?;
+                self.form.hide(&set, dir)?;
                 return fs::rename(dir, dir.with_extension("")).map_err(failed);
             }
+            self.form.let_go(dir)?;
             match pool.destroy(&set) {
                 // Disks that were made from it go on needing it.
                 Err(StorageError::HasClones) => return Ok(()),
@@ -327,7 +333,7 @@ fn named(name: &str) -> Result<(VmId, u32), StorageError> {
 }
 
 /// The names in a directory that are meant; none if there is no directory.
-fn entries(dir: &Path, is_meant: impl Fn(&str) -> bool) -> io::Result<Vec<std::ffi::OsString>> {
+fn entries(dir: &Path, is_meant: impl Fn(&str) -> bool) -> io::Result<Vec<OsString>> {
     let found = match fs::read_dir(dir) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         found => found?,
@@ -340,14 +346,6 @@ fn entries(dir: &Path, is_meant: impl Fn(&str) -> bool) -> io::Result<Vec<std::f
         }
     }
     Ok(names)
-}
-
-/// Whether a machine has the disk open that is mounted there.
-fn is_open(place: &Path) -> bool {
-    let disk = StorageKind::Zfs.inner().map(|inner| place.join(inner));
-    let disk = disk.and_then(|disk| open_plain(&disk, true).ok());
-    // One that can not be looked at is tried: whoever has it says so.
-    disk.is_some_and(|disk| matches!(lock(&disk), Ok(false)))
 }
 
 /// What is wrong with a directory that must be empty.

@@ -2,6 +2,7 @@
 //! nothing outside of `POOL/tt/INSTANCE`.
 
 use super::command::{Refused, Zfs};
+use super::form::Form;
 use super::state::{FIRST, State, Step, disk_set};
 use crate::layers::parse_id;
 use crate::{Space, StorageError};
@@ -45,9 +46,10 @@ impl Pool {
         format!("{}/{name}", self.vms_set())
     }
 
-    /// The data set of a template's disk.
-    pub(super) fn template_set(&self, digest: &str) -> String {
-        format!("{}/t/{digest}", self.root)
+    /// The data set, or the volume, of a template's disk.
+    pub(super) fn template_set(&self, form: Form, digest: &str) -> String {
+        let ending = if form == Form::Volume { form.ending() } else { "" };
+        format!("{}/t/{digest}{ending}", self.root)
     }
 
     /// Whether the pool is there: what is absent in it is absent then, and not only out of reach.

@@ -1,8 +1,9 @@
 //! Which data set disks could lie below, and whether it does what they need: tried out. It leaves nothing behind.
 
 use super::command::{Refused, Zfs};
-use super::mounts;
-use crate::StorageError;
+use super::{mounts, volume};
+use crate::{StorageError, tree};
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -10,6 +11,8 @@ use std::path::Path;
 const POOL_BYTES_MAX: usize = 80;
 /// Of the data sets of a probe; the id of the process follows.
 const PREFIX: &str = "tt-probe-";
+/// Size of the volume of a probe.
+const PROBE_BYTES: u64 = 1 << 20;
 
 /// Whether a text can be the name of a pool, or of a data set in one: `tank`, `tank/vms`. `Err` says why not.
 ///
@@ -67,17 +70,72 @@ pub(crate) fn probe(pool: &str) -> Result<(), String> {
     }
 }
 
-/// Removes what probes that were killed have left.
+/// Whether volumes can be made below one, snapshotted, cloned and removed, and whether their devices can be opened by nodes
+/// below `data`. `Err` says why not, and what to do.
+pub(crate) fn probe_volumes(pool: &str, data: &Path) -> Result<(), String> {
+    // What a pool that is away, or full, says is the same for both.
+    probe(pool)?;
+    let set = format!("{pool}/{PREFIX}{}", std::process::id());
+    let (first, second) = (format!("{set}/first"), format!("{set}/second"));
+    let place = data.join(format!(".{PREFIX}{}", std::process::id()));
+    let said = |refused: Refused| StorageError::from(refused).to_string();
+    let attempt = || -> Result<(), String> {
+        Zfs::create(&set, None).run().map_err(said)?;
+        Zfs::create_volume(&first, PROBE_BYTES).run().map_err(said)?;
+        Zfs::snapshot(&format!("{first}@probe")).run().map_err(said)?;
+        Zfs::clone_volume(&format!("{first}@probe"), &second).run().map_err(said)?;
+        volume::show(&second, &place).map_err(|e| chain(&e))?;
+        Zfs::promote(&second).run().map(drop).map_err(said)
+    };
+    let made = clear_places(data).and_then(|()| fs::create_dir(&place));
+    let made = made.map_err(|e| format!("{}: {e}", place.display()));
+    let made = made.and_then(|()| attempt());
+    let cleared = tree::remove(&place).map(drop).map_err(|e| e.to_string());
+    let removed = match Zfs::destroy(&set).run() {
+        Err(Refused::Absent) => Ok(String::new()),
+        removed => removed.map_err(said),
+    };
+    made.map_err(|why| {
+        format!(
+            "it can not have volumes ({why}): use a pool of OpenZFS's module of the kernel, with udev, or configure storage `zfs`"
+        )
+    })
+    .and(cleared)
+    .and(removed.map(drop))
+}
+
+/// An error with what is behind it.
+fn chain(error: &StorageError) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or(error.to_string(), |source| format!("{error}: {source}"))
+}
+
+/// Removes what probes that were killed have left in the pool.
 fn clear(pool: &str) -> Result<(), Refused> {
     for name in Zfs::children(pool).run()?.lines() {
-        let pid = name.rsplit_once('/').and_then(|(_, last)| last.strip_prefix(PREFIX));
-        // A name of somebody else's that only begins alike is none of ours.
-        let pid = pid.and_then(|pid| pid.parse::<u32>().ok());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if name.rsplit_once('/').is_some_and(|(_, last)| is_left(last)) {
             Zfs::destroy(name).run()?;
         }
     }
     Ok(())
+}
+
+/// Removes what they have left in a data directory.
+fn clear_places(data: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(data)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_str().and_then(|name| name.strip_prefix('.')).is_some_and(is_left) {
+            tree::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is that of a probe that was killed. One of somebody else's that only begins alike is none of ours.
+fn is_left(name: &str) -> bool {
+    let pid = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<u32>().ok());
+    pid.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }
 
 #[cfg(test)]

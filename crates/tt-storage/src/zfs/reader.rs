@@ -1,8 +1,8 @@
-//! The disk of a snapshot as a file, for one reader: a clone of its own, under a name that no other reader has, mounted beside
-//! what is kept of templates. It lies below no Vm, so neither the Vm nor its snapshot has to wait for who reads it.
+//! The disk of a snapshot as a file, or a device, for one reader: a clone of its own, under a name that no other reader has,
+//! beside what is kept of templates. It lies below no Vm, so neither the Vm nor its snapshot has to wait for who reads it.
 
-use super::command::{Refused, Zfs};
-use super::mounts::set_of;
+use super::command::Refused;
+use super::form::Form;
 use super::pool::Pool;
 use crate::images::files::make_dir;
 use crate::{StorageError, tree};
@@ -24,6 +24,7 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A snapshot that is being read.
 pub(super) struct Reader<'a> {
+    form: Form,
     pool: &'a Pool,
     number: u64,
     set: String,
@@ -32,37 +33,45 @@ pub(super) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Shows the snapshot `from` as a file. Refuses [`Refused::Absent`] if there is none.
-    pub(super) fn open(pool: &'a Pool, data: &Path, from: &str) -> Result<Self, StorageError> {
+    pub(super) fn open(
+        form: Form,
+        pool: &'a Pool,
+        data: &Path,
+        from: &str,
+    ) -> Result<Self, StorageError> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
         let place = shelf(data).join(&name);
         readers().insert(number);
-        let reader = Self { pool, number, set: pool.reader_set(&name), place };
+        let reader = Self { form, pool, number, set: pool.reader_set(&name), place };
         let failed = |source| StorageError::Create { path: reader.place.clone(), source };
         make_dir(&shelf(data)).and_then(|_| make_dir(&reader.place)).map_err(failed)?;
-        match Zfs::clone(from, &reader.set, Some(&reader.place)).run() {
+        match form.clone_set(from, &reader.set, &reader.place) {
             Err(Refused::Absent) => {
                 let source = io::Error::from(ErrorKind::NotFound);
                 return pool.check().and(Err(StorageError::OpenDisk { path: from.into(), source }));
             }
             cloned => cloned?,
         };
-        match set_of(&reader.place).map_err(failed)? {
-            Some(mounted) if mounted == reader.set => Ok(reader),
-            _ => Err(StorageError::Pool { problem: format!("{} is not mounted", reader.set) }),
+        if form == Form::Volume {
+            form.show(&reader.set, &reader.place)?;
+        }
+        match form.is_shown(&reader.set, &reader.place).map_err(failed)? {
+            true => Ok(reader),
+            false => Err(StorageError::Pool { problem: format!("{} is not mounted", reader.set) }),
         }
     }
 
     /// The disk's name, relative to the data directory.
     pub(super) fn disk(&self, data: &Path) -> String {
-        let disk = self.place.join(StorageKind::Zfs.inner().unwrap_or_default());
+        let disk = self.place.join(self.form.kind().inner().unwrap_or_default());
         disk.strip_prefix(data).unwrap_or(&disk).to_string_lossy().into_owned()
     }
 }
 
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
-        if let Err(error) = remove(self.pool, &self.set, &self.place) {
+        if let Err(error) = remove(self.form, self.pool, &self.set, &self.place) {
             tracing::warn!(set = self.set, %error, "what showed a snapshot stays for now");
         }
         readers().remove(&self.number);
@@ -70,7 +79,7 @@ impl Drop for Reader<'_> {
 }
 
 /// Removes what readers have left that were killed.
-pub(super) fn sweep(pool: &Pool, data: &Path) -> Result<(), StorageError> {
+pub(super) fn sweep(form: Form, pool: &Pool, data: &Path) -> Result<(), StorageError> {
     let shelf = shelf(data);
     let failed = |source| StorageError::List { path: shelf.clone(), source };
     let entries = match fs::read_dir(&shelf) {
@@ -80,7 +89,7 @@ pub(super) fn sweep(pool: &Pool, data: &Path) -> Result<(), StorageError> {
     for entry in entries {
         let entry = entry.map_err(failed)?;
         if let Some(name) = entry.file_name().to_str().filter(|name| is_left(name)) {
-            remove(pool, &pool.reader_set(name), &entry.path())?;
+            remove(form, pool, &pool.reader_set(name), &entry.path())?;
         }
     }
     Ok(())
@@ -99,7 +108,8 @@ fn is_left(name: &str) -> bool {
 }
 
 /// The directory goes last: it tells that there may be a data set.
-fn remove(pool: &Pool, set: &str, place: &Path) -> Result<(), StorageError> {
+fn remove(form: Form, pool: &Pool, set: &str, place: &Path) -> Result<(), StorageError> {
+    form.let_go(place)?;
     pool.drop_reader(set)?;
     let removed = tree::remove(place).map(drop);
     removed.map_err(|source| StorageError::Destroy { path: place.into(), source })

@@ -4,6 +4,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use std::any::Any;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
+use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -106,7 +107,10 @@ impl Rig for Files {
 
     fn size_mb(&self, vm: &Vm) -> Option<u64> {
         let disk = self.layout.disk(vm);
-        let len = fs::metadata(&disk).ok()?.len();
+        let len = match self.kind.is_device() {
+            true => File::open(&disk).ok()?.seek(SeekFrom::End(0)).unwrap(),
+            false => fs::metadata(&disk).ok()?.len(),
+        };
         if self.raw() {
             assert_eq!(len % (1 << 20), 0);
             return Some(len >> 20);

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use tt_model::StorageKind::{self, Btrfs, File as Raw, Qcow2, Zfs};
+use tt_model::StorageKind::{self, Btrfs, File as Raw, Qcow2, Zfs, Zvol};
 use tt_model::{Layout, Vm, VmId};
 use tt_storage::Storage;
 use tt_storage::conformance::{Life, Rig, vm};
@@ -204,4 +204,12 @@ fn a_killed_daemon_leaves_data_sets_that_the_next_one_finishes() {
     let Some(pool) = Pool::try_new(256, test) else { return };
     // Each step starts programs.
     kill_in(test, &Sets::new(&pool), 6 * LIFE);
+}
+
+#[test]
+fn a_killed_daemon_leaves_volumes_that_the_next_one_finishes() {
+    live_if_asked(Zvol);
+    let test = "a_killed_daemon_leaves_volumes_that_the_next_one_finishes";
+    let Some(pool) = Pool::with_volumes(256, test) else { return };
+    kill_in(test, &Sets::volumes(&pool), 6 * LIFE);
 }

@@ -12,6 +12,7 @@ mod pool;
 mod sets;
 mod table;
 mod volumes;
+mod zvols;
 
 use common::{Files, Mount, has_qemu_img, tool};
 use std::fs::{self, File};
@@ -19,7 +20,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-use tt_model::StorageKind::{Btrfs, File as Raw, Qcow2, Zfs};
+use tt_model::StorageKind::{Btrfs, File as Raw, Qcow2, Zfs, Zvol};
 use tt_storage::conformance::{self, Rig, vm};
 use tt_storage::{StorageError, TEMPLATE_DISK, choose};
 
@@ -90,6 +91,12 @@ fn subvolumes_conform() {
 fn data_sets_conform() {
     let Some(pool) = pool::Pool::try_new(400, "data_sets_conform") else { return };
     table::compare(Zfs, &conformance::run(&pool::Sets::new(&pool)));
+}
+
+#[test]
+fn volumes_conform() {
+    let Some(pool) = pool::Pool::with_volumes(400, "volumes_conform") else { return };
+    table::compare(Zvol, &conformance::run(&pool::Sets::volumes(&pool)));
 }
 
 /// Five clones of 100 MB fit where two copies would not.

@@ -1,5 +1,6 @@
-//! A pool of ZFS of a test's own: a file, served by a `zfs-fuse` of its own, in a mount namespace of the calling thread.
-//! Whatever ends the test, the kernel takes mounts and file away.
+//! A pool of ZFS of a test's own: a file, in a mount namespace of the calling thread. Where the kernel has OpenZFS it serves
+//! the pool, for one test at a time; elsewhere a `zfs-fuse` of the test's own does. Whatever ends the test, the kernel takes
+//! mounts and file away; a pool of OpenZFS that is left goes with the next one.
 
 use crate::common::{Files, tool};
 use rustix::mount::{MountPropagationFlags, mount_change};
@@ -8,6 +9,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::any::Any;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -20,27 +22,31 @@ use tt_storage::{RESERVE_MB, Storage};
 
 /// A `zfs-fuse` answers within a second or two.
 const STARTS_WITHIN: Duration = Duration::from_secs(20);
-/// The pool's name, as `zpool` has it; each test has a world of its own.
-pub const NAME: &str = "tank";
+/// The pool's name, as `zpool` has it, which nobody else gives to one.
+pub const NAME: &str = "tt-test-pool";
 
 /// A pool, until it is dropped.
 pub struct Pool {
     dir: TempDir,
-    server: Child,
+    server: Server,
+}
+
+/// What serves it.
+enum Server {
+    Fuse(Child),
+    /// The kernel, as long as this test has the lock.
+    Kernel(#[allow(dead_code, reason = "held, not read")] File),
 }
 
 impl Pool {
     /// Makes one; `Err` says why this machine can not.
     fn new(size_mb: u64) -> Result<Self, String> {
         let text = |e: io::Error| e.to_string();
-        for program in ["zfs-fuse", "zpool"] {
-            if Command::new(program)
-                .arg("--help")
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status()
-                .is_err()
-            {
+        let programs = if has_module() { &["zpool"][..] } else { &["zfs-fuse", "zpool"] };
+        for program in programs {
+            let mut help = Command::new(program);
+            help.arg("--help").stdout(Stdio::null()).stderr(Stdio::null());
+            if help.status().is_err() {
                 return Err(format!("{program} is not installed"));
             }
         }
@@ -50,23 +56,13 @@ impl Pool {
             .map_err(|e| format!("no mount namespace: {e}"))?;
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).map_err(|e| e.to_string())?;
-        // Where the server has its socket, its lock and its list of pools.
-        for place in ["/run", "/var/lib"] {
-            tool(Command::new("mount").args(["-t", "tmpfs", "zfs", place]))?;
-        }
-        fs::create_dir("/run/lock").map_err(text)?;
-        let mut server = Command::new("zfs-fuse");
-        server
-            .args(["--no-daemon", "--no-kstat-mount"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        // SAFETY: one system call, which may be made between fork and exec.
-        unsafe { server.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
-        let mut pool = Self { dir, server: server.spawn().map_err(text)? };
+        let server = if has_module() { Server::kernel()? } else { Server::fuse()? };
+        let pool = Self { dir, server };
         let image = pool.dir.path().join("pool");
         File::create(&image).and_then(|file| file.set_len(size_mb << 20)).map_err(text)?;
-        pool.wait()?;
-        tool(Command::new("zpool").args(["create", "-m", "none", NAME]).arg(&image))?;
+        // No list of pools on this machine is to name it.
+        let args = ["create", "-o", "cachefile=none", "-m", "none", NAME];
+        tool(Command::new("zpool").args(args).arg(&image))?;
         Ok(pool)
     }
 
@@ -75,17 +71,13 @@ impl Pool {
         Self::new(size_mb).inspect_err(|reason| println!("SKIPPED {test}: {reason}")).ok()
     }
 
-    /// Waits until the server answers.
-    fn wait(&mut self) -> Result<(), String> {
-        let end = Instant::now() + STARTS_WITHIN;
-        loop {
-            let Err(said) = tool(Command::new("zpool").arg("list")) else { return Ok(()) };
-            let ended = self.server.try_wait().map_err(|e| e.to_string())?;
-            if ended.is_some() || Instant::now() > end {
-                return Err(said);
-            }
-            std::thread::sleep(Duration::from_millis(100));
+    /// The same for a test that needs volumes.
+    pub fn with_volumes(size_mb: u64, test: &str) -> Option<Self> {
+        if has_module() {
+            return Self::try_new(size_mb, test);
         }
+        println!("SKIPPED {test}: this kernel has no OpenZFS, and others have no volumes");
+        None
     }
 
     /// A data set of somebody else in the pool, mounted.
@@ -106,10 +98,65 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        let _ = tool(Command::new("zpool").args(["destroy", "-f", NAME]));
-        let _ = kill_process(Pid::from_child(&self.server), Signal::KILL);
-        let _ = self.server.wait();
+        // Whoever names new devices looks into them for a moment.
+        for _ in 0..100 {
+            if tool(Command::new("zpool").args(["destroy", "-f", NAME])).is_ok() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if let Server::Fuse(server) = &mut self.server {
+            let _ = kill_process(Pid::from_child(server), Signal::KILL);
+            let _ = server.wait();
+        }
     }
+}
+
+impl Server {
+    /// Starts a `zfs-fuse` of the test's own, and waits until it answers.
+    fn fuse() -> Result<Self, String> {
+        let text = |e: io::Error| e.to_string();
+        // Where the server has its socket, its lock and its list of pools.
+        for place in ["/run", "/var/lib"] {
+            tool(Command::new("mount").args(["-t", "tmpfs", "zfs", place]))?;
+        }
+        fs::create_dir("/run/lock").map_err(text)?;
+        let mut server = Command::new("zfs-fuse");
+        server
+            .args(["--no-daemon", "--no-kstat-mount"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        // SAFETY: one system call, which may be made between fork and exec.
+        unsafe { server.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
+        let mut server = server.spawn().map_err(text)?;
+        let end = Instant::now() + STARTS_WITHIN;
+        loop {
+            let Err(said) = tool(Command::new("zpool").arg("list")) else {
+                return Ok(Self::Fuse(server));
+            };
+            let ended = server.try_wait().map_err(text)?;
+            if ended.is_some() || Instant::now() > end {
+                let _ = server.kill();
+                let _ = server.wait();
+                return Err(said);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Waits until no other test has the kernel's pool of that name, and removes what a killed one left.
+    fn kernel() -> Result<Self, String> {
+        let lock = File::create(std::env::temp_dir().join("tt-test-pool.lock"))
+            .and_then(|lock| lock.lock().map(|()| lock));
+        let lock = lock.map_err(|e| e.to_string())?;
+        let _ = tool(Command::new("zpool").args(["destroy", "-f", NAME]));
+        Ok(Self::Kernel(lock))
+    }
+}
+
+/// Whether the kernel has OpenZFS.
+pub fn has_module() -> bool {
+    Path::new("/dev/zfs").exists() && Path::new("/sys/module/zfs").exists()
 }
 
 /// Runs `zfs`; answers what it prints.
@@ -127,6 +174,11 @@ pub struct Sets<'a> {
 impl<'a> Sets<'a> {
     pub fn new(pool: &'a Pool) -> Self {
         Self { files: Files::new(&pool.data(), StorageKind::Zfs), pool }
+    }
+
+    /// The back end `zvol` on it.
+    pub fn volumes(pool: &'a Pool) -> Self {
+        Self { files: Files::new(&pool.data(), StorageKind::Zvol), pool }
     }
 
     /// The data set that holds those of the back end.
@@ -147,15 +199,29 @@ impl<'a> Sets<'a> {
         let snapshot = listed.lines().find(|name| name.ends_with(&end))?;
         let place = self.files.layout.data.join("look");
         let set = format!("{NAME}/look");
-        let mountpoint = format!("mountpoint={}", place.display());
         fs::create_dir_all(&place).unwrap();
-        zfs(&["clone", "-o", &mountpoint, snapshot, &set]).unwrap();
-        let looked = look(&Vm { runtime_image: "look/disk.raw".into(), ..vm.clone() });
-        while zfs(&["destroy", &set]).is_err() {
-            std::thread::sleep(Duration::from_millis(20));
+        if self.files.kind.is_device() {
+            zfs(&["clone", snapshot, &set]).unwrap();
+            symlink(Path::new("/dev/zvol").join(&set), place.join("disk")).unwrap();
+            wait_for(|| File::open(place.join("disk")).is_ok());
+        } else {
+            let mountpoint = format!("mountpoint={}", place.display());
+            zfs(&["clone", "-o", &mountpoint, snapshot, &set]).unwrap();
         }
-        fs::remove_dir(&place).unwrap();
+        let name = format!("look/{}", self.files.kind.inner().unwrap());
+        let looked = look(&Vm { runtime_image: name, ..vm.clone() });
+        wait_for(|| zfs(&["destroy", &set]).is_ok());
+        fs::remove_dir_all(&place).unwrap();
         Some(looked)
+    }
+}
+
+/// Waits for what comes by itself.
+pub fn wait_for(mut what: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !what() {
+        assert!(Instant::now() < end, "it does not come");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -191,8 +257,10 @@ impl Rig for Sets<'_> {
     fn plant(&self, vm: &Vm) -> bool {
         let place = self.files.layout.disk(vm).parent().unwrap().to_path_buf();
         fs::create_dir_all(&place).unwrap();
-        let mountpoint = format!("mountpoint={}", place.display());
-        zfs(&["create", "-p", "-o", &mountpoint, &self.set(vm)]).unwrap();
+        if !self.files.kind.is_device() {
+            let mountpoint = format!("mountpoint={}", place.display());
+            zfs(&["create", "-p", "-o", &mountpoint, &self.set(vm)]).unwrap();
+        }
         fs::write(place.join("foreign"), b"foreign").unwrap();
         true
     }
@@ -228,7 +296,7 @@ impl Rig for Sets<'_> {
     }
 
     fn lose_pool(&self) -> Option<Box<dyn Any>> {
-        tool(Command::new("zpool").args(["export", NAME])).unwrap();
+        wait_for(|| tool(Command::new("zpool").args(["export", NAME])).is_ok());
         Some(Box::new(Away(self.pool.dir.path().to_path_buf())))
     }
 
@@ -258,8 +326,7 @@ struct Away(PathBuf);
 
 impl Drop for Away {
     fn drop(&mut self) {
-        let import =
-            |dir: &Path| tool(Command::new("zpool").args(["import", "-d"]).arg(dir).arg(NAME));
-        import(&self.0).unwrap();
+        let args = ["import", "-o", "cachefile=none", "-d"];
+        tool(Command::new("zpool").args(args).arg(&self.0).arg(NAME)).unwrap();
     }
 }

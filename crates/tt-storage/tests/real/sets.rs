@@ -25,25 +25,30 @@ fn a_data_directory_in_a_pool_gets_data_sets() {
     let data = pool.set("data").join("tt");
     fs::create_dir(&data).unwrap();
     // Of somebody else.
-    zfs(&["create", "-o", "mountpoint=none", "tank/data/tt-probe-results"]).unwrap();
+    zfs(&["create", "-o", "mountpoint=none", "tt-test-pool/data/tt-probe-results"]).unwrap();
     let (before, found) = (names(), tt_storage::Pool::find(None, &data).unwrap().unwrap());
-    assert_eq!((found.name.as_str(), found.is_configured), ("tank/data", false));
+    assert_eq!((found.name.as_str(), found.is_configured), ("tt-test-pool/data", false));
     // By a probe that was killed.
-    zfs(&["create", "-p", "-o", "mountpoint=none", "tank/data/tt-probe-4194305/first"]).unwrap();
+    zfs(&["create", "-p", "-o", "mountpoint=none", "tt-test-pool/data/tt-probe-4194305/first"])
+        .unwrap();
     let choice = choose(&data, crate::QEMU.as_ref(), Some(&found)).unwrap();
     assert_eq!((choice.kind, choice.trouble), (Zfs, None), "{}", choice.reason);
     assert_eq!(names(), before, "the probe left something");
     let files = Files::new(&data, Zfs);
     let storage = open_in(Some(&found), Zfs, &files.layout);
     storage.create_image(&vm(1, Zfs)).unwrap();
-    assert!(names().contains(&"tank/data/tt/0007/v/1.0".to_owned()));
+    assert!(names().contains(&"tt-test-pool/data/tt/0007/v/1.0".to_owned()));
     storage.destroy_image(&vm(1, Zfs)).unwrap();
     storage.collect_templates(&|_| false).unwrap();
     // Nobody told it of a pool.
     let error = open(Zfs, &files.layout).create_image(&vm(1, Zfs)).unwrap_err();
     assert!(matches!(error, StorageError::Pool { .. }) && error.is_retryable(), "{error:?}");
-    let trouble = tt_storage::Pool { name: "tank/none".into(), is_configured: true }.trouble();
-    assert_eq!(trouble.as_deref(), Some("tank/none is not there: import it (`zpool import`)"));
+    let none = tt_storage::Pool { name: "tt-test-pool/none".into(), is_configured: true };
+    let trouble = none.trouble(Zfs, &data);
+    assert_eq!(
+        trouble.as_deref(),
+        Some("tt-test-pool/none is not there: import it (`zpool import`)")
+    );
 }
 
 #[test]

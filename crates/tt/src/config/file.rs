@@ -195,7 +195,7 @@ mod tests {
             ("port_min = 70000", "70000"),
             (
                 "storage = \"lvm\"",
-                "unknown variant `lvm`, expected one of `auto`, `file`, `qcow2`, `btrfs`, `zfs`",
+                "unknown variant `lvm`, expected one of `auto`, `file`, `qcow2`, `btrfs`, `zfs`, `zvol`",
             ),
             (
                 "zfs.pool = \"tank@x\"",

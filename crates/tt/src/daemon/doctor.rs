@@ -172,7 +172,7 @@ fn storage(config: &Config) -> (StorageKind, Check) {
                 "let `zpool status` show the pool, or configure another one",
             )
         }
-        Err(error @ DaemonError::NoPool) => {
+        Err(error @ DaemonError::NoPool(_)) => {
             Check::bad("storage", super::chain(&error), "name a pool, or choose another storage")
         }
         Err(error) => Check::bad("storage", super::chain(&error), "choose another data directory"),
