@@ -92,6 +92,11 @@ impl Docker {
         assert_eq!(code, 200, "import an image: {text}");
     }
 
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("sock")
+    }
+
     /// Calls the API; fails the bench if that does.
     pub fn call(&self, method: &str, path: &str, body: &Value) -> Value {
         let (code, text) = self.ask(method, path, body.to_string().as_bytes()).must("an answer");
@@ -120,7 +125,7 @@ impl Docker {
     }
 
     fn ask(&self, method: &str, path: &str, body: &[u8]) -> Option<(u16, String)> {
-        let mut stream = UnixStream::connect(self.dir.path().join("sock")).ok()?;
+        let mut stream = UnixStream::connect(self.socket()).ok()?;
         stream.set_read_timeout(Some(ANSWERS)).ok()?;
         let kind = if body.starts_with(b"{") { "application/json" } else { "application/x-tar" };
         let head = format!(

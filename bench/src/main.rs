@@ -3,6 +3,7 @@
 
 mod begin;
 mod by_hand;
+mod container;
 mod create;
 mod disks;
 mod docker;
@@ -24,8 +25,9 @@ use table::Row;
 type Bench = (&'static str, fn() -> Vec<Row>);
 
 /// All benches, in the order in which they run: those that need a quiet machine first.
-const BENCHES: [Bench; 12] = [
+const BENCHES: [Bench; 13] = [
     ("create", create::one_guest),
+    ("container", container::over_docker),
     ("begin", begin::from_memory),
     ("pause", pause::silence_by_memory),
     ("ten", create::ten_guests),

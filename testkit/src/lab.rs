@@ -69,8 +69,13 @@ impl Setup {
     }
 
     /// Lets it run containers, by that Docker; others know none.
-    pub fn docker(mut self, dockerd: &Dockerd) -> Self {
-        self.docker = Some(dockerd.socket());
+    pub fn docker(self, dockerd: &Dockerd) -> Self {
+        self.docker_at(dockerd.socket())
+    }
+
+    /// The same, by what listens there.
+    pub fn docker_at(mut self, socket: PathBuf) -> Self {
+        self.docker = Some(socket);
         self
     }
 

@@ -4,6 +4,7 @@
 
 mod act;
 mod api;
+mod cut;
 mod death;
 mod dockerd;
 mod guard;
@@ -19,6 +20,7 @@ mod space;
 mod wait;
 
 pub use api::Answer;
+pub use cut::Cut;
 pub use dockerd::Dockerd;
 pub use guard::guard;
 pub use lab::{CLIENT, HOST, Lab, NAME_SERVER, Setup, spaces};

@@ -62,13 +62,14 @@ impl Lab {
         left
     }
 
-    /// The elements of the daemon's sets and maps, but for the other hosts, which are no Env's.
+    /// The elements of the daemon's sets and maps, but for other hosts and links of others, which are no Env's.
     fn published(&self) -> Vec<String> {
         let list = |table: String| {
             let mut nft = std::process::Command::new("nft");
             let nft = nft.args(["list", "table"]).args(table.split(' '));
             let rules = self.host.run(|| crate::run::run(nft, b"")).good();
-            let sets = rules.split("\tset ").filter(|set| !set.starts_with("peers {"));
+            let is_own = |set: &&str| !["peers {", "others {"].iter().any(|of| set.starts_with(of));
+            let sets = rules.split("\tset ").filter(is_own);
             let elements = sets.flat_map(str::lines).filter(|line| line.contains("elements = {"));
             elements.map(|line| format!("{table}: {line}")).collect::<Vec<_>>()
         };

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub const TO_RUN: [&str; 6] =
     ["qemu-system-x86", "qemu-utils", "nftables", "busybox-static", "e2fsprogs", "iproute2"];
 /// What the benches need beside that.
-pub const TO_BENCH: [&str; 1] = ["iperf3"];
+pub const TO_BENCH: [&str; 2] = ["docker.io", "iperf3"];
 /// What the tests need beside that.
 pub const TO_TEST: [&str; 14] = [
     "xfsprogs",

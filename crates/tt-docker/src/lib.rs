@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Where Docker listens unless somebody says otherwise.
@@ -46,8 +46,15 @@ const JSON: &str = "application/json";
 #[derive(Debug)]
 pub struct Docker {
     socket: PathBuf,
+    known: Mutex<Known>,
+}
+
+/// What a daemon has said of itself, and says again for as long as it runs.
+#[derive(Debug, Default)]
+struct Known {
     /// Begins every path, once it is agreed on.
-    prefix: Mutex<Option<String>>,
+    prefix: Option<String>,
+    info: Option<Info>,
 }
 
 /// What is asked, and how long it may take.
@@ -62,7 +69,7 @@ impl Docker {
     /// A daemon that listens at `socket`, or will. Nothing is asked yet.
     #[must_use]
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        Self { socket: socket.into(), prefix: Mutex::new(None) }
+        Self { socket: socket.into(), known: Mutex::default() }
     }
 
     /// Where it listens.
@@ -85,16 +92,22 @@ impl Docker {
         let answer = self.send(&call, JSON, &mut io::empty(), 0)?;
         let server: Server = document(call.action, answer)?;
         let agreed = agree(&server)?;
-        *self.prefix.lock().unwrap_or_else(PoisonError::into_inner) = Some(agreed);
+        *self.known() = Known { prefix: Some(agreed), info: None };
         Ok(server)
     }
 
-    /// What it works with.
+    /// What it works with. It is asked once, and again after [`Docker::server`], [`Docker::events`] or when it did not answer:
+    /// it counts all containers for that.
     ///
     /// # Errors
     /// It does not answer.
     pub fn info(&self) -> Result<Info, DockerError> {
-        self.get("ask what it works with", "/info", QUICK)
+        if let Some(info) = self.known().info.clone() {
+            return Ok(info);
+        }
+        let info: Info = self.get("ask what it works with", "/info", QUICK)?;
+        self.known().info = Some(info.clone());
+        Ok(info)
     }
 
     /// All containers, whatever their state, that have every one of these labels (`NAME` or `NAME=VALUE`).
@@ -252,12 +265,16 @@ impl Docker {
 
     /// The path in the version that was agreed on.
     fn path(&self, path: &str) -> Result<String, DockerError> {
-        let known = self.prefix.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.known().prefix.clone();
         let prefix = match known {
             Some(prefix) => prefix,
             None => agree(&self.server()?)?,
         };
         Ok(format!("{prefix}{path}"))
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(
@@ -277,7 +294,7 @@ impl Docker {
             return DockerError::Answer { action, problem: source.to_string() };
         }
         // Another one may be there when it is back.
-        *self.prefix.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.known() = Known::default();
         DockerError::Reach { action, socket: self.socket.clone(), source }
     }
 }

@@ -74,6 +74,8 @@ impl Docker {
         since: SystemTime,
     ) -> Result<Events, DockerError> {
         const ACTION: &str = "follow what happens";
+        // It may be another one since it was followed last.
+        self.known().info = None;
         let filters =
             json!({ "type": ["container"], "label": [label], "event": kinds }).to_string();
         let since = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();

@@ -14,6 +14,9 @@ mod layers;
 #[cfg(test)]
 #[path = "common/sample.rs"]
 mod sample;
+#[cfg(test)]
+#[path = "common/table.rs"]
+mod table;
 
 struct World {
     world: Arc<FakeWorld>,
@@ -77,8 +80,12 @@ impl Fixture for World {
         self.world.layers(vm.id).is_some_and(|layers| layers.contains(&vm.runtime_image))
     }
 
-    fn disk_mb(&self, vm: &Vm) -> u32 {
-        self.world.disk_mb(vm.id).unwrap_or(u32::MAX)
+    fn disk_mb(&self, vm: &Vm) -> Option<u32> {
+        self.world.disk_mb(vm.id)
+    }
+
+    fn mem_mb(&self, _: &Vm) -> Option<u32> {
+        None
     }
 
     fn has_memory(&self, path: &str) -> bool {
@@ -89,8 +96,19 @@ impl Fixture for World {
 #[test]
 fn conforms() {
     let fixture = World::new();
-    conformance::run(&*fixture.restarted(), &fixture);
+    table::compare("fake", &conformance::run(&*fixture.restarted(), &fixture));
     assert!(fixture.world.is_empty());
+}
+
+#[test]
+fn the_table_has_a_row_for_each_clause_and_a_column_for_each_engine() {
+    let table = table::table();
+    let mut rows: Vec<_> = conformance::names().collect();
+    rows.sort_unstable();
+    assert!(table.keys().eq(rows.iter()), "{:?}", table.keys());
+    let columns =
+        ["docker", "exec", "fake", "firecracker", "firecracker, stand-in", "qemu-kvm", "qemu-tcg"];
+    assert!(table.values().all(|row| row.keys().eq(columns.iter())), "{table:?}");
 }
 
 #[test]

@@ -1,26 +1,40 @@
 //! Clauses about machines that are held still for a moment, and about daemons that die meanwhile.
 
 use super::memory::next;
+use super::needs::{MEMORY, Needs};
 use super::{Clause, Suite, bell, done};
 use crate::{EngineError, Machine};
 use tt_model::{Snapshot, StopMode, Vm, feat, names};
 
 pub(super) const CLAUSES: &[Clause] = &[
-    ("a hold takes the memory of its moment, and the guest goes on", holds),
-    ("a hold of a paused machine leaves it paused", holds_paused),
-    ("while held, the disk gets a layer", switches),
-    ("a living machine lies on what the record says", lies_on_merges),
-    ("a hold that is dropped leaves no memory, and the guest goes on to a clean end", drops),
-    ("a hold without memory keeps none", holds_without_memory),
-    ("an absent machine's memory is what it would begin from", holds_absent),
-    ("what a daemon held that died is found, and goes on", survives_death),
-    ("a held machine of a dead daemon can be suspended and held again", works_after_death),
+    (
+        "a hold takes the memory of its moment, and the guest goes on",
+        Needs::Features(MEMORY),
+        holds,
+    ),
+    ("a hold of a paused machine leaves it paused", Needs::Features(MEMORY), holds_paused),
+    ("while held, the disk gets a layer", Needs::Layers, switches),
+    ("a living machine lies on what the record says", Needs::Layers, lies_on_merges),
+    (
+        "a hold that is dropped leaves no memory, and the guest goes on to a clean end",
+        Needs::Features(MEMORY),
+        drops,
+    ),
+    ("a hold without memory keeps none", Needs::Features(feat::SNAPSHOT), holds_without_memory),
+    (
+        "an absent machine's memory is what it would begin from",
+        Needs::Features(MEMORY),
+        holds_absent,
+    ),
+    ("what a daemon held that died is found, and goes on", Needs::Features(MEMORY), survives_death),
+    (
+        "a held machine of a dead daemon can be suspended and held again",
+        Needs::Features(MEMORY),
+        works_after_death,
+    ),
 ];
 
 fn holds(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let path = names::memory(vm.id, 1);
     let content = suite.fixture.tick(&vm);
@@ -44,9 +58,6 @@ fn holds(suite: &Suite<'_>) {
 }
 
 fn holds_paused(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let content = suite.fixture.tick(&vm);
     suite.stop(&vm, StopMode::Pause);
@@ -65,10 +76,7 @@ fn holds_paused(suite: &Suite<'_>) {
 }
 
 fn switches(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let Some(mut vm) = suite.fixture.layered_vm() else { return };
+    let mut vm = suite.layered();
     suite.start(&vm);
     assert!(suite.fixture.beats(&vm) && suite.fixture.has_open(&vm));
     for memory in [None, Some(names::memory(vm.id, 1)), None] {
@@ -93,10 +101,7 @@ fn switches(suite: &Suite<'_>) {
 }
 
 fn lies_on_merges(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
-    let Some(mut vm) = suite.fixture.layered_vm() else { return };
+    let mut vm = suite.layered();
     suite.start(&vm);
     for _ in 0..4 {
         let mut hold = suite.hold(&vm, None);
@@ -137,9 +142,6 @@ fn lies_on_merges(suite: &Suite<'_>) {
 }
 
 fn drops(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let path = names::memory(vm.id, 1);
     let content = suite.fixture.tick(&vm);
@@ -163,9 +165,6 @@ fn drops(suite: &Suite<'_>) {
 }
 
 fn holds_without_memory(suite: &Suite<'_>) {
-    if !suite.has(feat::SNAPSHOT) {
-        return;
-    }
     let vm = suite.running();
     let mut hold = suite.hold(&vm, None);
     done(hold.pause());
@@ -179,9 +178,6 @@ fn holds_without_memory(suite: &Suite<'_>) {
 }
 
 fn holds_absent(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let path = names::memory(vm.id, 1);
     suite.remove(&vm);
@@ -226,9 +222,6 @@ fn dies_holding(suite: &Suite<'_>, vm: &Vm, path: &str, steps: u32) {
 }
 
 fn survives_death(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     for steps in 0..3 {
         let vm = suite.running();
         let path = names::memory(vm.id, 1);
@@ -257,9 +250,6 @@ fn survives_death(suite: &Suite<'_>) {
 }
 
 fn works_after_death(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let path = names::memory(vm.id, 1);
     let content = suite.fixture.tick(&vm);

@@ -1,20 +1,34 @@
 //! Clauses about memory on disk and incarnations.
 
+use super::needs::{ALWAYS, MEMORY, Needs};
 use super::{Clause, END_MAX, REMOVALS_MAX, Suite, done};
 use crate::{EngineError, Hold, Machine};
 use std::time::Instant;
 use tt_model::{Goal, MachineSize, Snapshot, StopMode, Vm, feat, names};
 
 pub(super) const CLAUSES: &[Clause] = &[
-    ("suspend keeps memory on disk, and the next start goes on from it, once", suspends),
-    ("a paused machine is suspended, too", suspends_paused),
-    ("suspend of what has no process does nothing", suspends_nothing),
-    ("a machine of an earlier incarnation is outdated, and is replaced", replaces),
-    ("a new incarnation begins from memory once", begins_from_memory),
-    ("memory that does not fit is refused, and nothing is changed", refuses_misfit),
-    ("memory of memory of memory is as good", goes_on_for_generations),
-    ("update grows the disk of a living machine", updates),
-    ("memory that no record names is removed", removes_memory),
+    (
+        "suspend keeps memory on disk, and the next start goes on from it, once",
+        Needs::Features(feat::SUSPEND),
+        suspends,
+    ),
+    ("a paused machine is suspended, too", Needs::Features(MEMORY), suspends_paused),
+    (
+        "suspend of what has no process does nothing",
+        Needs::Features(feat::SUSPEND),
+        suspends_nothing,
+    ),
+    ("a machine of an earlier incarnation is outdated, and is replaced", ALWAYS, replaces),
+    ("a new incarnation begins from memory once", Needs::Features(MEMORY), begins_from_memory),
+    (
+        "memory that does not fit is refused, and nothing is changed",
+        Needs::Features(feat::SUSPEND),
+        refuses_misfit,
+    ),
+    ("memory of memory of memory is as good", Needs::Features(MEMORY), goes_on_for_generations),
+    ("update grows the disk of a living machine", Needs::Growth, updates),
+    ("update gives a living machine its limits", Needs::Limits, limits),
+    ("memory that no record names is removed", Needs::Features(MEMORY), removes_memory),
 ];
 
 impl Suite<'_> {
@@ -48,8 +62,12 @@ impl Suite<'_> {
         assert!(!done(self.engine.memories()).contains(&vm.id), "memory is left");
     }
 
-    pub(super) fn has_memory(&self) -> bool {
-        self.has(feat::SUSPEND | feat::MEMORY_SNAPSHOT | feat::PAUSE)
+    /// See [`Needs::Layers`].
+    pub(super) fn layered(&self) -> Vm {
+        match self.fixture.layered_vm() {
+            Some(vm) => vm,
+            None => panic!("there are disks with layers no more"),
+        }
     }
 }
 
@@ -59,9 +77,6 @@ pub(super) fn next(vm: &Vm, path: &str) -> Vm {
 }
 
 fn suspends(suite: &Suite<'_>) {
-    if !suite.has(feat::SUSPEND) {
-        return;
-    }
     let vm = suite.running();
     let content = suite.fixture.tick(&vm);
     suite.suspend(&vm);
@@ -78,9 +93,6 @@ fn suspends(suite: &Suite<'_>) {
 }
 
 fn suspends_paused(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let content = suite.fixture.tick(&vm);
     suite.stop(&vm, StopMode::Pause);
@@ -91,9 +103,6 @@ fn suspends_paused(suite: &Suite<'_>) {
 }
 
 fn suspends_nothing(suite: &Suite<'_>) {
-    if !suite.has(feat::SUSPEND) {
-        return;
-    }
     let vm = suite.fixture.vm();
     suite.stop(&vm, StopMode::Suspend);
     assert_eq!(suite.look(&vm), Machine::Absent);
@@ -122,9 +131,6 @@ fn replaces(suite: &Suite<'_>) {
 }
 
 fn begins_from_memory(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let vm = suite.running();
     let content = suite.fixture.tick(&vm);
     let path = names::memory(vm.id, 1);
@@ -151,9 +157,6 @@ fn begins_from_memory(suite: &Suite<'_>) {
 }
 
 fn refuses_misfit(suite: &Suite<'_>) {
-    if !suite.has(feat::SUSPEND) {
-        return;
-    }
     let vm = suite.running();
     let content = suite.fixture.tick(&vm);
     suite.suspend(&vm);
@@ -170,9 +173,6 @@ fn refuses_misfit(suite: &Suite<'_>) {
 }
 
 fn goes_on_for_generations(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
-    }
     let mut vm = suite.running();
     for number in 1..=10 {
         let content = suite.fixture.tick(&vm);
@@ -188,35 +188,44 @@ fn goes_on_for_generations(suite: &Suite<'_>) {
 }
 
 fn updates(suite: &Suite<'_>) {
-    if !suite.has(feat::LIVE_UPDATE) {
-        return;
-    }
     let mut vm = suite.fixture.vm();
     done(suite.engine.update_vm(&vm));
     suite.start(&vm);
-    let before = suite.fixture.disk_mb(&vm);
+    let disk_mb = |vm: &Vm| suite.fixture.disk_mb(vm);
+    let Some(before) = disk_mb(&vm) else { panic!("its disk is not seen") };
     vm.resource.disk_size = before + 3;
     for _ in 0..2 {
         done(suite.engine.update_vm(&vm));
-        assert_eq!(suite.fixture.disk_mb(&vm), before + 3);
+        assert_eq!(disk_mb(&vm), Some(before + 3));
     }
     vm.resource.disk_size = before;
     done(suite.engine.update_vm(&vm));
-    assert_eq!(suite.fixture.disk_mb(&vm), before + 3, "a disk shrank");
+    assert_eq!(disk_mb(&vm), Some(before + 3), "a disk shrank");
     if suite.has(feat::PAUSE) {
         suite.stop(&vm, StopMode::Pause);
         vm.resource.disk_size = before + 4;
         done(suite.engine.update_vm(&vm));
-        assert_eq!(suite.fixture.disk_mb(&vm), before + 4);
+        assert_eq!(disk_mb(&vm), Some(before + 4));
         assert_eq!(suite.look(&vm), Machine::Paused);
     }
     suite.remove(&vm);
 }
 
-fn removes_memory(suite: &Suite<'_>) {
-    if !suite.has_memory() {
-        return;
+fn limits(suite: &Suite<'_>) {
+    let mut vm = suite.running();
+    for more in [8, 0] {
+        let machine = MachineSize { mem_size: vm.resource.mem_size + more, ..vm.machine };
+        vm.machine = machine;
+        for _ in 0..2 {
+            done(suite.engine.update_vm(&vm));
+            assert_eq!(suite.fixture.mem_mb(&vm), Some(machine.mem_size));
+        }
+        assert!(suite.fixture.beats(&vm), "the guest stands still");
     }
+    suite.remove(&vm);
+}
+
+fn removes_memory(suite: &Suite<'_>) {
     let mut vm = suite.running();
     let [kept, begun, needless] = [1, 2, 3].map(|n| names::memory(vm.id, n));
     for path in [&kept, &begun, &needless] {

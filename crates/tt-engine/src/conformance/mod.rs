@@ -1,10 +1,12 @@
 //! The suite that every engine runs. It judges by the contract in `lib.rs` alone, and it panics at the first clause that
-//! is broken, with its name.
+//! is broken, with its name. What an engine can not be asked for it says, clause by clause, as in docs/engines.md.
 
 mod hold;
 mod memory;
+mod needs;
 
 use crate::{EngineError, Machine, VmEngine, Wake};
+use needs::{ALWAYS, Needs};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -58,55 +60,81 @@ pub trait Fixture {
     /// Whether the machine's process has `vm.runtime_image` open.
     fn has_open(&self, vm: &Vm) -> bool;
 
-    /// The size of the disk of a Vm of [`Fixture::vm`], in MB.
-    fn disk_mb(&self, vm: &Vm) -> u32;
+    /// The size of the disk of a Vm of [`Fixture::vm`], in MB; `None` if disks do not grow while machines live.
+    fn disk_mb(&self, vm: &Vm) -> Option<u32>;
+
+    /// How much memory the host lets a running machine take, in MB; `None` if that changes with the next start only.
+    fn mem_mb(&self, vm: &Vm) -> Option<u32>;
 
     /// Whether the Vm has memory on disk that is complete and named so (relative to the data directory).
     fn has_memory(&self, path: &str) -> bool;
 }
 
-/// A named clause.
-type Clause = (&'static str, fn(&Suite<'_>));
+/// What became of a clause: `Err` says what the engine lacks for it, or that it has more.
+pub type Outcome = Result<(), String>;
+
+/// A clause: its name as in docs/engines.md, what it asks of an engine, and the check.
+type Clause = (&'static str, Needs, fn(&Suite<'_>));
 
 const CLAUSES: &[Clause] = &[
-    ("start makes it run, and is idempotent", starts_twice),
-    ("whatever is done to an absent machine leaves it absent", absent_stays_absent),
-    ("pause stands still, start goes on", pauses_and_resumes),
-    ("shutdown asks the guest, and its end is clean", shuts_down),
-    ("a paused guest is asked, too", shuts_down_when_paused),
-    ("a guest that switches itself off is told, and ends clean", powers_off),
-    ("a process that dies is told, and does not end clean", dies),
-    ("kill ends it, then removes everything", kills),
-    ("an exited machine is started anew", starts_after_exit),
-    ("machines lists all, and clear removes one without a record", lists_and_clears),
-    ("what a start left that was cut short is seen and removed", removes_half_done),
-    ("a start after one that was cut short succeeds", starts_over_half_done),
-    ("suspend is refused without the feature", refuses_suspend),
-    ("a restarted daemon finds, controls and is told of every machine", survives_restart),
+    ("start makes it run, and is idempotent", ALWAYS, starts_twice),
+    ("whatever is done to an absent machine leaves it absent", ALWAYS, absent_stays_absent),
+    ("pause stands still, start goes on", Needs::Features(feat::PAUSE), pauses_and_resumes),
+    ("shutdown asks the guest, and its end is clean", Needs::Features(feat::SHUTDOWN), shuts_down),
+    (
+        "a paused guest is asked, too",
+        Needs::Features(feat::SHUTDOWN | feat::PAUSE),
+        shuts_down_when_paused,
+    ),
+    ("a guest that switches itself off is told, and ends clean", ALWAYS, powers_off),
+    ("a process that dies is told, and does not end clean", ALWAYS, dies),
+    ("kill ends it, then removes everything", ALWAYS, kills),
+    ("an exited machine is started anew", ALWAYS, starts_after_exit),
+    ("machines lists all, and clear removes one without a record", ALWAYS, lists_and_clears),
+    ("what a start left that was cut short is seen and removed", ALWAYS, removes_half_done),
+    ("a start after one that was cut short succeeds", ALWAYS, starts_over_half_done),
+    ("suspend is refused without the feature", Needs::Lack(feat::SUSPEND), refuses_suspend),
+    ("a restarted daemon finds, controls and is told of every machine", ALWAYS, survives_restart),
 ];
 
-/// Runs every clause on `engine`, which must not be initialised yet; then closes it.
+/// Runs every clause on `engine`, which must not be initialised yet; then closes it. Answers what became of each.
 ///
 /// # Panics
 /// At the first clause that does not hold.
-pub fn run(engine: &dyn VmEngine, fixture: &dyn Fixture) {
+pub fn run(engine: &dyn VmEngine, fixture: &dyn Fixture) -> Vec<(&'static str, Outcome)> {
     let (wake, ends) = bell();
     let facts = engine.init(wake);
     assert_eq!(facts.unusable, None, "{} can not be tested here", engine.name());
     assert_eq!(facts.name, engine.name());
     let suite = Suite { engine, fixture, ends };
-    for (name, clause) in CLAUSES.iter().chain(memory::CLAUSES).chain(hold::CLAUSES) {
+    let mut outcomes = Vec::new();
+    for (name, needs, clause) in all() {
         tracing::info!(clause = name, "conformance");
+        if let Err(lack) = suite.meets(*needs) {
+            outcomes.push((*name, Err(lack)));
+            continue;
+        }
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| clause(&suite)));
         if let Err(panic) = outcome {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("?");
             panic!("clause \"{name}\" is broken: {text}");
         }
+        outcomes.push((*name, Ok(())));
     }
     assert_eq!(done(engine.machines()), [], "machines are left over");
     assert_eq!(done(engine.memories()), [], "memory is left over");
     engine.close();
+    outcomes
+}
+
+/// The names of all clauses, in the order in which they run.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    all().map(|(name, _, _)| *name)
+}
+
+fn all() -> impl Iterator<Item = &'static Clause> {
+    CLAUSES.iter().chain(memory::CLAUSES).chain(hold::CLAUSES)
 }
 
 struct Suite<'a> {
@@ -187,9 +215,6 @@ fn absent_stays_absent(suite: &Suite<'_>) {
 }
 
 fn pauses_and_resumes(suite: &Suite<'_>) {
-    if !suite.has(feat::PAUSE) {
-        return;
-    }
     let vm = suite.running();
     for _ in 0..2 {
         suite.stop(&vm, StopMode::Pause);
@@ -210,9 +235,6 @@ fn pauses_and_resumes(suite: &Suite<'_>) {
 }
 
 fn shuts_down(suite: &Suite<'_>) {
-    if !suite.has(feat::SHUTDOWN) {
-        return;
-    }
     let vm = suite.running();
     suite.stop(&vm, StopMode::Shutdown);
     suite.exited(&vm, true);
@@ -223,9 +245,6 @@ fn shuts_down(suite: &Suite<'_>) {
 }
 
 fn shuts_down_when_paused(suite: &Suite<'_>) {
-    if !suite.has(feat::SHUTDOWN | feat::PAUSE) {
-        return;
-    }
     let vm = suite.running();
     suite.stop(&vm, StopMode::Pause);
     suite.stop(&vm, StopMode::Shutdown);
@@ -307,9 +326,6 @@ fn starts_over_half_done(suite: &Suite<'_>) {
 }
 
 fn refuses_suspend(suite: &Suite<'_>) {
-    if suite.has(feat::SUSPEND) {
-        return;
-    }
     let vm = suite.fixture.vm();
     let refused = suite.engine.stop_vm(&vm, StopMode::Suspend);
     assert!(matches!(refused, Err(EngineError::Mode { .. })), "{refused:?}");

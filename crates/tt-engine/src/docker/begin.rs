@@ -21,11 +21,7 @@ const DOOR_DIR: &str = "door";
 
 /// Makes a machine of which there is nothing.
 pub(super) fn begin(host: &Host, vm: &Vm) -> Result<(), EngineError> {
-    host.probe().map_err(|why| match host.config.docker.server() {
-        // One that is away comes back.
-        Err(error) if error.is_away() => error.into(),
-        _ => EngineError::Unusable { engine: NAME, why },
-    })?;
+    host.has_agent().map_err(|why| EngineError::Unusable { engine: NAME, why })?;
     let name = host.config.layout.container(vm.id, vm.epoch);
     let sockets = prepare(host, vm, &name)?;
     let entry = ensure_container(host, vm, &name)?;

@@ -35,8 +35,8 @@ pub(super) fn hand_over(
     if sent != 1 {
         return Err(ErrorKind::WriteZero.into());
     }
-    serde_json::to_writer(&mut stream, start)?;
-    stream.flush()?;
+    // At once: each write would wake the reader.
+    stream.write_all(&serde_json::to_vec(start)?)?;
     stream.shutdown(Shutdown::Write)
 }
 

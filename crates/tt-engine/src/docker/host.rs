@@ -53,13 +53,8 @@ impl Host {
 
     /// Which Docker there is, or what is missing and how to get it.
     pub(super) fn probe(&self) -> Result<Found, String> {
-        let DockerConfig { docker, agent, .. } = &self.config;
-        if !agent.is_file() {
-            return Err(format!(
-                "there is no agent at {}; install tt-guest, or name it (`guest_agent`)",
-                agent.display()
-            ));
-        }
+        self.has_agent()?;
+        let docker = &self.config.docker;
         let asked = docker.server().and_then(|server| Ok((server, docker.info()?)));
         match asked {
             Ok((server, info)) => Ok(Found {
@@ -72,6 +67,16 @@ impl Host {
             )),
             Err(error) => Err(crate::error::chain(&error)),
         }
+    }
+
+    /// Whether there is an agent, or how to get it.
+    pub(super) fn has_agent(&self) -> Result<(), String> {
+        let agent = &self.config.agent;
+        if agent.is_file() {
+            return Ok(());
+        }
+        let agent = agent.display();
+        Err(format!("there is no agent at {agent}; install tt-guest, or name it (`guest_agent`)"))
     }
 
     pub(super) fn file(&self, id: VmId, name: &str) -> PathBuf {

@@ -20,8 +20,13 @@ use tt_docker::Docker;
 use tt_model::{EngineFacts, Layout, StopMode, Vm, VmEngineFeat, VmId, feat};
 
 const NAME: &str = "docker";
-const FEATURES: VmEngineFeat =
-    feat::PAUSE | feat::SHUTDOWN | feat::SNAPSHOT | feat::NAT | feat::FLAT | feat::EXEC;
+const FEATURES: VmEngineFeat = feat::PAUSE
+    | feat::SHUTDOWN
+    | feat::SNAPSHOT
+    | feat::LIVE_UPDATE
+    | feat::NAT
+    | feat::FLAT
+    | feat::EXEC;
 
 /// Gives containers their network. The network plane has made the member's port before, and knows what it needs.
 pub trait Plug: Send + Sync + fmt::Debug {

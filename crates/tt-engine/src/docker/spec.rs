@@ -65,6 +65,8 @@ pub(super) fn container(
         "Cmd": [],
         "User": "0:0",
         "WorkingDir": "/",
+        // Docker would have a program of its own look at a namespace in which there is nothing, half of a start's time.
+        "NetworkDisabled": true,
         "Labels": {
             LABEL_INSTANCE: layout.instance.to_string(),
             LABEL_VM: vm.id.to_string(),

@@ -1,6 +1,7 @@
 //! One container: what it keeps of the contract, how it is refused, how it heals.
 
 use crate::rig::{Rig, remove};
+use crate::table;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 fn conforms() {
     let Some(rig) = Rig::new("docker::conforms") else { return };
-    conformance::run(&rig.engine(), &rig);
+    table::compare("docker", &conformance::run(&rig.engine(), &rig));
     let left = fs::read_dir(&rig.layout.run).unwrap().count();
     assert_eq!(left, 0, "something is left below the run directory");
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,8 @@ use tt_docker::Docker;
 use tt_engine::conformance::Fixture;
 use tt_engine::docker::{DockerConfig, DockerEngine, Plug};
 use tt_engine::{Machine, VmEngine};
-use tt_guest::message::{Hello, HostMessage, NetworkSetup, PROTOCOL_VERSION, Setup};
+use tt_guest::frame::{Decoder, Kind};
+use tt_guest::message::{GuestMessage, Hello, HostMessage, NetworkSetup, PROTOCOL_VERSION, Setup};
 use tt_model::names::Instance;
 use tt_model::{EnvId, Layout, StorageKind, Vm, VmId, names, sample};
 
@@ -27,11 +28,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Rig {
     pub layout: Layout,
     pub dockerd: Dockerd,
-    pub agent: PathBuf,
     next_id: Cell<u64>,
     /// The first processes whose guests were set up.
     set_up: RefCell<BTreeSet<u32>>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 /// A network for tests of this crate: a pair of links for each container, and nobody at its other end.
@@ -71,11 +71,7 @@ impl Rig {
         }
         let dockerd = Dockerd::start(name)?;
         let dir = tempfile::tempdir().must("make a directory");
-        let layout = Layout {
-            data: dir.path().join("data"),
-            run: dir.path().join("run"),
-            instance: Instance(0x1234),
-        };
+        let layout = layout(dir.path());
         for dir in [&layout.data, &layout.run] {
             fs::create_dir(dir).must("make a directory");
         }
@@ -83,14 +79,7 @@ impl Rig {
         let image = Dockerd::busybox(dir.path(), &["/bin/sh", "-c", beat]);
         let loaded = dockerd.docker().load(&image).must("load an image");
         dockerd.docker().tag(&loaded, &layout.docker_repo(), "base").must("name an image");
-        Some(Self {
-            layout,
-            dockerd,
-            agent,
-            next_id: Cell::new(1),
-            set_up: RefCell::default(),
-            _dir: dir,
-        })
+        Some(Self { layout, dockerd, next_id: Cell::new(1), set_up: RefCell::default(), dir })
     }
 
     pub fn docker(&self) -> Docker {
@@ -98,16 +87,15 @@ impl Rig {
     }
 
     pub fn config(&self) -> DockerConfig {
-        DockerConfig {
-            layout: self.layout.clone(),
-            docker: Arc::new(self.docker()),
-            agent: self.agent.clone(),
-            plug: Arc::new(Pairs),
-        }
+        config(&self.layout, &self.dockerd.socket())
     }
 
     pub fn engine(&self) -> DockerEngine {
         DockerEngine::new(self.config())
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The container's first process.
@@ -151,12 +139,54 @@ impl Rig {
         for message in [hello, setup] {
             self.say(&mut stream, &message);
         }
+        // An agent that can not answer does nothing more.
+        is_set_up(&mut stream);
         stream
     }
 
     fn say(&self, stream: &mut UnixStream, message: &HostMessage) {
         stream.write_all(&message.encode().must("a message")).must("tell the agent");
     }
+}
+
+/// Waits until the agent has said that its guest is set up.
+fn is_set_up(stream: &mut UnixStream) {
+    stream.set_read_timeout(Some(PATIENCE)).must("a timeout");
+    let (mut decoder, mut is_done) = (Decoder::default(), false);
+    let mut buffer = [0; 4096];
+    while !is_done {
+        let length = stream.read(&mut buffer).must("the agent's answer");
+        assert!(length > 0, "the agent went away");
+        decoder.feed(&buffer[..length], |frame| {
+            let control = frame.ok().filter(|frame| frame.kind == Kind::Control);
+            match control.map(|frame| GuestMessage::parse(&frame.payload)) {
+                Some(Ok(GuestMessage::SetupDone { .. })) => is_done = true,
+                Some(Ok(GuestMessage::SetupFailed { what, why })) => panic!("{what}: {why}"),
+                _ => {}
+            }
+        });
+    }
+}
+
+/// A host at those directories, with the Docker that listens at `socket`.
+pub fn config(layout: &Layout, socket: &Path) -> DockerConfig {
+    DockerConfig {
+        layout: layout.clone(),
+        docker: Arc::new(Docker::new(socket)),
+        agent: agent(),
+        plug: Arc::new(Pairs),
+    }
+}
+
+/// The directories of a scratch host.
+pub fn layout(dir: &Path) -> Layout {
+    Layout { data: dir.join("data"), run: dir.join("run"), instance: Instance(0x1234) }
+}
+
+/// The Vm of that number.
+pub fn vm(id: u64) -> Vm {
+    let vm = sample::vm(id, "docker", StorageKind::Docker);
+    Vm { env_id: EnvId(id), id: VmId(id), ..vm }
 }
 
 /// Where the agent is: named, or beside this test's own program.
@@ -173,8 +203,7 @@ fn agent() -> PathBuf {
 impl Fixture for Rig {
     fn vm(&self) -> Vm {
         let id = self.next_id.replace(self.next_id.get() + 1);
-        let vm = sample::vm(id, "docker", StorageKind::Docker);
-        let vm = Vm { env_id: EnvId(id), id: VmId(id), ..vm };
+        let vm = vm(id);
         let (docker, repo) = (self.docker(), self.layout.docker_repo());
         let tag = names::docker_tag(vm.id, vm.epoch);
         docker.tag(&format!("{repo}:base"), &repo, &tag).must("name an image");
@@ -240,8 +269,19 @@ impl Fixture for Rig {
         unreachable!("a container's disk has no layers")
     }
 
-    fn disk_mb(&self, _: &Vm) -> u32 {
-        unreachable!("a container's disk does not grow while it runs")
+    fn disk_mb(&self, _: &Vm) -> Option<u32> {
+        None
+    }
+
+    fn mem_mb(&self, vm: &Vm) -> Option<u32> {
+        let name = self.layout.container(vm.id, vm.epoch);
+        let id = self.docker().container(&name).must("look at a container").must("a container").id;
+        let group = format!("{}/{id}", self.dockerd.cgroup());
+        let read = |path: String| fs::read_to_string(Path::new("/sys/fs/cgroup").join(path)).ok();
+        let limit = read(format!("memory/{group}/memory.limit_in_bytes"))
+            .or_else(|| read(format!("{group}/memory.max")));
+        let bytes: u64 = limit.must("its limit").trim().parse().must("a number");
+        u32::try_from(bytes >> 20).ok()
     }
 
     fn has_memory(&self, _: &str) -> bool {

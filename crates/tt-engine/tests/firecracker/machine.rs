@@ -2,6 +2,7 @@
 
 use crate::host::{remove, wait_until};
 use crate::rig::Rig;
+use crate::table;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,8 +14,8 @@ use tt_engine::firecracker::{FirecrackerConfig, FirecrackerEngine};
 use tt_engine::{EngineError, Machine, VmEngine};
 use tt_model::{MachineSize, StopMode, StorageKind, Vm, names};
 
-fn conforms_on(rig: &Rig) {
-    conformance::run(&rig.engine(), rig);
+fn conforms_on(rig: &Rig, column: &str) {
+    table::compare(column, &conformance::run(&rig.engine(), rig));
     let left = fs::read_dir(&rig.layout.run).unwrap().flatten();
     let left: Vec<_> = left.map(|e| e.file_name()).filter(|n| n != "netns").collect();
     assert!(left.is_empty(), "{left:?}");
@@ -26,13 +27,13 @@ fn conforms_on(rig: &Rig) {
 
 #[test]
 fn conforms() {
-    conforms_on(&Rig::new());
+    conforms_on(&Rig::new(), "firecracker, stand-in");
 }
 
 #[test]
 fn conforms_for_real() {
     if let Some(rig) = Rig::real("conforms_for_real") {
-        conforms_on(&rig);
+        conforms_on(&rig, "firecracker");
     }
 }
 

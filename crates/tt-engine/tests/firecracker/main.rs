@@ -18,3 +18,6 @@ mod rig;
 #[cfg(test)]
 #[path = "../common/sample.rs"]
 mod sample;
+#[cfg(test)]
+#[path = "../common/table.rs"]
+mod table;

@@ -1,6 +1,7 @@
 //! The driver for programs of others, with the example and real machines.
 
 use crate::rig::{Rig, remove, wait_until};
+use crate::table;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -47,7 +48,8 @@ impl Fixture for Exec {
         tick(vm: &Vm) -> u64;
         content(vm: &Vm) -> u64;
         has_open(vm: &Vm) -> bool;
-        disk_mb(vm: &Vm) -> u32;
+        disk_mb(vm: &Vm) -> Option<u32>;
+        mem_mb(vm: &Vm) -> Option<u32>;
         has_memory(path: &str) -> bool;
     }
 }
@@ -55,7 +57,7 @@ impl Fixture for Exec {
 #[test]
 fn the_example_conforms() {
     let exec = Exec(Rig::new());
-    conformance::run(&exec.engine(), &exec);
+    table::compare("exec", &conformance::run(&exec.engine(), &exec));
     let left = fs::read_dir(&exec.0.layout.run).unwrap().flatten();
     let left: Vec<_> = left.map(|e| e.file_name()).filter(|n| n != "netns").collect();
     assert!(left.is_empty(), "{left:?}");

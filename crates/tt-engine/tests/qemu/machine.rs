@@ -1,6 +1,7 @@
 //! One machine: how it is confined, what it is limited to, how it is refused.
 
 use crate::rig::{self, Rig, remove, wait_until};
+use crate::table;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ fn started(rig: &Rig) -> (QemuEngine, Vm) {
 #[test]
 fn conforms() {
     let rig = Rig::new();
-    conformance::run(&rig.engine(), &rig);
+    let column = if rig::has_kvm() { "qemu-kvm" } else { "qemu-tcg" };
+    table::compare(column, &conformance::run(&rig.engine(), &rig));
     let left = fs::read_dir(&rig.layout.run).unwrap().flatten();
     let left: Vec<_> = left.map(|e| e.file_name()).filter(|n| n != "netns").collect();
     assert!(left.is_empty(), "{left:?}");

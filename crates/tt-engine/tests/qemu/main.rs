@@ -28,3 +28,6 @@ mod rig;
 #[cfg(test)]
 #[path = "../common/sample.rs"]
 mod sample;
+#[cfg(test)]
+#[path = "../common/table.rs"]
+mod table;

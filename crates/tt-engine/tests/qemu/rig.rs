@@ -221,8 +221,12 @@ impl Fixture for Rig {
         fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == disk))
     }
 
-    fn disk_mb(&self, vm: &Vm) -> u32 {
-        (fs::metadata(self.layout.disk(vm)).unwrap().len() >> 20) as u32
+    fn disk_mb(&self, vm: &Vm) -> Option<u32> {
+        Some((fs::metadata(self.layout.disk(vm)).unwrap().len() >> 20) as u32)
+    }
+
+    fn mem_mb(&self, _: &Vm) -> Option<u32> {
+        None
     }
 
     fn has_memory(&self, path: &str) -> bool {
