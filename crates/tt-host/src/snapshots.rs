@@ -15,8 +15,10 @@ use tt_store::tables::{Change, Committed, Row, Tables};
 
 /// How often a snapshot that fails is tried before it is given up.
 const TRIES: u32 = 3;
-/// Pause before members are looked at again that are on their way.
-const NOT_SETTLED: Duration = Duration::from_millis(200);
+/// Pause before members are looked at again that are on their way: a part of how long it has been wanted, within these.
+/// One that arrives is told at once; it may never, and its snapshot is wanted until somebody removes it.
+const NOT_SETTLED_MIN: Duration = Duration::from_millis(200);
+const NOT_SETTLED_MAX: Duration = Duration::from_secs(10);
 
 /// Takes snapshots, those of one Env one after the other.
 #[derive(Debug)]
@@ -98,12 +100,17 @@ impl SnapshotTaker {
         for id in ids {
             match self.visitor.visit(*id, 0) {
                 Next::Settled(_) | Next::Never => {}
-                Next::Wait(_) => return Ok(Next::Wait(NOT_SETTLED)),
+                Next::Wait(_) => return Ok(Next::Wait(self.pause(name, *id)?)),
                 Next::BackOff if failures + 1 < TRIES => return Ok(Next::BackOff),
-                Next::BackOff => return self.failed(name, ids, self.trouble_of(*id)?),
+                Next::BackOff => {
+                    let trouble = self.trouble_of(*id)?;
+                    return self.failed(name, ids, |vm| wants(vm, name), trouble);
+                }
             }
         }
-        let vms = self.change(name, ids, |vm| plan_take(vm, name))?;
+        let vms = self.change(name, ids, |vm| wants(vm, name), |vm| plan_take(vm, name))?;
+        // It may be removed meanwhile, and another one of its name be wanted.
+        let is_same = |vm: &Vm| wants(vm, name) && vms.iter().any(|old| is_same_try(old, vm, name));
         for vm in &vms {
             // Else a store that is lost meanwhile would come back without the disk that the guest is given now.
             if self.visitor.note(vm.id)?.is_err() {
@@ -119,11 +126,13 @@ impl SnapshotTaker {
                 let version = |vm: &Vm| {
                     versions.iter().find(|(id, _)| *id == vm.id).and_then(|(_, v)| v.clone())
                 };
-                self.change(name, ids, |vm| plan_taken(vm, name, version(vm), now))?;
+                self.change(name, ids, is_same, |vm| plan_taken(vm, name, version(vm), now))?;
                 Ok(Next::Wait(Duration::ZERO))
             }
-            Err(Pause::GiveUp(trouble)) => self.failed(name, ids, trouble),
-            Err(Pause::Retry(trouble)) if failures + 1 >= TRIES => self.failed(name, ids, trouble),
+            Err(Pause::GiveUp(trouble)) => self.failed(name, ids, is_same, trouble),
+            Err(Pause::Retry(trouble)) if failures + 1 >= TRIES => {
+                self.failed(name, ids, is_same, trouble)
+            }
             Err(Pause::Retry(trouble)) => {
                 tracing::warn!(snapshot = name, why = trouble.why, "snapshot not taken; again");
                 Ok(Next::BackOff)
@@ -142,23 +151,38 @@ impl SnapshotTaker {
         Ok(Trouble { code: ErrorCode::SnapshotCreate, why, retry })
     }
 
-    fn failed(&self, name: &str, ids: &[VmId], trouble: Trouble) -> Result<Next, HostError> {
+    /// How long to leave a member alone that is on its way.
+    fn pause(&self, name: &str, id: VmId) -> Result<Duration, HostError> {
+        let row = self.tables.vm(id)?;
+        let snapshot = row.as_ref().and_then(|row| row.value.snapshots.get(name));
+        let since = snapshot.map_or(0, |s| self.clock.now().saturating_sub(s.start_timestamp));
+        Ok((Duration::from_secs(since) / 10).clamp(NOT_SETTLED_MIN, NOT_SETTLED_MAX))
+    }
+
+    fn failed(
+        &self,
+        name: &str,
+        ids: &[VmId],
+        is_meant: impl Fn(&Vm) -> bool,
+        trouble: Trouble,
+    ) -> Result<Next, HostError> {
         tracing::warn!(snapshot = name, why = trouble.why, "snapshot not taken");
-        self.change(name, ids, |vm| plan_take_failed(vm, name, trouble.clone()))?;
+        self.change(name, ids, is_meant, |vm| plan_take_failed(vm, name, trouble.clone()))?;
         Ok(Next::Wait(Duration::ZERO))
     }
 
-    /// Commits a change to all members that still want the snapshot; answers them as they are then.
+    /// Commits a change to all members that it is meant for; answers them as they are then.
     fn change(
         &self,
         name: &str,
         ids: &[VmId],
+        is_meant: impl Fn(&Vm) -> bool,
         plan: impl Fn(&mut Vm),
     ) -> Result<Vec<Vm>, HostError> {
         for _ in 0..COMMIT_TRIES {
             let mut rows: Vec<Row<Vm>> = Vec::new();
             for id in ids {
-                rows.extend(self.tables.vm(*id)?.filter(|row| wants(&row.value, name)));
+                rows.extend(self.tables.vm(*id)?.filter(|row| is_meant(&row.value)));
             }
             rows.iter_mut().for_each(|row| plan(&mut row.value));
             if rows.is_empty() {
@@ -172,7 +196,7 @@ impl SnapshotTaker {
     }
 
     /// Takes it: all members stand still at one moment, and none longer than it takes to freeze
-    /// disks and device states. Answers who wrote each member's memory, where there is any.
+    /// its own disk and device state. Answers who wrote each member's memory, where there is any.
     fn act(&self, name: &str, vms: &[Vm]) -> Result<Vec<(VmId, Option<String>)>, Pause> {
         let mut parts: Vec<Part<'_>> = Vec::new();
         for vm in vms {
@@ -184,9 +208,13 @@ impl SnapshotTaker {
         each(&mut parts, |part| held(part, |hold, _| hold.pause()))?;
         let begin = std::time::Instant::now();
         failpoint::reached("snapshot", "hold", "before");
-        each(&mut parts, |part| self.freeze(part))?;
-        failpoint::reached("snapshot", "hold", "after");
-        each(&mut parts, |part| held(part, |hold, _| hold.release()))?;
+        // All stand still at one moment; from then on each goes on as soon as its own is safe. A container's disk may take
+        // long, and nothing of the others depends on it.
+        each(&mut parts, |part| {
+            self.freeze(part)?;
+            failpoint::reached("snapshot", "hold", "after");
+            held(part, |hold, _| hold.release())
+        })?;
         tracing::info!(snapshot = name, held_us = begin.elapsed().as_micros(), "guests go on");
         // Its clock stood still, too; and who finds that the channel did not outlive the moment opens another one now, not when
         // somebody needs it.
@@ -258,6 +286,12 @@ impl SnapshotTaker {
 fn wants(vm: &Vm, name: &str) -> bool {
     let snapshot = vm.snapshots.get(name);
     vm.goal != Goal::Gone && snapshot.is_some_and(|s| s.state == SnapshotState::Wanted)
+}
+
+/// Whether both want it as it was planned in one try: each try has names of its own.
+fn is_same_try(one: &Vm, other: &Vm, name: &str) -> bool {
+    let meta = |vm: &Vm| vm.snapshots.get(name).map(|snapshot| snapshot.meta_path.clone());
+    one.id == other.id && meta(one) == meta(other)
 }
 
 fn held(

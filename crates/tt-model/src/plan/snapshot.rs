@@ -13,8 +13,8 @@ use crate::{
 /// Most disks that lie one on the other: each costs a guest's reads a little, and QEMU a file.
 pub const LAYERS_MAX: usize = 64;
 
-/// Notes that a snapshot of `vms` is wanted: members of `env`, at one point in time. Memory is kept of those whose engine
-/// can; the others begin by booting when it is applied.
+/// Notes that a snapshot of `vms` is wanted: members of `env`, at one point in time. Memory is kept of those that have some
+/// and whose engine can; the others begin by booting when it is applied.
 ///
 /// # Errors
 /// A name that is taken or not allowed, too many snapshots or layers, an engine that can not, a
@@ -53,7 +53,7 @@ pub fn plan_snapshot(
         let snapshot = Snapshot {
             name: spec.name.clone(),
             life_time: spec.life_time,
-            with_memory: spec.with_memory && can(vm, host, feat::MEMORY_SNAPSHOT),
+            with_memory: spec.with_memory && has_memory(vm) && can(vm, host, feat::MEMORY_SNAPSHOT),
             start_timestamp: now,
             ..Snapshot::default()
         };
@@ -112,20 +112,16 @@ pub fn plan_take_failed(vm: &mut Vm, name: &str, trouble: Trouble) {
     vm.drop_disks();
 }
 
-/// Drops the snapshot `name` of `vms`, of those that have it. What others are layered on stays
-/// until they go.
+/// Drops the snapshot `name` of `vms`, of those that have it; one that is wanted is not taken any more. What others are
+/// layered on stays until they go.
 ///
 /// # Errors
-/// No member has it, or it is being taken.
+/// No member has it.
 pub fn plan_drop_snapshot(env: &Env, vms: &mut [Vm], name: &str) -> Result<(), Refusal> {
     check_living(env)?;
-    let what = || format!("snapshot {} of env {}", quoted(name), quoted(&env.name));
-    let mut found = vms.iter().filter_map(|vm| vm.snapshots.get(name)).peekable();
-    if found.peek().is_none() {
-        return Err(no_snapshot(what()));
-    }
-    if found.any(|snapshot| snapshot.state == SnapshotState::Wanted) {
-        return Err(state(what(), "it is being taken", "wait until it is"));
+    if !vms.iter().any(|vm| vm.snapshots.contains_key(name)) {
+        let what = format!("snapshot {} of env {}", quoted(name), quoted(&env.name));
+        return Err(no_snapshot(what));
     }
     for vm in vms.iter_mut() {
         vm.snapshots.remove(name);
@@ -251,6 +247,11 @@ fn check_snapshot(vm: &Vm, spec: &SnapshotSpec, host: &Host) -> Result<(), Refus
     Err(Refusal::new(ErrorCode::InUse, what(), too_many, remedy))
 }
 
+/// Not one that was shut down.
+fn has_memory(vm: &Vm) -> bool {
+    matches!(vm.goal, Goal::Running | Goal::Paused | Goal::Suspended)
+}
+
 fn can(vm: &Vm, host: &Host, feature: VmEngineFeat) -> bool {
     host.engine(&vm.engine).is_some_and(|engine| engine.features & feature != 0)
 }
@@ -263,7 +264,7 @@ fn check_apply(vm: &Vm, name: &str, host: &Host) -> Result<(), Refusal> {
     let snapshot = vm.snapshots.get(name).ok_or_else(|| no_snapshot(what()))?;
     if let Some(wanted) = vm.wanted_snapshots().next() {
         let problem = format!("snapshot {} is being taken", quoted(&wanted.name));
-        return Err(state(what(), problem, "wait until it is"));
+        return Err(state(what(), problem, "wait until it is, or remove that one"));
     }
     if let SnapshotState::Failed(trouble) = &snapshot.state {
         let problem = format!("it could not be taken: {}", trouble.why);

@@ -112,11 +112,34 @@ fn a_layered_disk_is_frozen_and_another_one_is_cloned() {
 }
 
 #[test]
+fn what_is_wanted_can_be_given_up_at_any_moment() {
+    let (mut env, mut vms) = shop(StorageKind::Qcow2);
+    want(&mut env, &mut vms, "a").unwrap();
+    plan_drop_snapshot(&env, &mut vms, "a").unwrap();
+    assert_eq!(vms[0].snapshots.len(), 0);
+    want(&mut env, &mut vms, "a").unwrap();
+    vms.iter_mut().for_each(|vm| plan_take(vm, "a"));
+    plan_drop_snapshot(&env, &mut vms, "a").unwrap();
+    assert_eq!(vms[0].disks.len(), 2, "the guest's disk may be layered on the frozen one");
+    assert_eq!(apply_all(&mut env, &mut vms, "a").unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[test]
+fn who_was_shut_down_has_no_memory_to_keep() {
+    let (mut env, mut vms) = shop(StorageKind::Qcow2);
+    for (goal, wanted) in [(Goal::Stopped, false), (Goal::Suspended, true), (Goal::Paused, true)] {
+        vms.iter_mut().for_each(|vm| vm.set_goal(goal, 0));
+        want(&mut env, &mut vms, "a").unwrap();
+        assert!(vms.iter().all(|vm| vm.snapshots["a"].with_memory == wanted), "{goal:?}");
+        plan_drop_snapshot(&env, &mut vms, "a").unwrap();
+    }
+}
+
+#[test]
 fn a_name_is_used_once_but_a_failed_one_again() {
     let (mut env, mut vms) = shop(StorageKind::Qcow2);
     want(&mut env, &mut vms, "a").unwrap();
     assert_eq!(want(&mut env, &mut vms, "a").unwrap_err().code, ErrorCode::Exists);
-    assert_eq!(plan_drop_snapshot(&env, &mut vms, "a").unwrap_err().code, ErrorCode::State);
     let trouble = Trouble { code: ErrorCode::SnapshotCreate, why: "w".into(), retry: false };
     for vm in &mut vms {
         plan_take(vm, "a");
