@@ -18,6 +18,8 @@ use tt_store::tables::{Change, Committed, Row, Tables, TemplateRecord};
 
 /// How often the record of a template that is being made is looked at and brought up to date.
 const LOOK: Duration = Duration::from_millis(500);
+/// Pause before a build that waits for another one on the same base.
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
 /// Commits that are planned again because others came between.
 const TRIES: u32 = 64;
 
@@ -81,6 +83,8 @@ impl TemplateMaker {
             // Its removal is named in the queue again, its making goes on with the next daemon.
             Err(Halt::Image(ImageError::Unwanted)) => return Ok(None),
             Err(Halt::NotYet) => return Ok(Some(LOOK)),
+            // Other templates are made meanwhile.
+            Err(Halt::Image(ImageError::Busy { .. })) => return Ok(Some(BUSY_PAUSE)),
             Err(Halt::Records(error)) => return Err(error),
             Ok(template) => Ok(template),
             Err(Halt::Image(error)) => Err(trouble(&error)),

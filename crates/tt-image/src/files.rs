@@ -83,6 +83,12 @@ impl Lock {
         }
     }
 
+    /// As [`Lock::take`], without waiting.
+    pub(crate) fn take_now(dir: &Path, progress: &dyn Progress) -> Result<Self, ImageError> {
+        let busy = || ImageError::Busy { path: dir.into(), waited_secs: 0 };
+        Self::try_take_for(dir, progress)?.ok_or_else(busy)
+    }
+
     /// As [`Lock::take`], unless somebody has it.
     pub(crate) fn try_take(dir: &Path) -> Result<Option<Self>, ImageError> {
         Self::try_take_for(dir, &Quiet)
@@ -301,6 +307,8 @@ mod tests {
     fn nobody_waits_for_what_is_not_wanted_any_more() {
         let dir = tempfile::tempdir().unwrap();
         let held = Lock::take(dir.path(), &Quiet).unwrap();
+        let now = Lock::take_now(dir.path(), &Quiet);
+        assert!(matches!(now, Err(ImageError::Busy { waited_secs: 0, .. })), "{now:?}");
         let start = Instant::now();
         let waited = Lock::take(dir.path(), &WantedFor::times(3));
         assert!(matches!(waited, Err(ImageError::Unwanted)), "{waited:?}");

@@ -16,6 +16,12 @@ pub trait Progress: Sync {
         true
     }
 
+    /// Whether to wait while somebody else builds on the same: that may take as long as a build. Else it ends with
+    /// [`ImageError::Busy`] at once, to be tried again.
+    fn is_patient(&self) -> bool {
+        true
+    }
+
     /// Ends what nobody wants any more.
     ///
     /// # Errors

@@ -54,7 +54,7 @@ enum Ground {
 
 impl Catalogue {
     /// Builds the template of a recipe that is built in, or takes it from the cache, and gives it its name here. `progress`
-    /// is told of each step as it begins. A second builder of the same kind waits for the first.
+    /// is told of each step as it begins. A second builder of the same kind waits for the first, if `progress` is patient.
     ///
     /// # Errors
     /// [`ImageError::Missing`] and [`ImageError::Format`] say what to install or to put right; [`ImageError::Tool`],
@@ -102,7 +102,10 @@ impl Catalogue {
     ) -> Result<VmTemplate, ImageError> {
         // Of its own: what others build meanwhile does not wait for the minutes that a Debian takes.
         let shelf = self.shelf(plan);
-        let _lock = Lock::take(&shelf, progress)?;
+        let _lock = match progress.is_patient() {
+            true => Lock::take(&shelf, progress)?,
+            false => Lock::take_now(&shelf, progress)?,
+        };
         let parts = self.parts(plan, packages, progress)?;
         let built = shelf.join("builds").join(parts.key());
         let template = match record::read(&built) {

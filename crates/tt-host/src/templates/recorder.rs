@@ -96,6 +96,11 @@ impl Progress for Recorder<'_> {
         self.look(&mut state);
     }
 
+    /// Its thread is one of few, and makes other templates meanwhile.
+    fn is_patient(&self) -> bool {
+        false
+    }
+
     fn is_wanted(&self) -> bool {
         if self.maker.is_stopping.load(Ordering::Relaxed) {
             return false;

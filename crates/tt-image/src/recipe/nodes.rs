@@ -49,8 +49,9 @@ pub(super) fn of(
                 copies.add(file.path.clone(), Node::File(mode, text.clone().into_bytes()))?;
             }
             (None, from) => {
-                let from = dir.join(from.as_deref().unwrap_or_default());
-                copies.file(file, &from)?;
+                let from = Path::new(from.as_deref().unwrap_or_default());
+                copies.check_way(dir, from)?;
+                copies.file(file, &dir.join(from))?;
             }
         }
     }
@@ -61,6 +62,17 @@ impl<'a> Copies<'a> {
     /// None yet, for `what`.
     pub(crate) fn new(what: &'a str, progress: &'a dyn Progress) -> Self {
         Self { nodes: Nodes::new(), left: COPY_BYTES_MAX, what, progress }
+    }
+
+    /// That no link lies on the way from the recipe's folder to a file in it: it would lead out of that.
+    fn check_way(&self, dir: &Path, from: &Path) -> Result<(), ImageError> {
+        let way = from.ancestors().skip(1).filter(|part| !part.as_os_str().is_empty());
+        for part in way.map(|part| dir.join(part)) {
+            if part.is_symlink() {
+                return Err(self.refused(&part, "it is a symbolic link on the way to a file"));
+            }
+        }
+        Ok(())
     }
 
     fn file(&mut self, file: &RecipeFile, from: &Path) -> Result<(), ImageError> {
@@ -187,6 +199,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
         symlink("/etc/shadow", path.join("link")).unwrap();
+        symlink("/etc", path.join("way")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path.join("socket")).unwrap();
         fs::create_dir(path.join("folder")).unwrap();
         fs::create_dir_all(path.join("deep").join("d/".repeat(DEPTH_MAX))).unwrap();
         fs::File::create(path.join("large")).unwrap().set_len(COPY_BYTES_MAX + 1).unwrap();
@@ -195,7 +209,9 @@ mod tests {
         for (line, shown) in [
             ("from = \"gone\"", "gone\" of recipe \"x\" can not be used: there is no such file"),
             ("from = \"link\"", "it is a symbolic link"),
-            ("from = \"/dev/null\"", "it is no file or folder"),
+            ("from = \"way/shadow\"", "way\" of recipe \"x\" can not be used: it is a symbolic link on the way"),
+            ("from = \"./way/./ssl/certs\"", "it is a symbolic link on the way"),
+            ("from = \"socket\"", "it is no file or folder"),
             ("from = \"deep\"", "deeper than 32 folders"),
             ("from = \"large\"", "it copies more than 256 MB"),
             ("from = \"odd\"", "its name is no line of text"),

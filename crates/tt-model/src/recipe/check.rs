@@ -111,11 +111,16 @@ impl RecipeFile {
         match (&self.text, &self.from) {
             (Some(_), None) => Ok(()),
             (None, Some(from)) => {
-                if (1..=TARGET_BYTES_MAX).contains(&from.len()) && is_line(from) {
-                    return Ok(());
+                if !(1..=TARGET_BYTES_MAX).contains(&from.len()) || !is_line(from) {
+                    let remedy = format!("write a path of 1 to {TARGET_BYTES_MAX} bytes");
+                    return refuse("file.from", from, "nothing can lie there", &remedy);
                 }
-                let remedy = format!("write a path of 1 to {TARGET_BYTES_MAX} bytes");
-                refuse("file.from", from, "nothing can lie there", &remedy)
+                // A recipe is often somebody else's: what it takes of the host is what came with it.
+                if from.starts_with('/') || from.split('/').any(|part| part == "..") {
+                    let remedy = "copy it beside the recipe, and name it from there without `..`";
+                    return refuse("file.from", from, "it leads out of the recipe's folder", remedy);
+                }
+                Ok(())
             }
             (text, _) => {
                 let problem = match text {
@@ -241,6 +246,8 @@ mod tests {
             ("/srv/empty", "/srv/more", "recipe: dir.path `/srv/more`: it is named twice"),
             ("0o600", "0o10000", "recipe: file.mode `0o10000`"),
             ("from = \"pages\"", "from = \"\"", "recipe: file.from"),
+            ("from = \"pages\"", "from = \"/etc/shadow\"", "it leads out of the recipe's folder"),
+            ("from = \"pages\"", "from = \"a/../../b\"", "it leads out of the recipe's folder"),
             ("from = \"pages\"", "mode = 1", "it has no content"),
             ("from = \"pages\"", "from = \"x\"\ntext = \"y\"", "it has two contents"),
             ("../usr/share", "a b", "recipe: link.to"),
