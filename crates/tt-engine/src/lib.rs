@@ -25,6 +25,7 @@ pub mod qemu;
 mod remains;
 mod seed;
 mod tap;
+mod unix;
 mod watch;
 
 pub use error::EngineError;

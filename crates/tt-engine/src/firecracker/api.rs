@@ -1,8 +1,9 @@
 //! Firecracker's API: one request at a time, by HTTP/1.1 over a unix socket. It trusts nothing that comes back: size and time
 //! of every answer are bounded, and so is who answers.
 
-use super::request::Request;
+use super::request::{Request, SOON};
 use crate::EngineError;
+use crate::unix::connect_within;
 use rustix::net::sockopt::socket_peercred;
 use serde::Deserialize;
 use std::io::{self, ErrorKind, Read, Write};
@@ -58,7 +59,7 @@ impl Api {
     /// it, such as a link to a socket of others.
     pub fn connect(path: &Path, uid: u32) -> Result<Self, EngineError> {
         let connect = || {
-            let stream = UnixStream::connect(path)?;
+            let stream = connect_within(path, SOON)?;
             let peer = socket_peercred(&stream)?.uid.as_raw();
             match peer == uid {
                 true => Ok(stream),

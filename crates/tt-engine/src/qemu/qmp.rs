@@ -4,6 +4,7 @@
 //! Format: one JSON object a line; see `docs/interop/qmp-spec.rst` in QEMU's source.
 
 use crate::EngineError;
+use crate::unix::connect_within;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -42,7 +43,7 @@ struct Status {
 impl Qmp {
     /// Begins a conversation: waits for the greeting and leaves the negotiation mode.
     pub fn connect(path: &Path) -> Result<Self, EngineError> {
-        let stream = UnixStream::connect(path);
+        let stream = connect_within(path, TALK_MAX);
         let stream = stream.map_err(|e| refuse(path, "greeting", e.to_string()))?;
         Self::over(stream, path)
     }
