@@ -23,6 +23,9 @@ const CONNECTIONS_MAX: u32 = 16_384;
 
 /// The tables of an Env's namespace; the same for all Envs.
 ///
+/// What is counted of a port is forgotten after a minute: of members that are gone nothing may be left that fills a set, for
+/// a full one counts nobody.
+///
 /// The bridge lets a port send from its member's two addresses only, ARP included. Frames for
 /// reserved group addresses would enter the port's own stack beside the bridge, so they are dropped
 /// where they do.
@@ -87,12 +90,14 @@ table bridge {ENV_TABLE} {{
 	set floods {{
 		type ifname
 		size 4096
-		flags dynamic
+		flags dynamic,timeout
+		timeout 1m
 	}}
 	set questions {{
 		type ifname
 		size 4096
-		flags dynamic
+		flags dynamic,timeout
+		timeout 1m
 	}}
 	map {RATE_UP} {{
 		type ifname : limit
