@@ -1,10 +1,8 @@
 //! Sessions: takeover, damaged bytes, versions, and what is refused without changing anything.
 
-mod client;
-
 use std::time::Duration;
 
-use client::{Agent, Client, exec, is_alive, wait_until};
+use crate::client::{Agent, Client, exec, is_alive, wait_until};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use tt_guest::flow::WINDOW;

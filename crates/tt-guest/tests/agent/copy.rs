@@ -1,11 +1,9 @@
 //! Files copied in and out through the agent.
 
-mod client;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use client::{Agent, pack};
+use crate::client::{Agent, pack};
 use tt_guest::flow::WINDOW;
 use tt_guest::message::{FailureCode, HostMessage};
 use tt_guest::tar::{Limits, Unpacker};

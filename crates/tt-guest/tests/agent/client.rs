@@ -1,7 +1,6 @@
 //! A blocking client of the agent for tests: it does what the host daemon does, one call at a time.
 
 #![expect(clippy::unwrap_used, reason = "helpers of a test fail it")]
-#![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};

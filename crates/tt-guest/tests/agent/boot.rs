@@ -5,14 +5,11 @@
 
 #![expect(clippy::print_stdout, reason = "what a guest's steps take is read by people")]
 
-mod client;
-
-#[path = "boot/guest.rs"]
 mod guest;
 
 use std::time::{Duration, Instant};
 
-use client::{exec, pack, wait_until};
+use crate::client::{Client, exec, pack, wait_until};
 use guest::{Guest, Parts};
 use tt_guest::frame::{self, Kind};
 use tt_guest::message::{ByeReason, Exec, GuestMessage, HostMessage, NetworkSetup, Setup, Tty};
@@ -99,7 +96,7 @@ fn a_guest_restarts_and_asks_for_a_new_session() {
     guest.wait_off();
 }
 
-fn check_setup(client: &mut client::Client) {
+fn check_setup(client: &mut Client) {
     for round in 0..2 {
         let began = Instant::now();
         client.send(&HostMessage::Setup(setup()));
@@ -143,7 +140,7 @@ fn check_setup(client: &mut client::Client) {
     );
 }
 
-fn check_use(client: &mut client::Client, guest: &Guest) {
+fn check_use(client: &mut Client, guest: &Guest) {
     let big = vec![7; 3_000_000];
     let began = Instant::now();
     client.send(&HostMessage::Exec(exec(10, &["cat"])));
@@ -173,7 +170,7 @@ fn check_use(client: &mut client::Client, guest: &Guest) {
     assert!(std::fs::read(guest.scratch().join("in")).unwrap_or_default() == big);
 }
 
-fn check_first_process(client: &mut client::Client) {
+fn check_first_process(client: &mut Client) {
     let seen = client
         .shell(
             20,
@@ -189,7 +186,7 @@ fn check_first_process(client: &mut client::Client) {
     });
 }
 
-fn check_hosts_come_and_go(guest: &mut Guest, mut client: client::Client) {
+fn check_hosts_come_and_go(guest: &mut Guest, mut client: Client) {
     client.send(&HostMessage::Exec(exec(30, &["sleep", "1000"])));
     client.send(&HostMessage::Exec(exec(31, &["cat"])));
     client.send(&HostMessage::Exec(exec(32, &["yes"])));
@@ -212,7 +209,7 @@ fn check_hosts_come_and_go(guest: &mut Guest, mut client: client::Client) {
     }
 }
 
-fn check_console(guest: &mut Guest, client: &mut client::Client) {
+fn check_console(guest: &mut Guest, client: &mut Client) {
     guest.type_on_console("tty; echo from-$((40+2)); exit\n");
     wait_until("the shell's answer", || guest.console().contains("from-42"));
     // What is typed between two shells is lost with the first one's terminal session: typed until it is heard.

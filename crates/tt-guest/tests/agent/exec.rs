@@ -1,10 +1,8 @@
 //! Programs run by the agent: output, input, exit, terminals, signals, users, limits.
 
-mod client;
-
 use std::time::{Duration, Instant};
 
-use client::{Agent, exec, is_alive, wait_until};
+use crate::client::{Agent, Outcome, exec, is_alive, wait_until};
 use tt_guest::flow::{MAX_STREAMS, WINDOW};
 use tt_guest::frame::{self, Kind};
 use tt_guest::message::{Exec, FailureCode, GuestMessage, HostMessage, Tty};
@@ -128,7 +126,7 @@ fn a_terminal_has_its_size_and_type_and_is_resized() {
         tty: tty(33, 101),
         ..exec(1, &["/bin/sh", "-c", script])
     }));
-    let mut outcome = client::Outcome::default();
+    let mut outcome = Outcome::default();
     while !outcome.text().contains("go\r\n") {
         let frame = client.frame();
         assert!(!client.collect(1, &frame, &mut outcome), "{outcome:?}");
