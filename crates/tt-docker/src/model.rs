@@ -33,6 +33,16 @@ pub struct Info {
     pub security_options: Option<Vec<String>>,
 }
 
+impl Info {
+    /// Whether a container's users are others on the host.
+    #[must_use]
+    pub fn remaps_users(&self) -> bool {
+        let options = self.security_options.iter().flatten();
+        let names = options.filter_map(|option| option.split(',').next());
+        names.into_iter().any(|name| matches!(name, "name=userns" | "name=rootless"))
+    }
+}
+
 /// A container in a list.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(default, rename_all = "PascalCase")]

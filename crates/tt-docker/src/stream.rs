@@ -25,7 +25,8 @@ impl Docker {
             |source| DockerError::UseFile { action: ACTION, path: archive.to_owned(), source };
         let mut file = File::open(archive).map_err(used)?;
         let bytes = file.metadata().map_err(used)?.len();
-        let path = self.path(&format!("/images/load{}", query(&[("quiet", "1")])))?;
+        // Not quietly: a daemon that works on large layers says so, and is not taken for one that hangs.
+        let path = self.path(&format!("/images/load{}", query(&[("quiet", "0")])))?;
         let wire = Wire::open(&self.socket, PAUSE, false).map_err(|e| self.away(ACTION, e))?;
         let answer = ask(wire, "POST", &path, TAR, &mut file, bytes);
         let answer = checked(ACTION, answer.map_err(|e| self.away(ACTION, e))?)?;

@@ -15,6 +15,8 @@ use tt_model::{ErrorCode, Goal, Phase, StopMode, Trouble, Vm};
 use tt_network::{Network, NetworkError};
 use tt_storage::{Storage, StorageError};
 
+/// Pause before a disk is looked at again that waits for what others take in.
+const NOT_YET: Duration = Duration::from_millis(500);
 /// A safety look behind an event that should come: the end of a process, the word of a guest.
 const EVENT_OVERDUE: Duration = Duration::from_secs(2);
 
@@ -260,6 +262,7 @@ pub(crate) fn engine_pause(code: ErrorCode, error: EngineError) -> Pause {
 pub(crate) fn storage_pause(code: ErrorCode, error: StorageError) -> Pause {
     match error {
         StorageError::Died { .. } => Pause::Died,
+        StorageError::NotYet { .. } => Pause::Wait(NOT_YET),
         error => pause(code, error.is_retryable(), &error),
     }
 }

@@ -188,7 +188,12 @@ impl Layout {
 
     /// The container that holds the disk of a Vm in `epoch` as long as a machine may write to it.
     pub fn container(&self, id: VmId, epoch: u32) -> String {
-        format!("tt-{}-{id}-{epoch}", self.instance)
+        format!("{}{id}-{epoch}", self.container_prefix())
+    }
+
+    /// How the names of all containers of this daemon's begin.
+    pub fn container_prefix(&self) -> String {
+        format!("tt-{}-", self.instance)
     }
 
     /// The repository of all images of this daemon's.

@@ -47,6 +47,12 @@ pub enum StorageError {
         /// What was asked for.
         want_mb: u32,
     },
+    /// What the image is made from is being taken in for another one. Nothing went wrong: look again soon.
+    #[error("{name} waits for another template that is being taken in")]
+    NotYet {
+        /// What it is made from.
+        name: String,
+    },
     /// Docker did not do something. See the source.
     #[error(transparent)]
     Docker(#[from] tt_docker::DockerError),
@@ -260,6 +266,7 @@ impl StorageError {
             | Self::Probe { .. }
             | Self::Pool { .. }
             | Self::HasClones
+            | Self::NotYet { .. }
             | Self::Fault { .. } => true,
             Self::Docker(source) => source.is_retryable(),
             Self::Shrink { .. }
@@ -292,6 +299,7 @@ impl StorageError {
             }
             Self::Create { .. }
             | Self::Docker(_)
+            | Self::NotYet { .. }
             | Self::OpenDisk { .. }
             | Self::Grow { .. }
             | Self::Give { .. }

@@ -9,6 +9,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use tt_docker::{Container, DockerError, Info};
@@ -122,10 +123,11 @@ fn let_begin(
     let plugged = host.config.plug.plug(vm, network.as_fd());
     plugged.map_err(|source| EngineError::Plug { id: vm.id, source })?;
     set_hostname(pid, &vm.name)?;
-    hand_over(&sockets.door, pid, &start, [&sockets.agent, &sockets.console])
-        .map_err(|error| failed(format!("its agent did not come for its start: {error}")))?;
+    // Before it begins: one that has begun is never without them, whoever dies here.
     host.write_note(vm.id, APPLIED, &applied(vm))?;
-    host.write_note(vm.id, BEGUN, "")
+    host.write_note(vm.id, BEGUN, "")?;
+    hand_over(&sockets.door, pid, &start, [&sockets.agent, &sockets.console])
+        .map_err(|error| failed(format!("its agent did not come for its start: {error}")))
 }
 
 /// The first process of a container that runs.
@@ -143,6 +145,11 @@ fn open_namespace(pid: u32, kind: &str) -> Result<File, EngineError> {
 pub(super) fn set_hostname(pid: u32, name: &str) -> Result<(), EngineError> {
     let namespace = open_namespace(pid, "uts")?;
     let set = || -> io::Result<()> {
+        // The number may be a process's of the host by now.
+        let (its, own) = (namespace.metadata()?, std::fs::metadata("/proc/self/ns/uts")?);
+        if (its.dev(), its.ino()) == (own.dev(), own.ino()) {
+            return Err(io::Error::other("it has no host name of its own"));
+        }
         move_into_link_name_space(
             namespace.as_fd(),
             Some(LinkNameSpaceType::HostNameAndNISDomainName),

@@ -2,6 +2,7 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::{cmsg_space, net::sockopt::socket_peercred};
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -43,6 +44,8 @@ pub(super) fn hand_over(
 /// The first one who comes and is that process.
 fn meet(door: &UnixListener, pid: u32) -> io::Result<UnixStream> {
     door.set_nonblocking(true)?;
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(ErrorKind::InvalidInput)?;
+    let process = pidfd_open(process, PidfdFlags::empty())?;
     let until = Instant::now() + COME_MAX;
     loop {
         match door.accept() {
@@ -59,8 +62,12 @@ fn meet(door: &UnixListener, pid: u32) -> io::Result<UnixStream> {
                     return Err(ErrorKind::TimedOut.into());
                 }
                 let left = Timespec::try_from(left).unwrap_or_default();
-                let mut polled = [PollFd::new(door, PollFlags::IN)];
+                let mut polled =
+                    [PollFd::new(door, PollFlags::IN), PollFd::new(&process, PollFlags::IN)];
                 match poll(&mut polled, Some(&left)) {
+                    Ok(_) if polled[0].revents().is_empty() && !polled[1].revents().is_empty() => {
+                        return Err(io::Error::other("its first process ended"));
+                    }
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
                     Err(e) => return Err(e.into()),
                 }

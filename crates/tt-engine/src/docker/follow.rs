@@ -69,15 +69,16 @@ impl Drop for Follower {
 fn follow(shared: &Shared, docker: &Docker, label: &str, wake: &Wake, all: &dyn Fn() -> Vec<VmId>) {
     let wake_all = || all().into_iter().for_each(|id| wake(id));
     let since = SystemTime::now();
-    let mut was_there = true;
+    // Not known yet: that there is no Docker is no news to a host that has none.
+    let mut was_there = None;
     loop {
         match docker.events(label, &KINDS, since) {
             Ok(events) => {
                 if !shared.keep(events.ender().ok()) {
                     return;
                 }
-                if !std::mem::replace(&mut was_there, true) {
-                    tracing::info!("Docker is back");
+                if was_there.replace(true) == Some(false) {
+                    tracing::info!("Docker is there");
                     // What happened meanwhile is not told.
                     wake_all();
                 }
@@ -90,16 +91,18 @@ fn follow(shared: &Shared, docker: &Docker, label: &str, wake: &Wake, all: &dyn 
                 if shared.is_over() {
                     return;
                 }
-                was_there = false;
+                was_there = Some(false);
                 tracing::warn!("Docker went away");
                 wake_all();
             }
-            Err(error) => {
-                if std::mem::replace(&mut was_there, false) {
+            Err(error) => match was_there.replace(false) {
+                Some(false) => {}
+                None => tracing::debug!(error = crate::error::chain(&error), "no Docker"),
+                Some(true) => {
                     tracing::warn!(error = crate::error::chain(&error), "Docker is away");
                     wake_all();
                 }
-            }
+            },
         }
         if !shared.pause() {
             return;

@@ -57,6 +57,11 @@ impl Host {
         let docker = &self.config.docker;
         let asked = docker.server().and_then(|server| Ok((server, docker.info()?)));
         match asked {
+            Ok((_, info)) if info.remaps_users() => Err(
+                "its users are others than the host's (userns-remap or rootless), and the agent in a container could not be \
+                 reached; use one without that (`docker.socket`)"
+                    .to_owned(),
+            ),
             Ok((server, info)) => Ok(Found {
                 version: server.version,
                 detail: format!("{}, API {}", info.driver, server.api_version),
@@ -104,11 +109,19 @@ impl Host {
             None => {
                 let labels = [self.config.layout.docker_label(), format!("{LABEL_VM}={id}")];
                 let listed = docker.containers(&labels)?;
-                listed.into_iter().find(Listed::has_process).map(|listed| listed.id)
+                let mut own = listed.into_iter().filter(|container| self.is_own(container));
+                own.find(Listed::has_process).map(|listed| listed.id)
             }
         };
         let found = name.map(|name| docker.container(&name)).transpose()?.flatten();
         Ok(found.filter(|container| container.state.has_process()))
+    }
+
+    /// Whether it is a machine of this daemon. Its labels alone do not say so: whoever makes a container of an image that was
+    /// kept makes one with the same labels.
+    fn is_own(&self, container: &Listed) -> bool {
+        let prefix = self.config.layout.container_prefix();
+        container.name().is_some_and(|name| name.starts_with(&prefix))
     }
 
     pub(super) fn look(&self, vm: &Vm) -> Result<Machine, EngineError> {
@@ -221,12 +234,13 @@ impl Host {
         match self.config.docker.containers(&[self.config.layout.docker_label()]) {
             Ok(all) => {
                 let living = all.iter().filter(|container| container.has_process());
-                let named = living.filter_map(|container| container.label(LABEL_VM));
+                let own = living.filter(|container| self.is_own(container));
+                let named = own.filter_map(|container| container.label(LABEL_VM));
                 ids.extend(named.filter_map(|id| id.parse().ok()).map(VmId));
             }
-            // What runs there has a directory here, too.
-            Err(error) if error.is_away() => {}
-            Err(error) => return Err(error.into()),
+            // What runs there has a directory here, too; and a Docker that is no use must not hold up who looks for what
+            // is left of all engines.
+            Err(error) => tracing::debug!(%error, "containers are not listed"),
         }
         ids.sort_unstable();
         ids.dedup();

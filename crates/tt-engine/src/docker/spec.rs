@@ -93,7 +93,9 @@ pub(super) fn limits(size: MachineSize) -> Value {
 pub(super) fn entry(config: &Config) -> Option<Entry> {
     let labels = config.labels.as_ref();
     if let Some(noted) = labels.and_then(|labels| labels.get(LABEL_ENTRY))
-        && let Ok(entry) = serde_json::from_str(noted)
+        && let Ok(entry) = serde_json::from_str::<Option<Entry>>(noted)
+        // Anybody's image may bring such a label.
+        && entry.as_ref().is_none_or(|entry| entry.check().is_ok())
     {
         return entry;
     }
@@ -167,7 +169,9 @@ mod tests {
         for none in ["{}", r#"{"Cmd":null}"#, r#"{"Cmd":[""]}"#, r#"{"Cmd":["a\u0000"]}"#] {
             assert_eq!(config(none), None, "{none}");
         }
-        let odd = r#"{"Cmd":["a"],"Labels":{"tt.entry":"no json"}}"#;
-        assert_eq!(config(odd).unwrap().argv, ["a"]);
+        for odd in ["no json", r#"{\"argv\":[]}"#] {
+            let odd = format!(r#"{{"Cmd":["a"],"Labels":{{"tt.entry":"{odd}"}}}}"#);
+            assert_eq!(config(&odd).unwrap().argv, ["a"]);
+        }
     }
 }

@@ -22,7 +22,8 @@ const PIECE_BYTES: usize = 4096;
 
 /// Starts it; returns when that is done or has failed.
 pub fn start(agent: &Arc<Agent>, entry: &Entry) {
-    let program = &entry.argv[0];
+    // Whether there is one is checked before it is started.
+    let program = entry.argv.first().map_or("", String::as_str);
     let own = Arc::clone(agent);
     match try_start(agent, entry, move |exit| own.note_entry(exit)) {
         Ok(pid) => say(format!("the image's process {program:?} runs as {pid}")),

@@ -209,7 +209,10 @@ mod tests {
         for (line, shown) in [
             ("from = \"gone\"", "gone\" of recipe \"x\" can not be used: there is no such file"),
             ("from = \"link\"", "it is a symbolic link"),
-            ("from = \"way/shadow\"", "way\" of recipe \"x\" can not be used: it is a symbolic link on the way"),
+            (
+                "from = \"way/shadow\"",
+                "way\" of recipe \"x\" can not be used: it is a symbolic link on the way",
+            ),
             ("from = \"./way/./ssl/certs\"", "it is a symbolic link on the way"),
             ("from = \"socket\"", "it is no file or folder"),
             ("from = \"deep\"", "deeper than 32 folders"),

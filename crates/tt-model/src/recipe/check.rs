@@ -118,7 +118,12 @@ impl RecipeFile {
                 // A recipe is often somebody else's: what it takes of the host is what came with it.
                 if from.starts_with('/') || from.split('/').any(|part| part == "..") {
                     let remedy = "copy it beside the recipe, and name it from there without `..`";
-                    return refuse("file.from", from, "it leads out of the recipe's folder", remedy);
+                    return refuse(
+                        "file.from",
+                        from,
+                        "it leads out of the recipe's folder",
+                        remedy,
+                    );
                 }
                 Ok(())
             }

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
 use tt_docker::{Docker, DockerError, Listed};
 use tt_model::names::{DOCKER_TEMPLATE_TAG, LABEL_EPOCH, LABEL_VM};
 use tt_model::names::{docker_tag, parse_docker_tag, runtime_image};
@@ -83,8 +83,16 @@ impl Images {
     /// The image of the template, taken in if need be.
     fn template(&self, vm: &Vm) -> Result<String, StorageError> {
         let name = self.layout.docker_template(&vm.template.digest);
-        let _alone = self.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if self.docker.image(&name)?.is_none() {
+            // Whoever else wants one looks again later: taking one in may take minutes, and visits are made by few.
+            let _alone = match self.loading.try_lock() {
+                Ok(alone) => alone,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => return Err(StorageError::NotYet { name }),
+            };
+            if self.docker.image(&name)?.is_some() {
+                return Ok(name);
+            }
             let archive = self.layout.template(vm).join(TEMPLATE_IMAGE);
             let loaded = self.docker.load(&archive).map_err(|error| match error {
                 DockerError::UseFile { path, source, .. } => {
@@ -286,9 +294,9 @@ impl Storage for Images {
             Ok(tags) => {
                 ids.extend(tags.iter().filter_map(|tag| parse_docker_tag(tag)).map(|(id, _)| id))
             }
-            // What is there is known by its marks.
-            Err(error) if error.is_away() => {}
-            Err(error) => return Err(error.into()),
+            // What is there is known by its marks; and a Docker that is no use must not hold up who looks for what is left
+            // of all back ends.
+            Err(error) => tracing::debug!(%error, "images are not listed"),
         }
         ids.sort_unstable();
         ids.dedup();
@@ -299,7 +307,7 @@ impl Storage for Images {
         let marks = self.marks(id);
         let containers = match self.containers(id) {
             // Without a mark there is nothing of this back end's, as far as anybody knows.
-            Err(error) if error.is_away() && marks.all()?.is_empty() => return Ok(()),
+            Err(_) if marks.all()?.is_empty() => return Ok(()),
             containers => containers?,
         };
         let epochs = containers.iter().filter_map(|c| c.label(LABEL_EPOCH)?.parse().ok());
@@ -318,10 +326,8 @@ impl Storage for Images {
     }
 
     fn collect_templates(&self, in_use: &dyn Fn(&str) -> bool) -> Result<(), StorageError> {
-        let tags = match self.tags() {
-            Err(error) if error.is_away() => return Ok(()),
-            tags => tags?,
-        };
+        // One that is away, or no use, is asked again by the next sweep.
+        let Ok(tags) = self.tags() else { return Ok(()) };
         for tag in tags {
             if let Some(digest) = tag.strip_prefix(DOCKER_TEMPLATE_TAG)
                 && !in_use(digest)
