@@ -22,6 +22,7 @@ pub mod reference;
 pub mod remote;
 pub mod rule;
 pub mod sample;
+pub mod six;
 pub mod snapshot;
 pub mod spec;
 pub mod status;

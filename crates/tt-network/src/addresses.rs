@@ -8,7 +8,7 @@ use netlink_packet_netfilter::NetfilterProtoFamily;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::Ipv4Addr;
-use tt_model::{EnvId, Vm, VmId};
+use tt_model::{EnvId, Vm, VmId, six};
 
 /// A set and what we know of it. Whatever the kernel says otherwise makes it read again.
 #[derive(Debug)]
@@ -16,14 +16,25 @@ pub(crate) struct Addresses {
     elements: Elements,
     table: String,
     name: &'static str,
-    known: BTreeMap<Ipv4Addr, (EnvId, VmId)>,
+    /// Whether the elements are the IPv6 addresses that follow from those of the members.
+    is_six: bool,
+    known: Known,
 }
 
 impl Addresses {
     /// In the calling thread's namespace, where the table must be.
     pub(crate) fn open(table: String, name: &'static str) -> Result<Self, NetworkError> {
+        Self::open_as(table, name, false)
+    }
+
+    /// As [`open`](Self::open), for a set of IPv6 addresses.
+    pub(crate) fn open_six(table: String, name: &'static str) -> Result<Self, NetworkError> {
+        Self::open_as(table, name, true)
+    }
+
+    fn open_as(table: String, name: &'static str, is_six: bool) -> Result<Self, NetworkError> {
         let elements = Elements::open().map_err(|source| fail(name, "open netlink for", source))?;
-        let mut set = Self { elements, table, name, known: BTreeMap::new() };
+        let mut set = Self { elements, table, name, is_six, known: BTreeMap::new() };
         set.read()?;
         Ok(set)
     }
@@ -38,12 +49,13 @@ impl Addresses {
 
     /// Makes the address of `vm` a part of the set, or not.
     pub(crate) fn set(&mut self, vm: &Vm, is_in: bool) -> Result<(), NetworkError> {
-        let addr = vm.resource.ip_addr;
-        let wanted = is_in.then_some((addr, (vm.env_id, vm.id)));
+        let addr = self.key(vm.resource.ip_addr);
+        let wanted = is_in.then(|| (addr, (vm.env_id, vm.id)));
         self.change_known(|known| {
             let stale = of(known, |_, vm_id| vm_id == vm.id);
-            let stale = stale.into_iter().filter(|old| Some(*old) != wanted.map(|(addr, _)| addr));
-            let missing = wanted.filter(|(addr, owner)| known.get(addr) != Some(owner));
+            let stale =
+                stale.into_iter().filter(|old| Some(old) != wanted.as_ref().map(|(addr, _)| addr));
+            let missing = wanted.clone().filter(|(addr, owner)| known.get(addr) != Some(owner));
             (stale.collect(), missing)
         })
     }
@@ -60,7 +72,8 @@ impl Addresses {
 
     /// What the element of an address has counted.
     pub(crate) fn count(&mut self, addr: Ipv4Addr) -> Result<Count, NetworkError> {
-        let count = self.elements.count(set(&self.table, self.name), &addr.octets());
+        let key = self.key(addr);
+        let count = self.elements.count(set(&self.table, self.name), &key);
         count.map_err(|source| fail(self.name, "read", source))
     }
 
@@ -84,18 +97,18 @@ impl Addresses {
         if remove.is_empty() && add.is_none() {
             return Ok(());
         }
-        let key = |addr: &Ipv4Addr| addr.octets().to_vec();
         // An address that changes its owner is removed and added at once.
-        let taken = add.filter(|(addr, _)| self.known.contains_key(addr)).map(|(addr, _)| addr);
-        let remove: Vec<Ipv4Addr> = remove.into_iter().chain(taken).collect();
+        let taken =
+            add.as_ref().map(|(addr, _)| addr).filter(|addr| self.known.contains_key(*addr));
+        let remove: Vec<Vec<u8>> = remove.into_iter().chain(taken.cloned()).collect();
         let change = Change {
             set: set(&self.table, self.name),
-            remove: remove.iter().map(|addr| Element::of_key(key(addr))).collect(),
+            remove: remove.iter().map(|addr| Element::of_key(addr.clone())).collect(),
             add: add
                 .iter()
                 .map(|(addr, (env, vm))| Element {
                     comment: Some(format!("{env}/{vm}")),
-                    ..Element::of_key(key(addr))
+                    ..Element::of_key(addr.clone())
                 })
                 .collect(),
         };
@@ -104,16 +117,25 @@ impl Addresses {
         self.known.extend(add);
         Ok(())
     }
+
+    /// The element of the member that has `ip`.
+    fn key(&self, ip: Ipv4Addr) -> Vec<u8> {
+        match self.is_six {
+            true => six::address(ip).octets().to_vec(),
+            false => ip.octets().to_vec(),
+        }
+    }
 }
 
-type Known = BTreeMap<Ipv4Addr, (EnvId, VmId)>;
+/// Owners by the addresses, as bytes.
+type Known = BTreeMap<Vec<u8>, (EnvId, VmId)>;
 
 /// Addresses that go, and one that comes with its owner.
-type Planned = (Vec<Ipv4Addr>, Option<(Ipv4Addr, (EnvId, VmId))>);
+type Planned = (Vec<Vec<u8>>, Option<(Vec<u8>, (EnvId, VmId))>);
 
-fn of(known: &Known, is_wanted: impl Fn(EnvId, VmId) -> bool) -> Vec<Ipv4Addr> {
+fn of(known: &Known, is_wanted: impl Fn(EnvId, VmId) -> bool) -> Vec<Vec<u8>> {
     let found = known.iter().filter(|(_, (env, vm))| is_wanted(*env, *vm));
-    found.map(|(addr, _)| *addr).collect()
+    found.map(|(addr, _)| addr.clone()).collect()
 }
 
 fn set<'a>(table: &'a str, name: &'static str) -> Set<'a> {
@@ -121,10 +143,9 @@ fn set<'a>(table: &'a str, name: &'static str) -> Set<'a> {
 }
 
 /// What has no comment of ours was not made by us and is left alone.
-fn read_element(element: &Element) -> Option<(Ipv4Addr, (EnvId, VmId))> {
+fn read_element(element: &Element) -> Option<(Vec<u8>, (EnvId, VmId))> {
     let (env, vm) = element.comment.as_ref()?.split_once('/')?;
-    let addr = <[u8; 4]>::try_from(element.key.as_slice()).ok()?;
-    Some((addr.into(), (env.parse().ok()?, vm.parse().ok()?)))
+    Some((element.key.clone(), (env.parse().ok()?, vm.parse().ok()?)))
 }
 
 fn fail(set: &'static str, action: &'static str, source: io::Error) -> NetworkError {

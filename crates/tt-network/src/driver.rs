@@ -85,6 +85,10 @@ impl NetnsNetwork {
         host.clone().ok_or(NetworkError::NotInit)
     }
 
+    fn member(&self, vm: &Vm) -> Member {
+        Member::new(vm, self.config.range)
+    }
+
     fn netns(&self, env: EnvId) -> PathBuf {
         self.config.layout.netns(env)
     }
@@ -168,7 +172,7 @@ impl NetnsNetwork {
         let made = self.made()?;
         let _locked = self.locks.lock(vm.env_id)?;
         let path = self.netns(vm.env_id);
-        let mut member = Member::from(vm);
+        let mut member = self.member(vm);
         change(&mut member);
         if !netns::exists(&path) {
             return Err(NetworkError::NotSet { vm: vm.id });
@@ -227,7 +231,7 @@ impl Network for NetnsNetwork {
     fn set_net(&self, vm: &Vm) -> Result<(), NetworkError> {
         let made = self.made()?;
         let _locked = self.locks.lock(vm.env_id)?;
-        self.set_inside(&made, vm.env_id, &Member::from(vm))?;
+        self.set_inside(&made, vm.env_id, &self.member(vm))?;
         made.host.set_route(vm.env_id, vm.resource.ip_addr)?;
         made.host.set_addresses(vm)?;
         made.host.change_ports(|ports| ports.set(vm))
@@ -258,7 +262,7 @@ impl Network for NetnsNetwork {
     fn plug(&self, vm: &Vm, into: BorrowedFd<'_>) -> Result<(), NetworkError> {
         self.made()?;
         let _locked = self.locks.lock(vm.env_id)?;
-        let (path, member) = (self.netns(vm.env_id), Member::from(vm));
+        let (path, member) = (self.netns(vm.env_id), self.member(vm));
         let Some(plug) = member.plug.clone().filter(|_| netns::exists(&path)) else {
             return Err(NetworkError::NotSet { vm: vm.id });
         };
@@ -282,7 +286,7 @@ impl Network for NetnsNetwork {
     fn unplug(&self, vm: &Vm) -> Result<(), NetworkError> {
         self.made()?;
         let _locked = self.locks.lock(vm.env_id)?;
-        let (path, member) = (self.netns(vm.env_id), Member::from(vm));
+        let (path, member) = (self.netns(vm.env_id), self.member(vm));
         match member.plug.clone().filter(|_| netns::exists(&path)) {
             Some(plug) => netns::enter(&path, || {
                 let mut inside = Inside::open()?;
@@ -310,7 +314,7 @@ impl Network for NetnsNetwork {
             return self.remove_env(&made, env);
         }
         made.host.remove_route(env, vm.resource.ip_addr)?;
-        let member = Member::from(vm);
+        let member = self.member(vm);
         netns::enter(&self.netns(env), || Inside::open()?.unset_member(&member))?;
         made.gate.set_bounds(env, member.ip, Bounds::default())
     }
@@ -334,7 +338,7 @@ impl Network for NetnsNetwork {
         if !netns::exists(&path) {
             return Err(NetworkError::NotSet { vm: vm.id });
         }
-        let member = Member::from(vm);
+        let member = self.member(vm);
         let mut traffic = netns::enter(&path, || {
             let mut inside = Inside::open()?;
             match inside.has_member(&member)? {

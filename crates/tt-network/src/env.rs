@@ -16,6 +16,8 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use tt_model::{MacAddr, VmId, names};
 
+pub(crate) mod six;
+
 /// The host's end of every edge. Guests never see it; it is link-local, so it is routed nowhere.
 pub(crate) const HOST_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
 /// Of both ends of every edge, see [`Links::make_veth`]. Outside the members' `82:17:0d`.
@@ -29,8 +31,8 @@ pub(crate) const BRIDGE_MTU: u16 = 1500;
 const PLUGGED: &str = "eth0";
 
 /// Sysctls of a new namespace, before it has any link.
-const SYSCTLS: [(&str, &str); 8] = [
-    ("ipv6/conf/all/disable_ipv6", "1"),
+const SYSCTLS: [(&str, &str); 7] = [
+    // Ports of the bridge need no addresses; bridge and edge are switched on (`env/six.rs`).
     ("ipv6/conf/default/disable_ipv6", "1"),
     ("ipv4/ip_forward", "1"),
     // Inherited from the host otherwise, in whatever state that is.
@@ -118,6 +120,10 @@ impl Inside {
             let edge = self.links.index(EDGE)?;
             self.links.set_route(&Route::to(Ipv4Net::default(), Some(edge)), Some(HOST_END))?;
         }
+        // What an earlier version left has other rules, and no IPv6.
+        if !has_edge || loading.is_some() {
+            self.ensure_six(plan)?;
+        }
         Ok(loading)
     }
 
@@ -130,15 +136,17 @@ impl Inside {
         self.links.set_port(&link, bridge, member.mac)?;
         // The gateway finds each member without asking: also one that has no address yet, and
         // whatever the kernel's table of neighbours holds beside it.
-        self.links.set_neighbour(bridge, member.ip, member.mac)?;
-        self.links.set_route(&Route::to(member.ip.into(), Some(bridge)), None)
+        self.links.set_neighbour(bridge, member.ip.into(), member.mac)?;
+        self.links.set_route(&Route::to(member.ip.into(), Some(bridge)), None)?;
+        self.set_port_six(member, bridge)
     }
 
     /// Removes a member. The link goes last, so that what remains of an attempt is found.
     pub(crate) fn unset_member(&mut self, member: &Member) -> Result<(), NetworkError> {
         self.remove_elements(member)?;
         if let Some(bridge) = self.links.find(BRIDGE)? {
-            self.links.remove_neighbour(bridge.index, member.ip)?;
+            self.unset_port_six(member, bridge.index)?;
+            self.links.remove_neighbour(bridge.index, member.ip.into())?;
             self.links.remove_route(&Route::to(member.ip.into(), Some(bridge.index)))?;
         }
         self.links.remove(&member.tap)
@@ -218,12 +226,14 @@ impl Inside {
 pub(crate) fn set_up_plugged(address: Ipv4Net, gateway: Ipv4Addr) -> Result<bool, NetworkError> {
     let mut links = Links::open()?;
     let Some(link) = links.find(PLUGGED)? else { return Ok(false) };
+    six::allow_plugged()?;
     for name in ["lo", PLUGGED] {
         let index = links.index(name)?;
         links.set_up(index, name)?;
     }
     links.add_address(link.index, address)?;
     links.set_route(&Route::to(Ipv4Net::default(), Some(link.index)), Some(gateway))?;
+    six::set_up_plugged(&mut links, link.index, address.addr(), gateway)?;
     Ok(true)
 }
 

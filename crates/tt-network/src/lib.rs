@@ -57,6 +57,7 @@ mod sysctl;
 mod tap;
 mod tracked;
 mod watch;
+mod way_out;
 mod wire;
 
 pub use driver::{NetnsNetwork, NetworkConfig, TUNNEL_ID, TUNNEL_PORT};

@@ -1,5 +1,5 @@
 //! Links and what belongs to them, by netlink, in the namespace where the socket was opened:
-//! `route.rs` has addresses and routes, `neighbour.rs` neighbours. Making what exists and removing
+//! `route.rs` has addresses and routes, `six.rs` those of IPv6, `neighbour.rs` neighbours. Making what exists and removing
 //! what is absent succeed.
 
 use crate::NetworkError;
@@ -22,6 +22,7 @@ use tt_model::MacAddr;
 
 mod neighbour;
 mod route;
+mod six;
 
 pub(crate) use route::{ROUTE_PROTOCOL, Route};
 

@@ -2,12 +2,13 @@
 
 use crate::element::Element;
 use crate::elements::{Change, Set};
-use crate::env::Inside;
+use crate::env::{Inside, six::addresses};
 use crate::limit::Limit;
 use crate::named::{self, Bounds, Entry};
 use crate::nft::{
-    ALLOWED, ASKERS, BLACKLIST, BLOCKED, DELIVERED, DENY_OUT, ENV_TABLE, LIMITED, MEMBERS,
-    NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED, TAPS,
+    ALLOWED, ALLOWED_SIX, ASKERS, BLACKLIST, BLOCKED, DELIVERED, DENY_OUT, DENY_OUT_SIX, ENV_TABLE,
+    LIMITED, LIMITED_SIX, MEMBERS, MEMBERS_SIX, NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP,
+    REACHABLE, REACHABLE_SIX, REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
 };
 use crate::{NetworkError, Traffic, rules};
 use ipnet::Ipv4Net;
@@ -18,6 +19,8 @@ use std::io;
 use std::net::Ipv4Addr;
 use tt_model::{Destination, MacAddr, NetRule, Vm, names};
 
+mod six;
+
 /// What the namespace knows of a member.
 #[derive(Clone, Debug)]
 pub(crate) struct Member {
@@ -25,6 +28,8 @@ pub(crate) struct Member {
     /// The other end of its port, where that is no tap.
     pub(crate) plug: Option<String>,
     pub(crate) ip: Ipv4Addr,
+    /// Where all members have their addresses.
+    pub(crate) range: Ipv4Net,
     pub(crate) mac: MacAddr,
     pub(crate) is_denied: bool,
     pub(crate) blacklist: BTreeSet<Ipv4Addr>,
@@ -33,9 +38,11 @@ pub(crate) struct Member {
     pub(crate) down_kbit: Option<u32>,
 }
 
-impl From<&Vm> for Member {
-    fn from(vm: &Vm) -> Self {
+impl Member {
+    /// Of that record, in a range of inner addresses.
+    pub(crate) fn new(vm: &Vm, range: Ipv4Net) -> Self {
         Self {
+            range,
             tap: names::tap(vm.id),
             plug: vm.is_container().then(|| names::plug(vm.id)),
             ip: vm.resource.ip_addr,
@@ -47,9 +54,7 @@ impl From<&Vm> for Member {
             down_kbit: vm.resource.down_kbit,
         }
     }
-}
 
-impl Member {
     /// What the resolver does for it.
     pub(crate) fn bounds(&self) -> Bounds {
         let rules = self.allowlist.iter().filter(|rule| rule.name().is_some());
@@ -95,6 +100,8 @@ impl Inside {
             changes.push(self.difference(set, &owner, wanted)?);
         }
         // Last, so that a new member sends nothing before the rest is there.
+        let six = six::member_elements(member);
+        changes.push(self.difference(MEMBERS_SIX, &tap_key(member), six)?);
         changes.push(self.difference(MEMBERS, &tap_key(member), BTreeSet::from([marked]))?);
         self.change(changes)
     }
@@ -109,6 +116,7 @@ impl Inside {
     pub(crate) fn remove_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
         let mut changes = vec![
             self.difference(MEMBERS, &tap_key(member), BTreeSet::new())?,
+            self.difference(MEMBERS_SIX, &tap_key(member), BTreeSet::new())?,
             self.difference(BLACKLIST, &member.ip.octets(), BTreeSet::new())?,
         ];
         for (set, owner, _) in wanted(member) {
@@ -125,9 +133,15 @@ impl Inside {
         let mut count = |name, key: &[u8]| {
             self.elements.count(set(name), key).map_err(|e| fail("read", name, e))
         };
-        let sent = count(MEMBERS, &member_key(member))?;
+        let mut sent = count(MEMBERS, &member_key(member))?;
+        for key in six::member_keys(member) {
+            sent += count(MEMBERS_SIX, &key)?;
+        }
         let received = count(DELIVERED, &tap)?;
-        let (blocked, refused) = (count(BLOCKED, &tap)?, count(REFUSED, &ip)?);
+        let (blocked, mut refused) = (count(BLOCKED, &tap)?, count(REFUSED, &ip)?);
+        for addr in addresses(member.ip) {
+            refused += count(REFUSED_SIX, &addr.octets())?;
+        }
         Ok(Traffic {
             sent_packets: sent.packets,
             sent_bytes: sent.bytes,
@@ -222,8 +236,21 @@ impl Inside {
 }
 
 /// Sets of the table that stands between members and the rest of the world.
-const EDGE_SETS: [&str; 8] =
-    [DENY_OUT, LIMITED, ALLOWED, REACHABLE, REFUSED, NAMED, NAMED_PORTS, NAME_RULES];
+const EDGE_SETS: [&str; 13] = [
+    DENY_OUT,
+    LIMITED,
+    ALLOWED,
+    REACHABLE,
+    REFUSED,
+    NAMED,
+    NAMED_PORTS,
+    NAME_RULES,
+    DENY_OUT_SIX,
+    LIMITED_SIX,
+    ALLOWED_SIX,
+    REACHABLE_SIX,
+    REFUSED_SIX,
+];
 
 pub(crate) fn set(name: &'static str) -> Set<'static> {
     let family = if EDGE_SETS.contains(&name) { Family::Inet } else { Family::Bridge };
@@ -266,13 +293,13 @@ fn mark(member: &Member) -> String {
 }
 
 /// All that a member has in sets but its blacklist and [`MEMBERS`]: set, how its keys begin, elements.
-fn wanted(member: &Member) -> [(&'static str, Vec<u8>, BTreeSet<Element>); 11] {
+fn wanted(member: &Member) -> Vec<(&'static str, Vec<u8>, BTreeSet<Element>)> {
     let (tap, ip) = (tap_key(member), member.ip.octets().to_vec());
     let one = |key: &[u8]| BTreeSet::from([Element::of_key(key.to_vec())]);
     let none = BTreeSet::new;
     let port = one(&port_key(member));
     let is_limited = !member.allowlist.is_empty();
-    [
+    let mut all = vec![
         (TAPS, tap.clone(), port.clone()),
         (ASKERS, tap.clone(), port),
         (DELIVERED, tap.clone(), one(&tap)),
@@ -284,7 +311,9 @@ fn wanted(member: &Member) -> [(&'static str, Vec<u8>, BTreeSet<Element>); 11] {
         (ALLOWED, ip.clone(), ranges(member, true)),
         (REACHABLE, ip.clone(), ranges(member, false)),
         (NAME_RULES, ip, name_rules(member)),
-    ]
+    ];
+    all.extend(six::wanted(member));
+    all
 }
 
 /// Ranges of member and destination, with protocol and port where a rule names one.

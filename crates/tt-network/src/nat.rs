@@ -11,6 +11,7 @@ use crate::ports::Ports;
 use crate::tracked::Connections;
 use crate::{
     NetworkConfig, NetworkError, Peer, TUNNEL_ID, facts, foreign, netns, nft, peers, rules, sysctl,
+    way_out,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ pub(crate) struct Host {
     ports: Mutex<Ports>,
     flat: Mutex<Addresses>,
     guests: Mutex<Addresses>,
+    guests_six: Mutex<Addresses>,
     connections: Connections,
     /// Of the host's table, as they were loaded.
     rule_num: AtomicUsize,
@@ -47,6 +49,7 @@ impl Host {
         check_block(&config.layout, config.range, block, &mut links)?;
         make_dir(&layout.netns_dir())?;
         sysctl::forward(&record(&layout))?;
+        way_out::forward(&record(&layout), &mut links)?;
         reserve(&layout, Some(block), &mut links)?;
         let table = layout.nft_table();
         let rule_num = AtomicUsize::new(load_rules(config)?);
@@ -54,7 +57,8 @@ impl Host {
         foreign::pass(&layout.link_prefix())?;
         let ports = Ports::open(table.clone(), block)?;
         let flat = Mutex::new(Addresses::open(table.clone(), nft::FLAT)?);
-        let guests = Mutex::new(Addresses::open(table, nft::GUESTS)?);
+        let guests = Mutex::new(Addresses::open(table.clone(), nft::GUESTS)?);
+        let guests_six = Mutex::new(Addresses::open_six(table, nft::GUESTS_SIX)?);
         let namespace = File::open(netns::OWN).map_err(|source| NetworkError::UseNamespace {
             action: "open",
             path: PathBuf::from(netns::OWN),
@@ -62,7 +66,17 @@ impl Host {
         })?;
         let (links, ports) = (Mutex::new(links), Mutex::new(ports));
         let connections = Connections::open().map_err(fail_to_end)?;
-        let host = Self { layout, namespace, links, ports, flat, guests, connections, rule_num };
+        let host = Self {
+            layout,
+            namespace,
+            links,
+            ports,
+            flat,
+            guests,
+            guests_six,
+            connections,
+            rule_num,
+        };
         host.change_ports(|_| Ok(()))?;
         Ok(host)
     }
@@ -70,6 +84,7 @@ impl Host {
     /// Puts back what is gone of what [`prepare`](Self::prepare) made; true if rules were.
     pub(crate) fn mend(&self, config: &NetworkConfig) -> Result<bool, NetworkError> {
         sysctl::forward(&record(&self.layout))?;
+        way_out::forward(&record(&self.layout), &mut self.links())?;
         reserve(&self.layout, Some(config.block.trunc()), &mut self.links())?;
         let rule_num = count_rules(&self.layout.nft_table())?;
         let is_whole = rule_num == self.rule_num.load(Ordering::Relaxed);
@@ -83,6 +98,7 @@ impl Host {
             self.ports().read()?;
             lock(&self.flat).read()?;
             lock(&self.guests).read()?;
+            lock(&self.guests_six).read()?;
         }
         Ok(!is_whole)
     }
@@ -116,18 +132,21 @@ impl Host {
     /// Makes the address of a member a part of the sets that it belongs to.
     pub(crate) fn set_addresses(&self, vm: &Vm) -> Result<(), NetworkError> {
         lock(&self.guests).set(vm, true)?;
+        lock(&self.guests_six).set(vm, true)?;
         lock(&self.flat).set(vm, vm.net_kind == NetKind::Flatten)
     }
 
     /// Takes [`set_addresses`](Self::set_addresses) back.
     pub(crate) fn remove_addresses(&self, vm: VmId) -> Result<(), NetworkError> {
         lock(&self.flat).remove(vm)?;
+        lock(&self.guests_six).remove(vm)?;
         lock(&self.guests).remove(vm)
     }
 
     /// As [`remove_addresses`](Self::remove_addresses), for all members of an Env.
     pub(crate) fn remove_env_addresses(&self, env: EnvId) -> Result<(), NetworkError> {
         lock(&self.flat).remove_env(env)?;
+        lock(&self.guests_six).remove_env(env)?;
         lock(&self.guests).remove_env(env)
     }
 
@@ -136,7 +155,7 @@ impl Host {
         let mut ports = self.ports();
         ports.read()?;
         let mut envs = ports.envs();
-        for set in [&self.flat, &self.guests] {
+        for set in [&self.flat, &self.guests, &self.guests_six] {
             let mut set = lock(set);
             set.read()?;
             envs.extend(set.envs());
@@ -146,7 +165,9 @@ impl Host {
 
     /// What of a member's the host has stopped.
     pub(crate) fn stopped(&self, member: Ipv4Addr) -> Result<Count, NetworkError> {
-        lock(&self.guests).count(member)
+        let mut stopped = lock(&self.guests).count(member)?;
+        stopped += lock(&self.guests_six).count(member)?;
+        Ok(stopped)
     }
 
     /// Makes the tunnel lead to these hosts.
@@ -183,20 +204,25 @@ impl Host {
             Some(edge) if edge.is_up => edge.index,
             Some(edge) => {
                 set_edge_sysctls(&name)?;
+                way_out::open_edge(&mut links, edge.index, &name)?;
                 links.add_address(edge.index, HOST_END.into())?;
                 links.set_up(edge.index, &name)?;
                 edge.index
             }
             None => links.index(&name)?,
         };
-        links.set_route(&Route::to(member.into(), Some(index)), None)
+        links.set_route(&Route::to(member.into(), Some(index)), None)?;
+        way_out::lead_to(&mut links, (index, &name), member)
     }
 
     /// Removes a member's route, if it leads to that Env.
     pub(crate) fn remove_route(&self, env: EnvId, member: Ipv4Addr) -> Result<(), NetworkError> {
         let mut links = self.links();
         match links.find(&self.layout.edge(env))? {
-            Some(edge) => links.remove_route(&Route::to(member.into(), Some(edge.index))),
+            Some(edge) => {
+                way_out::lead_no_more_to(&mut links, edge.index, member)?;
+                links.remove_route(&Route::to(member.into(), Some(edge.index)))
+            }
             None => Ok(()),
         }
     }
@@ -307,7 +333,6 @@ fn record(layout: &Layout) -> PathBuf {
 }
 
 fn set_edge_sysctls(edge: &str) -> Result<(), NetworkError> {
-    sysctl::set_if_there(&format!("ipv6/conf/{edge}/disable_ipv6"), "1")?;
     for (name, value) in [
         // What the host asks of a member through 127.0.0.1 leaves and comes back here.
         ("route_localnet", "1"),

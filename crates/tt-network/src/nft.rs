@@ -58,6 +58,20 @@ pub(crate) const GUESTS: &str = "guests";
 /// Set in the namespace: members that may open no connection to the outside.
 pub(crate) const DENY_OUT: &str = "deny_out";
 
+/// Set in the namespace: port of the bridge, and the addresses that a member may say are its own.
+pub(crate) const TARGETS: &str = "targets";
+/// As [`MEMBERS`], for both IPv6 addresses of a member.
+pub(crate) const MEMBERS_SIX: &str = "members6";
+/// Set in the namespace: port of the bridge, and an address that its member can not reach.
+pub(crate) const BLACKLIST_SIX: &str = "blacklist6";
+/// As those without the digit, for IPv6.
+pub(crate) const LIMITED_SIX: &str = "limited6";
+pub(crate) const REACHABLE_SIX: &str = "reachable6";
+pub(crate) const ALLOWED_SIX: &str = "allowed6";
+pub(crate) const REFUSED_SIX: &str = "refused6";
+pub(crate) const DENY_OUT_SIX: &str = "deny_out6";
+pub(crate) const GUESTS_SIX: &str = "guests6";
+
 /// `nft` at work on a table.
 #[derive(Debug)]
 pub(crate) struct Loading {

@@ -55,7 +55,7 @@ pub(crate) fn set(
             // The route goes last: it is what tells of the rest.
             let far = tunnel_addr(route.to);
             links.remove_far_end(tunnel.index, MacAddr::of_tunnel(far))?;
-            links.remove_neighbour(tunnel.index, far)?;
+            links.remove_neighbour(tunnel.index, far.into())?;
             links.remove_route(&route)?;
         }
     }
@@ -65,7 +65,7 @@ pub(crate) fn set(
         let mac = MacAddr::of_tunnel(far);
         let route = Route { metric, ..Route::to(peer.block.trunc(), Some(tunnel.index)) };
         links.set_route(&route, Some(far))?;
-        links.set_neighbour(tunnel.index, far, mac)?;
+        links.set_neighbour(tunnel.index, far.into(), mac)?;
         links.set_far_end(tunnel.index, mac, peer.underlay)?;
     }
     Ok(())

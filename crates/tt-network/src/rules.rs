@@ -1,12 +1,19 @@
 //! The tables of rules as text. The rules are constant: what changes with an Env or a Vm is an element
 //! of a set or map.
 
-use crate::nft::{FLAT, GUESTS, OTHERS, PEERS, PORTS};
+use crate::nft::{FLAT, GUESTS, GUESTS_SIX, OTHERS, PEERS, PORTS};
 use ipnet::Ipv4Net;
+use tt_model::six::{NETWORK, SITE};
 
 mod env;
+mod six;
 
 pub(crate) use env::{env_rules, hash, version};
+
+/// Where no guest gets by IPv6: its host's links, where clouds keep secrets, and what stands for addresses of IPv4
+/// (RFC 4291 2.5.5, RFC 6052, RFC 8215, RFC 4380, RFC 3056), for which a guest has IPv4, with rules of its own.
+const NEVER_SIX: &str = "fe80::/10, fd00:ec2::/32, fd20:ce::/32, ::/96, ::ffff:0:0/96, 64:ff9b::/96, \
+    64:ff9b:1::/48, 2001::/32, 2002::/16";
 
 /// What the host's table is made for.
 #[derive(Clone, Debug)]
@@ -47,6 +54,7 @@ table inet {table} {{
 	set {FLAT} {{ type ipv4_addr; }}
 	set {PEERS} {{ type ipv4_addr; }}
 	set {GUESTS} {{ type ipv4_addr; counter; }}
+	set {GUESTS_SIX} {{ type ipv6_addr; counter; }}
 	set {OTHERS} {{ type ifname; }}
 }}
 "#
@@ -72,6 +80,7 @@ fn host_translation(side: &HostSide<'_>) -> String {
 		oifname "{edges}*" ip saddr 127.0.0.0/8 masquerade
 		oifname "{tunnel}" return
 		oifname != "{edges}*" ip saddr {block} masquerade
+		oifname != "{edges}*" ip6 saddr {NETWORK} masquerade
 	}}
 }}
 "#
@@ -85,6 +94,7 @@ fn host_filter(side: &HostSide<'_>) -> String {
         r#"table inet {table} {{
 	chain stop {{
 		ip saddr @{GUESTS} drop
+		ip6 saddr @{GUESTS_SIX} drop
 		drop
 	}}
 	chain forged {{
@@ -115,6 +125,8 @@ fn host_filter(side: &HostSide<'_>) -> String {
 		ip daddr 169.254.0.0/16 goto stop
 		ip daddr @{PEERS} udp dport {tunnel_port} goto stop
 		ip saddr {block} accept
+		ip6 daddr {{ {SITE}, {NEVER_SIX} }} goto stop
+		ip6 saddr {NETWORK} accept
 		goto stop
 	}}
 	chain input {{

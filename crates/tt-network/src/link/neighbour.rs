@@ -8,7 +8,7 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use tt_model::MacAddr;
 
 impl Links {
@@ -16,7 +16,7 @@ impl Links {
     pub(crate) fn set_neighbour(
         &mut self,
         link: u32,
-        addr: Ipv4Addr,
+        addr: IpAddr,
         mac: MacAddr,
     ) -> Result<(), NetworkError> {
         let mut message = neighbour_message(link, addr);
@@ -50,11 +50,7 @@ impl Links {
     }
 
     /// Takes [`set_neighbour`](Self::set_neighbour) back.
-    pub(crate) fn remove_neighbour(
-        &mut self,
-        link: u32,
-        addr: Ipv4Addr,
-    ) -> Result<(), NetworkError> {
+    pub(crate) fn remove_neighbour(&mut self, link: u32, addr: IpAddr) -> Result<(), NetworkError> {
         match self.wire.ask(Message::DelNeighbour(neighbour_message(link, addr)), 0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(fail("remove neighbour", &addr.to_string(), error))
@@ -64,11 +60,15 @@ impl Links {
     }
 }
 
-fn neighbour_message(link: u32, addr: Ipv4Addr) -> NeighbourMessage {
+fn neighbour_message(link: u32, addr: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    let (family, addr) = match addr {
+        IpAddr::V4(addr) => (AddressFamily::Inet, NeighbourAddress::Inet(addr)),
+        IpAddr::V6(addr) => (AddressFamily::Inet6, NeighbourAddress::Inet6(addr)),
+    };
+    message.header.family = family;
     message.header.ifindex = link;
-    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(addr))];
+    message.attributes = vec![NeighbourAttribute::Destination(addr)];
     message
 }
 

@@ -1,5 +1,6 @@
 //! The tables of an Env's namespace as text, the same for all Envs.
 
+use super::six;
 use crate::nft::{
     ALLOWED, ASKERS, BLACKLIST, BLOCKED, BRIDGE, DELIVERED, DENY_OUT, EDGE, ENV_TABLE, LIMITED,
     MEMBERS, NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED,
@@ -105,8 +106,9 @@ table bridge {ENV_TABLE} {{
 	map {RATE_DOWN} {{
 		type ifname : limit
 	}}
-}}
-"#
+{six}}}
+"#,
+        six = six::bridge_sets()
     )
 }
 
@@ -136,6 +138,7 @@ fn bridge_rules() -> String {
 		ether type ip udp dport 67 ip frag-off & 0x3fff != 0 goto block
 		ether type ip udp dport 67 iifname . @th,288,48 != @{ASKERS} goto block
 		ether type ip iifname . ether saddr . ip saddr @{MEMBERS} accept
+		ether type ip6 goto six
 		ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
 		ether type arp iifname . ether saddr . arp saddr ip != @{MEMBERS} arp saddr ip != 0.0.0.0 goto block
 		ether type arp iifname . arp saddr ether . arp saddr ip @{MEMBERS} accept
@@ -145,6 +148,7 @@ fn bridge_rules() -> String {
 	chain between_members {{
 		type filter hook forward priority filter; policy accept;
 		ether type ip udp dport {{ 67, 68 }} goto block
+		ether type ip6 icmpv6 type 133 drop
 	}}
 	chain to_members {{
 		type filter hook postrouting priority filter; policy accept;
@@ -156,8 +160,9 @@ fn bridge_rules() -> String {
 		ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00 goto block
 		ether type ip udp dport 53 add @questions {{ iifname limit rate over {QUESTIONS_RATE}/second burst {QUESTIONS_BURST} packets }} goto slow
 	}}
-}}
-"#
+{six}}}
+"#,
+        six = six::bridge_chains()
     )
 }
 
@@ -208,8 +213,9 @@ table inet {ENV_TABLE} {{
 		size 4096
 		flags dynamic
 	}}
-}}
-"#
+{six}}}
+"#,
+        six = six::edge_sets()
     )
 }
 
@@ -218,6 +224,7 @@ fn edge_chains() -> String {
         r#"table inet {ENV_TABLE} {{
 	chain refuse {{
 		ip saddr @{REFUSED} drop
+		meta nfproto ipv6 goto refuse_six
 		drop
 	}}
 	chain at_gateway {{
@@ -239,6 +246,7 @@ fn edge_chains() -> String {
 		udp dport {{ 53, 67 }} goto at_gateway
 		tcp dport 53 goto at_gateway
 		icmp type echo-request goto at_gateway
+		icmpv6 type echo-request goto at_gateway
 	}}
 	chain answered {{
 		type filter hook output priority raw; policy accept;
@@ -246,10 +254,12 @@ fn edge_chains() -> String {
 		udp sport {{ 53, 67 }} notrack
 		tcp sport 53 notrack
 		icmp type echo-reply notrack
+		icmpv6 type echo-reply notrack
 	}}
 	chain input {{
 		type filter hook input priority filter; policy drop;
 		iifname "{BRIDGE}" icmp type echo-request accept
+		iifname "{BRIDGE}" icmpv6 type {{ 128, 133, 135, 136 }} accept
 		iifname "{BRIDGE}" udp dport {{ 53, 67 }} accept
 		iifname "{BRIDGE}" tcp dport 53 accept
 		iifname "{BRIDGE}" ct state established,related accept
@@ -261,14 +271,16 @@ fn edge_chains() -> String {
 		iifname "{BRIDGE}" oifname "{BRIDGE}" accept
 		iifname != "{BRIDGE}" drop
 		ct state invalid,untracked goto refuse
+		meta nfproto ipv6 jump out_six
 		ip saddr @{DENY_OUT} ct direction original goto refuse
 		ip saddr @{LIMITED} ip saddr . ip daddr != @{REACHABLE} ct direction original jump by_rule
 		ct state new add @connections {{ ip saddr ct count over {CONNECTIONS_PER_VM_MAX} }} goto refuse
 		ct state new ct count over {CONNECTIONS_MAX} goto refuse
 		oifname "{EDGE}" accept
 	}}
-}}
-"#
+{six}}}
+"#,
+        six = six::edge_chains(CONNECTIONS_PER_VM_MAX)
     )
 }
 

@@ -1,0 +1,53 @@
+//! What a member has in the sets for IPv6: what follows from its record as the elements for IPv4 do.
+
+use super::{Member, name_bytes, port_key};
+use crate::element::Element;
+use crate::env::six::addresses;
+use crate::nft::{BLACKLIST_SIX, DENY_OUT_SIX, LIMITED_SIX, REFUSED_SIX, TARGETS};
+use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
+
+/// Set, how a member's keys begin there, elements.
+type Wanted = (&'static str, Vec<u8>, BTreeSet<Element>);
+
+/// All that a member has in sets but `members6`.
+pub(super) fn wanted(member: &Member) -> Vec<Wanted> {
+    let tap = name_bytes(&member.tap);
+    let targets =
+        addresses(member.ip).map(|addr| Element::of_key([&tap[..], &addr.octets()].concat()));
+    let mut all = vec![
+        (TARGETS, tap.clone(), targets.into()),
+        (BLACKLIST_SIX, tap.clone(), listed(member, &tap)),
+    ];
+    for addr in addresses(member.ip) {
+        let own = addr.octets().to_vec();
+        let own_if = |is: bool| match is {
+            true => BTreeSet::from([Element::of_key(own.clone())]),
+            false => BTreeSet::new(),
+        };
+        all.extend([
+            (REFUSED_SIX, own.clone(), own_if(true)),
+            (DENY_OUT_SIX, own.clone(), own_if(member.is_denied)),
+            (LIMITED_SIX, own.clone(), own_if(!member.allowlist.is_empty())),
+        ]);
+    }
+    all
+}
+
+/// What it sends is counted at these.
+pub(super) fn member_elements(member: &Member) -> BTreeSet<Element> {
+    member_keys(member).map(Element::of_key).into()
+}
+
+/// Their keys.
+pub(super) fn member_keys(member: &Member) -> [Vec<u8>; 2] {
+    let port = port_key(member);
+    addresses(member.ip).map(|addr| [&port[..], &addr.octets()].concat())
+}
+
+/// The addresses of what is listed: a member that is listed by one address is not reached by its others.
+fn listed(member: &Member, tap: &[u8]) -> BTreeSet<Element> {
+    let members = member.blacklist.iter().filter(|addr| member.range.contains(*addr));
+    let all = members.flat_map(|addr| addresses(*addr));
+    all.map(|addr: Ipv6Addr| Element::of_key([tap, &addr.octets()].concat())).collect()
+}
