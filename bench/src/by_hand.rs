@@ -44,6 +44,7 @@ impl Recipe {
                 prefix_len: 8,
                 gateway: [10, 0, 0, 1].into(),
                 mtu: 0,
+                six: None,
             }),
             dns: vec![[10, 0, 0, 1].into()],
             hosts: Vec::new(),

@@ -50,7 +50,7 @@ impl Addresses {
     /// Makes the address of `vm` a part of the set, or not.
     pub(crate) fn set(&mut self, vm: &Vm, is_in: bool) -> Result<(), NetworkError> {
         let addr = self.key(vm.resource.ip_addr);
-        let wanted = is_in.then(|| (addr, (vm.env_id, vm.id)));
+        let wanted = is_in.then_some((addr, (vm.env_id, vm.id)));
         self.change_known(|known| {
             let stale = of(known, |_, vm_id| vm_id == vm.id);
             let stale =

@@ -9,6 +9,7 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use tt_model::six;
 
 /// Largest message over UDP that meets no fragmentation (the value of DNS Flag Day 2020).
 pub(crate) const MESSAGE_BYTES_MAX: usize = 1232;
@@ -41,12 +42,14 @@ pub(crate) enum Verdict {
 pub(crate) struct Zone {
     by_name: BTreeMap<String, Ipv4Addr>,
     by_addr: BTreeMap<Ipv4Addr, String>,
+    /// Whether they have IPv6 addresses, too.
+    has_six: bool,
 }
 
 impl Zone {
     /// The names of an Env whose members reach this host at `gateway`.
-    pub(crate) fn new(names: &EnvNames, gateway: Ipv4Addr) -> Self {
-        let mut zone = Self::default();
+    pub(crate) fn new(names: &EnvNames, gateway: Ipv4Addr, has_six: bool) -> Self {
+        let mut zone = Self { has_six, ..Self::default() };
         zone.by_name.insert(GATEWAY_NAME.to_owned(), gateway);
         for (name, addr) in &names.members {
             let name = name.to_ascii_lowercase();
@@ -99,8 +102,8 @@ impl Zone {
         let text = text(query);
         let text = text.as_str();
         let record = |data| Record::from_rdata(query.name().clone(), TTL_SECONDS, data);
-        if let Some(addr) = reverse(text).filter(|addr| range.contains(addr)) {
-            let Some(name) = self.by_addr.get(&addr) else {
+        if let Some(addr) = reverse(text, range) {
+            let Some(name) = addr.and_then(|addr| self.by_addr.get(&addr)) else {
                 return Some(None);
             };
             let is_wanted = matches!(query.query_type(), RecordType::PTR | RecordType::ANY);
@@ -119,8 +122,14 @@ impl Zone {
         }
         match self.by_name.get(text) {
             Some(addr) => {
-                let is_wanted = matches!(query.query_type(), RecordType::A | RecordType::ANY);
-                let data = is_wanted.then_some(RData::A(A(*addr)));
+                let data = match query.query_type() {
+                    // Of all kinds, one is enough (RFC 8482).
+                    RecordType::A | RecordType::ANY => Some(RData::A(A(*addr))),
+                    RecordType::AAAA if self.has_six => {
+                        Some(RData::AAAA(AAAA(six::address(*addr))))
+                    }
+                    _ => None,
+                };
                 Some(Some(data.map(record).into_iter().collect()))
             }
             None if !text.is_empty() && !text.contains('.') => Some(None),
@@ -204,14 +213,32 @@ fn reply(question: &Message, code: ResponseCode, records: Vec<Record>) -> Option
     reply.to_vec().ok()
 }
 
-/// The address that a name of the reverse tree stands for.
-fn reverse(name: &str) -> Option<Ipv4Addr> {
-    let mut parts = name.strip_suffix(".in-addr.arpa")?.split('.');
-    let mut octets = [0; 4];
-    for octet in octets.iter_mut().rev() {
-        *octet = parts.next()?.parse().ok()?;
+/// The address that a name of the reverse tree stands for, if it is one that only members can have; none within for one
+/// that no member has.
+fn reverse(name: &str, range: Ipv4Net) -> Option<Option<Ipv4Addr>> {
+    if let Some(name) = name.strip_suffix(".in-addr.arpa") {
+        let mut parts = name.split('.');
+        let mut octets = [0; 4];
+        for octet in octets.iter_mut().rev() {
+            *octet = parts.next()?.parse().ok()?;
+        }
+        let addr = Ipv4Addr::from(octets);
+        return (parts.next().is_none() && range.contains(&addr)).then_some(Some(addr));
     }
-    parts.next().is_none().then_some(octets.into())
+    let [first, ..] = range.network().octets();
+    let addr = reverse_six(name).filter(|addr| six::SITE.contains(addr))?;
+    Some(six::owner(addr, first).filter(|addr| range.contains(addr)))
+}
+
+/// Sixteen bytes, the last one first, as two digits each (RFC 3596 2.5).
+fn reverse_six(name: &str) -> Option<Ipv6Addr> {
+    let mut digits = name.strip_suffix(".ip6.arpa")?.split('.');
+    let mut bits = 0;
+    for place in 0..32 {
+        let digit = digits.next().filter(|digit| digit.len() == 1)?;
+        bits |= u128::from_str_radix(digit, 16).ok()? << (4 * place);
+    }
+    digits.next().is_none().then_some(Ipv6Addr::from_bits(bits))
 }
 
 #[cfg(test)]
@@ -226,7 +253,7 @@ mod tests {
                 ("db".into(), Ipv4Addr::new(10, 0, 0, 3)),
             ],
         };
-        Zone::new(&names, Ipv4Addr::new(10, 0, 0, 1))
+        Zone::new(&names, Ipv4Addr::new(10, 0, 0, 1), true)
     }
 
     fn question(name: &str, kind: RecordType) -> Vec<u8> {
@@ -257,10 +284,16 @@ mod tests {
         for name in ["db.", "DB.", "db.shop.", "Db.Shop."] {
             assert_eq!(answer(name, RecordType::A), db, "{name}");
         }
-        let nothing = (ResponseCode::NoError, vec![]);
-        assert_eq!(answer("db.", RecordType::AAAA), nothing);
+        let six = "fd74:7465:6e76:0:8017:dff:fe00:3";
+        assert_eq!(answer("db.", RecordType::AAAA), (ResponseCode::NoError, vec![six.to_owned()]));
+        assert_eq!(answer("db.", RecordType::MX), (ResponseCode::NoError, vec![]));
         let name = (ResponseCode::NoError, vec!["db.shop.".to_owned()]);
         assert_eq!(answer("3.0.0.10.in-addr.arpa.", RecordType::PTR), name);
+        let of_six = six.parse::<Ipv6Addr>().unwrap().to_bits();
+        let digits: Vec<_> = (0..32).map(|n| format!("{:x}.", of_six >> (4 * n) & 15)).collect();
+        assert_eq!(answer(&format!("{}ip6.arpa.", digits.concat()), RecordType::PTR), name);
+        let nobody = format!("9.{}ip6.arpa.", digits[1..].concat());
+        assert_eq!(answer(&nobody, RecordType::PTR), (ResponseCode::NXDomain, vec![]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where the members of one Env ask: the sockets in its namespace, what each of them may ask, and what is
 //! opened to it by the answers. It never decides about a packet: the rules do.
 
+use crate::advert::Routers;
 use crate::buckets::{Buckets, Rate};
 use crate::cache::{self, Cache};
 use crate::elements::{Change, Element, Elements, Set};
@@ -16,7 +17,7 @@ use std::time::Instant;
 /// Questions for names that a member may ask in a second, and at once; those by UDP are held back before
 /// (`rules/env.rs`).
 const NAMES_RATE: Rate = Rate { per_second: 500.0, burst: 1000.0 };
-/// Questions for its address: a member asks a few times when it boots and once an hour.
+/// Questions for its address, and for its router: a member asks a few times when it boots and once an hour.
 const LEASES_RATE: Rate = Rate { per_second: 5.0, burst: 20.0 };
 
 /// An Env's sockets on its gateway.
@@ -25,6 +26,8 @@ pub(crate) struct Sockets {
     pub(crate) names: UdpSocket,
     pub(crate) listener: TcpListener,
     pub(crate) leases: UdpSocket,
+    /// None where the kernel has no IPv6.
+    pub(crate) routers: Option<Routers>,
     /// For what answers open.
     pub(crate) elements: Elements,
 }
@@ -38,6 +41,7 @@ pub(crate) struct Door {
     pub(crate) cache: Cache,
     pub(crate) names: Buckets,
     pub(crate) leases: Buckets,
+    pub(crate) routers: Buckets,
 }
 
 impl Door {
@@ -52,6 +56,7 @@ impl Door {
             cache: Cache::default(),
             names: Buckets::new(NAMES_RATE),
             leases: Buckets::new(LEASES_RATE),
+            routers: Buckets::new(LEASES_RATE),
         }
     }
 

@@ -2,6 +2,7 @@
 //! each member. Everything here runs on a thread inside that namespace and touches nothing outside,
 //! except that a new edge has its other end on the host.
 
+use crate::advert::Routers;
 use crate::dhcp::SERVER_PORT;
 use crate::door::Sockets;
 use crate::elements::Elements;
@@ -164,7 +165,8 @@ impl Inside {
     }
 
     /// Sockets for the gate. The rules let only members reach them.
-    pub(crate) fn open_gate(&self, gateway: Ipv4Addr) -> Result<Sockets, NetworkError> {
+    pub(crate) fn open_gate(&mut self, gateway: Ipv4Addr) -> Result<Sockets, NetworkError> {
+        let bridge = self.links.index(BRIDGE)?;
         let open = || {
             let dns = SocketAddrV4::new(gateway, DNS_PORT);
             let names = UdpSocket::bind(dns)?;
@@ -176,7 +178,9 @@ impl Inside {
             names.set_nonblocking(true)?;
             listener.set_nonblocking(true)?;
             leases.set_nonblocking(true)?;
-            Ok(Sockets { names, listener, leases, elements: Elements::open()? })
+            let has_six = sysctl::has_six();
+            let routers = has_six.then(|| Routers::open(BRIDGE, bridge)).transpose()?;
+            Ok(Sockets { names, listener, leases, routers, elements: Elements::open()? })
         };
         open().map_err(|source| NetworkError::Resolve { action: "open sockets for", source })
     }
@@ -238,7 +242,7 @@ pub(crate) fn set_up_plugged(address: Ipv4Net, gateway: Ipv4Addr) -> Result<bool
 }
 
 /// Lets a socket send to and hear from one link only (socket(7)).
-fn bind_to_link(socket: &UdpSocket, link: &str) -> io::Result<()> {
+pub(crate) fn bind_to_link(socket: &impl AsRawFd, link: &str) -> io::Result<()> {
     let length = link.len() as libc::socklen_t;
     // SAFETY: the option reads `length` bytes, which are the name's, and keeps no pointer.
     let result = unsafe {

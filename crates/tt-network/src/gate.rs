@@ -1,8 +1,9 @@
 //! The thread that answers guests on the gateway of every Env: names by DNS, over UDP and TCP, and
-//! addresses by DHCP. When it is gone, names fail, leases are renewed later, and nothing else
+//! addresses by DHCP, routers of IPv6. When it is gone, names fail, leases are renewed later, and nothing else
 //! happens. It never answers anybody but members: its sockets lie in the Envs' namespaces, whose
 //! rules let nobody else in.
 
+use crate::advert;
 use crate::answer::Zone;
 use crate::dhcp::{self, Terms};
 use crate::dns::Pending;
@@ -10,7 +11,7 @@ use crate::door::{Door, Sockets};
 use crate::member::Known;
 use crate::named::Bounds;
 use crate::streams::Stream;
-use crate::{EnvNames, NetworkError};
+use crate::{EnvNames, NetworkError, sysctl};
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use tt_model::EnvId;
+use tt_model::{EnvId, six};
 
 /// Messages read from one socket before the others have their turn.
 pub(crate) const READS_PER_TURN: usize = 32;
@@ -46,6 +47,8 @@ pub(crate) enum Source {
     Pending(u64),
     /// A guest's connection.
     Stream(u64),
+    /// A guest asks an Env's gateway for a router.
+    Routers(EnvId),
     /// The end.
     Stop,
 }
@@ -58,7 +61,8 @@ impl Source {
             Self::Leases(env) => (2, env.0),
             Self::Pending(key) => (3, key),
             Self::Stream(key) => (4, key),
-            Self::Stop => (5, 0),
+            Self::Routers(env) => (5, env.0),
+            Self::Stop => (6, 0),
         };
         EventData::new_u64(kind << KIND_SHIFT | id & ID_MASK)
     }
@@ -71,6 +75,7 @@ impl Source {
             2 => Self::Leases(EnvId(id)),
             3 => Self::Pending(id),
             4 => Self::Stream(id),
+            5 => Self::Routers(EnvId(id)),
             _ => Self::Stop,
         }
     }
@@ -99,6 +104,8 @@ pub(crate) struct State {
     pub(crate) pending: BTreeMap<u64, Pending>,
     pub(crate) streams: BTreeMap<u64, Stream>,
     last_key: u64,
+    /// When guests are told unasked next.
+    advertise_at: Option<Instant>,
 }
 
 impl Gate {
@@ -125,7 +132,8 @@ impl Gate {
         if names.members.is_empty() {
             state.zones.remove(&env);
         } else if state.zones.len() < ZONES_MAX || state.zones.contains_key(&env) {
-            state.zones.insert(env, Zone::new(names, self.shared.terms.gateway()));
+            let gateway = self.shared.terms.gateway();
+            state.zones.insert(env, Zone::new(names, gateway, sysctl::has_six()));
         } else {
             return Err(NetworkError::KeepEnv { max: ZONES_MAX });
         }
@@ -153,6 +161,11 @@ impl Gate {
         add(&sockets.names, Source::Names(env))?;
         add(&sockets.listener, Source::Listener(env))?;
         add(&sockets.leases, Source::Leases(env))?;
+        if let Some(routers) = &sockets.routers {
+            add(routers, Source::Routers(env))?;
+            // Who asked while nobody answered does not ask again.
+            routers.tell(None, self.shared.terms.mtu);
+        }
         state.doors.insert(env, Door::new(sockets, known));
         Ok(())
     }
@@ -229,6 +242,7 @@ impl Shared {
                     Source::Names(env) => self.read_questions(&mut state, env),
                     Source::Listener(env) => self.accept(&mut state, env),
                     Source::Leases(env) => self.read_leases(&mut state, env),
+                    Source::Routers(env) => self.read_solicitations(&mut state, env),
                     Source::Pending(key) => self.hear(&mut state, key, event.flags),
                     Source::Stream(key) => self.serve_stream(&mut state, key, event.flags),
                 }
@@ -236,6 +250,33 @@ impl Shared {
             let now = Instant::now();
             self.expire(&mut state, now);
             state.streams.retain(|_, stream| stream.deadline > now);
+            self.advertise(&mut state, now);
+        }
+    }
+
+    /// Answers who asks for a router.
+    fn read_solicitations(&self, state: &mut State, env: EnvId) {
+        let Some(door) = state.doors.get_mut(&env) else { return };
+        let Some(routers) = &door.sockets.routers else { return };
+        let [first, ..] = self.terms.range.network().octets();
+        for _ in 0..READS_PER_TURN {
+            let Some(from) = routers.next() else { return };
+            // Those that have no address yet share what is left to one.
+            let member = six::owner(from, first).unwrap_or(Ipv4Addr::UNSPECIFIED);
+            if door.routers.take(member, Instant::now()) {
+                routers.tell(Some(from), self.terms.mtu);
+            }
+        }
+    }
+
+    /// Says to all, now and then, what they were told when they asked.
+    fn advertise(&self, state: &mut State, now: Instant) {
+        if state.advertise_at.is_some_and(|at| at > now) {
+            return;
+        }
+        state.advertise_at = Some(now + advert::EVERY);
+        for routers in state.doors.values().filter_map(|door| door.sockets.routers.as_ref()) {
+            routers.tell(None, self.terms.mtu);
         }
     }
 
@@ -268,7 +309,8 @@ impl State {
     /// How long nothing is to be done.
     fn wait(&self) -> Option<Duration> {
         let pending = self.pending.values().map(|pending| pending.deadline);
-        let next = pending.chain(self.streams.values().map(|stream| stream.deadline)).min()?;
+        let streams = self.streams.values().map(|stream| stream.deadline);
+        let next = pending.chain(streams).chain(self.advertise_at).min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use tt_model::{EnvId, Vm, VmId};
 
 mod addresses;
+mod advert;
 mod answer;
 mod buckets;
 mod cache;

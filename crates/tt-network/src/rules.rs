@@ -3,17 +3,13 @@
 
 use crate::nft::{FLAT, GUESTS, GUESTS_SIX, OTHERS, PEERS, PORTS};
 use ipnet::Ipv4Net;
-use tt_model::six::{NETWORK, SITE};
+use tt_model::six::NETWORK;
 
 mod env;
 mod six;
 
 pub(crate) use env::{env_rules, hash, version};
-
-/// Where no guest gets by IPv6: its host's links, where clouds keep secrets, and what stands for addresses of IPv4
-/// (RFC 4291 2.5.5, RFC 6052, RFC 8215, RFC 4380, RFC 3056), for which a guest has IPv4, with rules of its own.
-const NEVER_SIX: &str = "fe80::/10, fd00:ec2::/32, fd20:ce::/32, ::/96, ::ffff:0:0/96, 64:ff9b::/96, \
-    64:ff9b:1::/48, 2001::/32, 2002::/16";
+use six::NEVER as NEVER_SIX;
 
 /// What the host's table is made for.
 #[derive(Clone, Debug)]
@@ -125,7 +121,7 @@ fn host_filter(side: &HostSide<'_>) -> String {
 		ip daddr 169.254.0.0/16 goto stop
 		ip daddr @{PEERS} udp dport {tunnel_port} goto stop
 		ip saddr {block} accept
-		ip6 daddr {{ {SITE}, {NEVER_SIX} }} goto stop
+		ip6 daddr {{ {NEVER_SIX} }} goto stop
 		ip6 saddr {NETWORK} accept
 		goto stop
 	}}

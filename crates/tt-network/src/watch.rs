@@ -30,6 +30,8 @@ const DELETE_RULE: u16 = 8;
 /// Groups of changes of addresses and routes (`RTNLGRP_IPV4_*` of linux/rtnetlink.h).
 const GROUP_ADDRESSES: u32 = 5;
 const GROUP_ROUTES: u32 = 7;
+/// The same of routes of IPv6: whether it has a way out.
+const GROUP_ROUTES_SIX: u32 = 11;
 // Messages of linux/rtnetlink.h.
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
@@ -66,7 +68,8 @@ impl RuleWatch {
     pub(crate) fn start(wake: Wake) -> Result<Self, NetworkError> {
         let fail = |source| NetworkError::WatchRules { source };
         let rules = open(NETLINK_NETFILTER, &[GROUP]).map_err(fail)?;
-        let routes = open(NETLINK_ROUTE, &[GROUP_ADDRESSES, GROUP_ROUTES]).map_err(fail)?;
+        let routes = open(NETLINK_ROUTE, &[GROUP_ADDRESSES, GROUP_ROUTES, GROUP_ROUTES_SIX]);
+        let routes = routes.map_err(fail)?;
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let stop = Arc::new(eventfd(0, flags).map_err(|errno| fail(errno.into()))?);
         let stopped = Arc::clone(&stop);

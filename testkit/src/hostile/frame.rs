@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use tt_model::MacAddr;
 
+pub mod six;
+
 /// All on a link.
 pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 

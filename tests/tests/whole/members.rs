@@ -28,6 +28,8 @@ fn one_joins(lab: &Lab) {
     assert!(lab.client.reaches_tcp((HOST, lab.port("club", "b", "7"))));
     lab.sh("club/a", "ping -c 1 -W 5 b");
     lab.sh("club/b", "ping -c 1 -W 5 a && ping -c 1 -W 5 a.club");
+    let six = tt_model::six::address(lab.addr("club", "b"));
+    lab.sh("club/a", &format!("ping -6 -c 1 -W 5 {six} && nslookup b | grep {six}"));
     // Who asks anew asks for another one of its name.
     lab.tt(&["vm", "add", "club", spec]).fails(1, "[ERR_TT_EXISTS]");
     assert_eq!(lab.vm("club", "b")["id"], id);

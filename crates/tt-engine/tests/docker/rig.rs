@@ -128,6 +128,7 @@ impl Rig {
                 prefix_len: 8,
                 gateway: Ipv4Addr::new(10, 0, 0, 1),
                 mtu: 0,
+                six: None,
             }),
             dns: Vec::new(),
             hosts: Vec::new(),

@@ -159,6 +159,7 @@ mod tests {
                 prefix_len: 8,
                 gateway: [10, 0, 0, 1].into(),
                 mtu: 1500,
+                six: None,
             }),
             dns: vec![],
             hosts: peers.map(|(name, address)| (name.to_owned(), address.into())).to_vec(),

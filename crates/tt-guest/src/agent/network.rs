@@ -12,6 +12,9 @@ use rustix::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType};
 use tt_guest::message::NetworkSetup;
 
+use super::log::say;
+use super::six;
+
 /// The interface appears as its driver is loaded; this long it is waited for.
 const APPEAR: Duration = Duration::from_secs(2);
 const APPEAR_POLL: Duration = Duration::from_millis(2);
@@ -28,6 +31,9 @@ pub fn set(wanted: &NetworkSetup) -> io::Result<()> {
     let name = wait_for(&wanted.mac)?;
     let sockets = Control::open()?;
     let flags = sockets.flags(&name)?;
+    if wanted.six.is_some() {
+        six::prepare(&name);
+    }
     if wanted.mtu > 0
         && fs::read_to_string(format!("/sys/class/net/{name}/mtu"))?.trim()
             != wanted.mtu.to_string()
@@ -53,6 +59,10 @@ pub fn set(wanted: &NetworkSetup) -> io::Result<()> {
     }
     if !routes.contains(&wanted.gateway) {
         sockets.route(&name, libc::SIOCADDRT, wanted.gateway)?;
+    }
+    // A guest goes on without it.
+    if let Some(Err(error)) = wanted.six.as_ref().map(|six| six::set(&name, six)) {
+        say(format!("no IPv6: {error}"));
     }
     Ok(())
 }

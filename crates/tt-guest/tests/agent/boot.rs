@@ -29,6 +29,7 @@ fn setup() -> Setup {
             prefix_len: 24,
             gateway: [10, 0, 0, 1].into(),
             mtu: 1400,
+            six: None,
         }),
         dns: vec![[10, 0, 0, 1].into()],
         hosts: vec![("db".to_owned(), [10, 0, 0, 3].into())],

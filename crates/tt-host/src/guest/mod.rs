@@ -23,9 +23,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::AbortHandle;
-use tt_guest::message::{NetworkSetup, Setup};
+use tt_guest::message::{NetworkSetup, Setup, SixSetup};
 use tt_guest::session::Open;
-use tt_model::{EnvId, ErrorCode, Host, Layout, Refusal, Vm, VmId};
+use tt_model::{EnvId, ErrorCode, Host, Layout, Refusal, Vm, VmId, six};
 
 /// Called with a Vm's id when its guest has something to look at.
 pub(crate) type WakeGuest = Arc<dyn Fn(VmId) + Send + Sync>;
@@ -221,6 +221,11 @@ impl Guests {
                 prefix_len: self.prefix_len,
                 gateway: self.gateway,
                 mtu: 0,
+                six: Some(SixSetup {
+                    address: six::address(vm.resource.ip_addr),
+                    prefix_len: six::NETWORK.prefix_len(),
+                    gateway: six::link_local(self.gateway),
+                }),
             }),
             dns: vec![self.gateway],
             hosts: others.cloned().collect(),

@@ -10,6 +10,12 @@ use crate::nft::{
     REACHABLE_SIX, REFUSED_SIX, TARGETS,
 };
 
+/// Where no guest gets by IPv6: other Envs and ends of edges (`tt_model::six::SITE`), its host's links, where clouds keep
+/// secrets, and what stands for addresses of IPv4 (RFC 4291 2.5.5, RFC 6052, RFC 8215, RFC 4380, RFC 3056), for which a
+/// guest has IPv4, with rules of its own. The Env refuses it at once, its host once more.
+pub(super) const NEVER: &str = "fd74:7465:6e76::/48, fe80::/10, fd00:ec2::/32, fd20:ce::/32, ::/96, ::ffff:0:0/96, \
+    64:ff9b::/96, 64:ff9b:1::/48, 2001::/32, 2002::/16";
+
 /// Sets of the bridge's table.
 pub(super) fn bridge_sets() -> String {
     format!(
@@ -112,10 +118,21 @@ pub(super) fn edge_chains(connections_max: u32) -> String {
 		goto refuse_six
 	}}
 	chain out_six {{
+		ct state new ip6 daddr {{ {NEVER} }} goto refuse_six
 		ip6 saddr @{DENY_OUT_SIX} ct direction original goto refuse_six
 		ip6 saddr @{LIMITED_SIX} ip6 saddr . ip6 daddr != @{REACHABLE_SIX} ct direction original jump by_rule_six
 		ct state new add @connections6 {{ ip6 saddr ct count over {connections_max} }} goto refuse_six
 	}}
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_guest_gets_to_what_is_ours() {
+        assert!(NEVER.starts_with(&tt_model::six::SITE.to_string()));
+    }
 }

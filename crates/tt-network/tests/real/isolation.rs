@@ -141,7 +141,7 @@ fn guests_reach_no_service_of_the_host() {
         let _service = Echo::new(&lab.host, 2222);
         assert!(lab.client.reaches((HOST, 2222)));
         let addresses = ["192.0.2.1", "198.51.100.1", "169.254.0.1", "10.0.0.1", "127.0.0.1"];
-        for addr in addresses.map(|addr| addr.parse().unwrap()) {
+        for addr in addresses.map(|addr| addr.parse::<Ipv4Addr>().unwrap()) {
             assert!(guest.space.misses((addr, 2222)), "{addr}");
             assert!(guest.space.misses_udp((addr, 2222)), "{addr}");
             assert!(guest.space.misses((addr, guest.tcp())), "{addr}");

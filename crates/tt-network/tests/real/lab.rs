@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process::Command;
@@ -87,24 +87,25 @@ impl Space {
     }
 
     /// Whether a TCP connection comes about and carries data both ways.
-    pub fn reaches(&self, to: (Ipv4Addr, u16)) -> bool {
+    pub fn reaches(&self, to: impl Into<SocketAddr>) -> bool {
         self.connect(to, ARRIVES).is_ok_and(|mut stream| echoes(&mut stream))
     }
 
     /// Whether no TCP connection comes about, refused or not answered.
-    pub fn misses(&self, to: (Ipv4Addr, u16)) -> bool {
+    pub fn misses(&self, to: impl Into<SocketAddr>) -> bool {
         self.connect(to, NEVER).is_err()
     }
 
-    pub fn connect(&self, to: (Ipv4Addr, u16), wait: Duration) -> io::Result<TcpStream> {
-        let stream = self.run(|| TcpStream::connect_timeout(&to.into(), wait))?;
+    pub fn connect(&self, to: impl Into<SocketAddr>, wait: Duration) -> io::Result<TcpStream> {
+        let to = to.into();
+        let stream = self.run(|| TcpStream::connect_timeout(&to, wait))?;
         stream.set_read_timeout(Some(wait))?;
         stream.set_write_timeout(Some(wait))?;
         Ok(stream)
     }
 
     /// Connects where it must be possible.
-    pub fn open(&self, to: (Ipv4Addr, u16)) -> TcpStream {
+    pub fn open(&self, to: impl Into<SocketAddr>) -> TcpStream {
         self.connect(to, ARRIVES).unwrap()
     }
 
@@ -114,17 +115,26 @@ impl Space {
     }
 
     /// Whether a datagram is answered by an [`Echo`].
-    pub fn reaches_udp(&self, to: (Ipv4Addr, u16)) -> bool {
-        udp_echoes(&self.udp(([0, 0, 0, 0], 0)), to, ARRIVES)
+    pub fn reaches_udp(&self, to: impl Into<SocketAddr>) -> bool {
+        self.udp_echoes(to, ARRIVES)
     }
 
     /// As [`reaches_udp`](Self::reaches_udp), where it may well not.
-    pub fn reaches_udp_soon(&self, to: (Ipv4Addr, u16)) -> bool {
-        udp_echoes(&self.udp(([0, 0, 0, 0], 0)), to, NEVER)
+    pub fn reaches_udp_soon(&self, to: impl Into<SocketAddr>) -> bool {
+        self.udp_echoes(to, NEVER)
     }
 
-    pub fn misses_udp(&self, to: (Ipv4Addr, u16)) -> bool {
-        !udp_echoes(&self.udp(([0, 0, 0, 0], 0)), to, NEVER)
+    pub fn misses_udp(&self, to: impl Into<SocketAddr>) -> bool {
+        !self.udp_echoes(to, NEVER)
+    }
+
+    fn udp_echoes(&self, to: impl Into<SocketAddr>, wait: Duration) -> bool {
+        let to = to.into();
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        udp_echoes(&self.udp((any, 0)), to, wait)
     }
 }
 
@@ -161,7 +171,7 @@ pub fn is_cut(stream: &mut TcpStream) -> bool {
     !echoes(stream)
 }
 
-fn udp_echoes(socket: &UdpSocket, to: (Ipv4Addr, u16), wait: Duration) -> bool {
+fn udp_echoes(socket: &UdpSocket, to: SocketAddr, wait: Duration) -> bool {
     socket.set_read_timeout(Some(wait)).unwrap();
     let mut answer = [0; 64];
     socket.send_to(b"echo", to).is_ok()
@@ -178,8 +188,12 @@ pub struct Echo {
 
 impl Echo {
     pub fn new(space: &Space, port: u16) -> Self {
-        let any = ([0, 0, 0, 0], port);
-        let tcp = space.run(|| TcpListener::bind(SocketAddr::from(any)).unwrap());
+        Self::at(space, ([0, 0, 0, 0], port).into())
+    }
+
+    /// On IPv6 alone or beside it, as the address says.
+    pub fn at(space: &Space, any: SocketAddr) -> Self {
+        let tcp = space.run(|| TcpListener::bind(any).unwrap());
         tcp.set_nonblocking(true).unwrap();
         let udp = space.udp(any);
         udp.set_read_timeout(Some(Duration::from_millis(20))).unwrap();

@@ -35,3 +35,5 @@ mod resolver;
 mod rules;
 #[cfg(test)]
 mod sites;
+#[cfg(test)]
+mod six;

@@ -120,9 +120,9 @@ fn what_others_keep_on_the_host_is_out_of_reach() {
         let plain = service("br-lan", 19);
         let _services = [&early, &late, &plain].map(|space| Echo::new(space, 5432));
         lab.net.mend().unwrap();
-        let reaches = |net: u8| guest.space.reaches(([172, net, 0, 2].into(), 5432));
+        let reaches = |net: u8| guest.space.reaches(([172, net, 0, 2], 5432));
         assert_eq!([17, 18, 19].map(reaches), [false, false, true]);
-        assert!(lab.host.reaches(([172, 17, 0, 2].into(), 5432)), "the host does");
+        assert!(lab.host.reaches(([172, 17, 0, 2], 5432)), "the host does");
         ip("link del br-0123456789ab");
         lab.net.mend().unwrap();
     });
