@@ -1,9 +1,10 @@
 //! `cargo xtask lab`: the tests that need KVM, in a guest that has it. The guest is emulated, and so is the virtualisation that it
-//! has (AMD's SVM), so it runs on any machine, slowly. It is made for one run of Debian's kernel, of programs of this machine
+//! has (AMD's SVM), so it runs on any machine, slowly. (`cargo xtask lab zfs` is about pools, and another guest: `lab/zfs.rs`.) It is made for one run of Debian's kernel, of programs of this machine
 //! and of the tests, lives in memory, and leaves nothing but the caches of the other commands.
 
 mod guest;
 mod report;
+mod zfs;
 
 use crate::command::Argv;
 use crate::compile::{cargo, target_dir};
@@ -47,6 +48,9 @@ const REAL: Suite = Suite { target: "firecracker", filter: "for_real", skip: &[]
 /// If something can not be built or run, or a test failed.
 pub fn run(args: &[String]) -> Outcome {
     interrupt::remember_interrupts();
+    if let Some(("zfs", parts)) = args.split_first().map(|(part, rest)| (part.as_str(), rest)) {
+        return zfs::run(parts);
+    }
     let start = Instant::now();
     let mut steps = Steps::default();
     let firecracker = std::env::var_os(FIRECRACKER).map(PathBuf::from);
@@ -55,6 +59,11 @@ pub fn run(args: &[String]) -> Outcome {
         report.skip(REAL.target, &format!("{FIRECRACKER} names no Firecracker"));
     }
     let ran = steps.run("all of it", || in_scratch(firecracker.as_deref(), args, &mut report));
+    tell(ran, &report, start)
+}
+
+/// Says what was run, and how it ended.
+fn tell(ran: Option<()>, report: &Report, start: Instant) -> Outcome {
     say::title("what was run in the lab");
     say::line(report.text().trim_end());
     say::line(format_args!("\nin {:.0} s", start.elapsed().as_secs_f64()));
@@ -83,9 +92,13 @@ fn in_scratch(firecracker: Option<&Path>, args: &[String], report: &mut Report) 
     }
 }
 
-/// Builds one target of tests; answers its program.
+/// Builds one target of the engines' tests; answers its program.
 fn build(target: &str) -> Outcome<PathBuf> {
-    let words = ["test", "--locked", "--package", "tt-engine", "--no-run", "--test", target];
+    build_of("tt-engine", target)
+}
+
+fn build_of(package: &str, target: &str) -> Outcome<PathBuf> {
+    let words = ["test", "--locked", "--package", package, "--no-run", "--test", target];
     let said = cargo(words)?.look()?;
     let failed = || Failure::new(format!("the tests `{target}` were not built:\n{}", said.text));
     // `Executable tests/qemu/main.rs (/builds/debug/deps/qemu-0123456789abcdef)`

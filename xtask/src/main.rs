@@ -26,6 +26,7 @@ usage: cargo xtask COMMAND
   bench [NAME..]    measure ratios in one run
   lab [PART..]      run the tests that need KVM in an emulated guest that has it; TT_FIRECRACKER names a Firecracker for its
                     half; PARTs of names choose among QEMU's tests
+  lab zfs [PART..]  run the tests of storage that need a pool, in an emulated guest with OpenZFS, which is put together once
   footprint         print what TT could leave on a machine, for a comparison";
 
 fn main() -> ExitCode {

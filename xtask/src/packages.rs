@@ -1,7 +1,7 @@
 //! What the machine must have, and how it gets it: looked up in dpkg's list, tried with a simulation, printed, installed.
 //! Removes and upgrades nothing by itself, and changes nothing where nothing is missing.
 
-mod sources;
+pub mod sources;
 
 use crate::command::Argv;
 use crate::failure::{Failure, Outcome};
@@ -186,7 +186,10 @@ fn release_of(text: &str) -> BTreeMap<&str, &str> {
 }
 
 /// The texts of all files that configure sources of apt.
-fn source_files() -> Outcome<Vec<(String, String)>> {
+///
+/// # Errors
+/// If there is no directory of them.
+pub fn source_files() -> Outcome<Vec<(String, String)>> {
     let mut paths = vec![Path::new("/etc/apt/sources.list").to_path_buf()];
     let dir = Path::new("/etc/apt/sources.list.d");
     let entries = fs::read_dir(dir).map_err(Failure::to("list", dir.display()))?;

@@ -108,7 +108,7 @@ fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String]) -> Strin
 }
 
 /// Only what names of tests consist of gets into the script.
-fn shown(part: &str) -> String {
+pub(super) fn shown(part: &str) -> String {
     part.chars().filter(|c| c.is_ascii_alphanumeric() || "_:".contains(*c)).collect()
 }
 

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+/// Debian's own servers, and the keys of its package `debian-archive-keyring`.
+const DEBIAN: &str = "http://deb.debian.org/debian";
+const KEYS: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// Where a suite comes from.
 #[derive(Debug, PartialEq, Eq)]
 struct Mirror {
@@ -12,14 +16,28 @@ struct Mirror {
 /// A file for apt (deb822, sources.list(5)) that adds the backports of `codename`, from the mirror that `files`, as (path,
 /// text), name for `codename` itself. Nothing if none does.
 pub fn backports(files: &[(String, String)], codename: &str) -> Option<String> {
-    let mirror = files.iter().find_map(|(path, text)| match path.ends_with(".sources") {
+    let Mirror { uri, signed_by } = mirror_of(files, codename)?;
+    let key = signed_by.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
+    Some(format!("Types: deb\nURIs: {uri}\nSuites: {codename}-backports\nComponents: main\n{key}"))
+}
+
+/// A file for apt with these components of a release of Debian: from the mirror that `files` name for it, else from Debian's own
+/// servers.
+pub fn of_release(files: &[(String, String)], codename: &str, components: &str) -> String {
+    let Mirror { uri, signed_by } = mirror_of(files, codename)
+        .unwrap_or_else(|| Mirror { uri: DEBIAN.to_owned(), signed_by: None });
+    let key = signed_by.unwrap_or_else(|| KEYS.to_owned());
+    format!(
+        "Types: deb\nURIs: {uri}\nSuites: {codename} {codename}-updates\nComponents: {components}\nSigned-By: {key}\n"
+    )
+}
+
+fn mirror_of(files: &[(String, String)], codename: &str) -> Option<Mirror> {
+    files.iter().find_map(|(path, text)| match path.ends_with(".sources") {
         true => stanzas(text).find_map(|stanza| of_stanza(&stanza, codename)),
         false if path.ends_with(".list") => text.lines().find_map(|line| of_line(line, codename)),
         false => None,
-    })?;
-    let Mirror { uri, signed_by } = mirror;
-    let key = signed_by.map(|key| format!("Signed-By: {key}\n")).unwrap_or_default();
-    Some(format!("Types: deb\nURIs: {uri}\nSuites: {codename}-backports\nComponents: main\n{key}"))
+    })
 }
 
 /// The stanzas of a deb822 file, keys in lower case.
@@ -91,6 +109,20 @@ mod tests {
         let source = backports(&files("sources.list", text), "bookworm").unwrap();
         assert!(source.contains("URIs: http://mirror.example/debian\n"), "{source}");
         assert!(source.contains("Signed-By: /k.gpg\n"), "{source}");
+    }
+
+    #[test]
+    fn a_release_comes_from_its_mirror_or_from_debian() {
+        let list = files("sources.list", "deb http://mirror.example/debian bookworm main\n");
+        let text = of_release(&list, "bookworm", "main contrib");
+        assert!(
+            text.contains(
+                "URIs: http://mirror.example/debian\nSuites: bookworm bookworm-updates\n"
+            )
+        );
+        assert!(text.contains("Components: main contrib\n"), "{text}");
+        let text = of_release(&list, "trixie", "main");
+        assert!(text.contains(&format!("URIs: {DEBIAN}\nSuites: trixie ")), "{text}");
     }
 
     #[test]

@@ -94,8 +94,8 @@ fn data_sets_conform() {
 }
 
 #[test]
-fn volumes_conform() {
-    let Some(pool) = pool::Pool::with_volumes(400, "volumes_conform") else { return };
+fn zvols_conform() {
+    let Some(pool) = pool::Pool::with_volumes(400, "zvols_conform") else { return };
     table::compare(Zvol, &conformance::run(&pool::Sets::volumes(&pool)));
 }
 
