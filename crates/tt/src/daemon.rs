@@ -135,6 +135,10 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     if !rustix::process::geteuid().is_root() {
         return Err(DaemonError::Privilege);
     }
+    if !config.data_dir.exists() {
+        // Before it is made: who names another daemon's run directory by mistake is to find nothing of it.
+        register::check_run(&config.run_dir)?;
+    }
     prepare_directories(&config)?;
     // The store is locked before anything of the host is touched: two daemons never share it.
     let kv = SqliteKv::open(&config.data_dir.join("store"))?;

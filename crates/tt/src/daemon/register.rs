@@ -44,6 +44,29 @@ pub(super) fn instance(data: &Path) -> Result<Instance, DaemonError> {
     }
 }
 
+/// Refuses a run directory that a daemon without an instance yet could not claim. Changes nothing.
+pub(super) fn check_run(run: &Path) -> Result<(), DaemonError> {
+    let path = run.join("instance");
+    let failed = |source| DaemonError::Prepare { path: path.clone(), source };
+    let is_locked = match std::fs::File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(failed(error)),
+        Ok(file) => match tt_store::sqlite::lock_exclusive(&file) {
+            Err(std::fs::TryLockError::WouldBlock) => true,
+            locked => locked.map(|()| false).map_err(|error| failed(error.into()))?,
+        },
+    };
+    if is_locked || is_used(run) {
+        return Err(DaemonError::ClaimRun { dir: run.to_owned() });
+    }
+    Ok(())
+}
+
+/// Whether machines or networks have things of theirs below a run directory.
+fn is_used(run: &Path) -> bool {
+    ["vm", "netns"].iter().any(|part| holds_any(&run.join(part)))
+}
+
 /// Takes the run directory for this daemon. Namespaces, sockets and memory below it are named by
 /// ids that every store begins to count at 1, so no other instance may have things of its own here.
 /// The claim ends with the value.
@@ -65,7 +88,7 @@ pub(super) fn claim_run(run: &Path, instance: Instance) -> Result<std::fs::File,
     let mut owner = String::new();
     file.read_to_string(&mut owner).map_err(failed)?;
     let is_ours = owner.trim() == instance.to_string();
-    if !is_ours && ["vm", "netns"].iter().any(|part| holds_any(&run.join(part))) {
+    if !is_ours && is_used(run) {
         return Err(refused());
     }
     file.set_len(0).map_err(failed)?;
@@ -202,5 +225,25 @@ fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match path.parent() {
         Some(dir) => std::fs::File::open(dir)?.sync_all(),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_directory_of_somebody_else_is_refused_before_anything_is_made() {
+        let run = tempfile::tempdir().unwrap();
+        let run = run.path();
+        check_run(&run.join("none")).unwrap();
+        check_run(run).unwrap();
+        let claim = claim_run(run, Instance(7)).unwrap();
+        assert!(matches!(check_run(run), Err(DaemonError::ClaimRun { .. })));
+        drop(claim);
+        check_run(run).unwrap();
+        std::fs::create_dir_all(run.join("vm/1")).unwrap();
+        assert!(matches!(check_run(run), Err(DaemonError::ClaimRun { .. })));
+        assert!(claim_run(run, Instance(7)).is_ok() && claim_run(run, Instance(8)).is_err());
     }
 }
