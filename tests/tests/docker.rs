@@ -4,5 +4,6 @@
 #[cfg(test)]
 mod docker {
     mod away;
+    mod engines;
     mod life;
 }
