@@ -49,7 +49,8 @@ pub fn set(wanted: &NetworkSetup) -> io::Result<()> {
         let broadcast = Ipv4Addr::from_bits(wanted.address.to_bits() | !mask.to_bits());
         sockets.set_address(&name, libc::SIOCSIFBRDADDR, broadcast)?;
     }
-    let up = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // Whether it has a carrier (`IFF_RUNNING`) is the kernel's to say, some time after that.
+    let up = libc::IFF_UP as libc::c_short;
     if flags & up != up {
         sockets.set_flags(&name, flags | up)?;
     }
