@@ -14,7 +14,7 @@ use tt_guest::frame::{Decoder, Kind, resync};
 use tt_guest::message::{GuestMessage, Hello, HostMessage, NetworkSetup, PROTOCOL_VERSION, Setup};
 
 /// How long a guest may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Name of the session: the guest is our own.
 const SESSION: u64 = 7;
 
@@ -36,22 +36,7 @@ impl Recipe {
         let (_, pid) = machines.iter().find(|(of, _)| *of == id).must("the guest's machine");
         let argv = argv_of(*pid);
         let template = record["template"]["path"].as_str().must("a template");
-        let setup = Setup {
-            hostname: vm.to_owned(),
-            network: Some(NetworkSetup {
-                mac: record["resource"]["mac_addr"].as_str().must("a mac").to_owned(),
-                address: lab.addr(env, vm),
-                prefix_len: 8,
-                gateway: [10, 0, 0, 1].into(),
-                mtu: 0,
-                six: None,
-            }),
-            dns: vec![[10, 0, 0, 1].into()],
-            hosts: Vec::new(),
-            machine_id: record["machine_id"].as_str().map(str::to_owned),
-            ssh_keys: Vec::new(),
-            entropy: None,
-        };
+        let setup = set_up_of(lab, env, vm);
         Self {
             argv,
             backing: lab.data().join(template).join("disk.raw"),
@@ -75,7 +60,8 @@ impl Recipe {
         let argv = self.argv_for(dir.path(), &disk, &descriptors);
         let mut machine = Machine(spawn(&argv, dir.path(), &descriptors));
         let _console = UnixStream::connect(&sockets[0]).must("the console");
-        self.converse(&sockets[1]);
+        let mut agent = UnixStream::connect(&sockets[1]).must("the agent's socket");
+        converse(&mut agent, &self.setup);
         let took = begin.elapsed();
         machine.end();
         took
@@ -98,53 +84,76 @@ impl Recipe {
             })
             .collect()
     }
+}
 
-    fn converse(&self, socket: &Path) {
-        let mut stream = UnixStream::connect(socket).must("the agent's socket");
-        stream.set_read_timeout(Some(PATIENCE)).must("a timeout");
-        let hello = HostMessage::Hello(Hello {
-            version: PROTOCOL_VERSION,
-            session: SESSION,
-            time_unix_ns: now_ns(),
-            entropy: Some("ab".repeat(32)),
+/// What its agent is told of a guest that runs in the lab.
+pub fn set_up_of(lab: &Lab, env: &str, vm: &str) -> Setup {
+    let record = lab.vm(env, vm);
+    Setup {
+        hostname: vm.to_owned(),
+        network: Some(NetworkSetup {
+            mac: record["resource"]["mac_addr"].as_str().must("a mac").to_owned(),
+            address: lab.addr(env, vm),
+            prefix_len: 8,
+            gateway: [10, 0, 0, 1].into(),
+            mtu: 0,
+            six: None,
+        }),
+        dns: vec![[10, 0, 0, 1].into()],
+        hosts: Vec::new(),
+        machine_id: record["machine_id"].as_str().map(str::to_owned),
+        ssh_keys: Vec::new(),
+        entropy: None,
+    }
+}
+
+/// Sets a guest up as the daemon does, over the channel to its agent.
+pub fn converse(stream: &mut UnixStream, setup: &Setup) {
+    stream.set_read_timeout(Some(PATIENCE)).must("a timeout");
+    let hello = HostMessage::Hello(Hello {
+        version: PROTOCOL_VERSION,
+        session: SESSION,
+        time_unix_ns: now_ns(),
+        entropy: Some("ab".repeat(32)),
+    });
+    stream.write_all(&resync()).must("write");
+    stream.write_all(&hello.encode().must("hello")).must("write");
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; 64 * 1024];
+    let mut is_acknowledged = false;
+    loop {
+        let length = stream.read(&mut buffer).must("the agent's answer");
+        assert!(length > 0, "the guest hung up");
+        let mut messages = Vec::new();
+        decoder.feed(&buffer[..length], |frame| {
+            messages.extend(frame.ok().filter(|frame| frame.kind == Kind::Control));
         });
-        stream.write_all(&resync()).must("write");
-        stream.write_all(&hello.encode().must("hello")).must("write");
-        let mut decoder = Decoder::default();
-        let mut buffer = vec![0; 64 * 1024];
-        let mut is_acknowledged = false;
-        loop {
-            let length = stream.read(&mut buffer).must("the agent's answer");
-            let mut messages = Vec::new();
-            decoder.feed(&buffer[..length], |frame| {
-                messages.extend(frame.ok().filter(|frame| frame.kind == Kind::Control));
-            });
-            for frame in messages {
-                match GuestMessage::parse(&frame.payload).must("a message") {
-                    GuestMessage::Ready { .. } => {
-                        stream.write_all(&hello.encode().must("hello")).must("write");
-                    }
-                    GuestMessage::HelloAck { .. } if !is_acknowledged => {
-                        is_acknowledged = true;
-                        let clock = HostMessage::SetClock { time_unix_ns: now_ns() };
-                        stream.write_all(&clock.encode().must("clock")).must("write");
-                        let setup = HostMessage::Setup(self.setup.clone());
-                        stream.write_all(&setup.encode().must("setup")).must("write");
-                    }
-                    GuestMessage::SetupDone { .. } => return,
-                    GuestMessage::SetupFailed { what, why } => panic!("{what}: {why}"),
-                    _ => {}
+        for frame in messages {
+            match GuestMessage::parse(&frame.payload).must("a message") {
+                GuestMessage::Ready { .. } => {
+                    stream.write_all(&hello.encode().must("hello")).must("write");
                 }
+                GuestMessage::HelloAck { .. } if !is_acknowledged => {
+                    is_acknowledged = true;
+                    let clock = HostMessage::SetClock { time_unix_ns: now_ns() };
+                    stream.write_all(&clock.encode().must("clock")).must("write");
+                    let setup = HostMessage::Setup(setup.clone());
+                    stream.write_all(&setup.encode().must("setup")).must("write");
+                }
+                GuestMessage::SetupDone { .. } => return,
+                GuestMessage::SetupFailed { what, why } => panic!("{what}: {why}"),
+                _ => {}
             }
         }
     }
 }
 
 /// A machine that ends with its bench.
-struct Machine(Child);
+pub struct Machine(pub Child);
 
 impl Machine {
-    fn end(&mut self) {
+    /// Kills it and waits for its end.
+    pub fn end(&mut self) {
         // It may have ended already.
         let _ = self.0.kill();
         let _ = self.0.wait();

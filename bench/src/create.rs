@@ -64,7 +64,7 @@ fn destroy(lab: &Lab) {
 }
 
 /// Where the time goes that TT adds: the first pass over each layer, from the daemon's log.
-fn breakdown(log: &str) -> Vec<Row> {
+pub fn breakdown(log: &str) -> Vec<Row> {
     let mut firsts: BTreeMap<&str, Vec<Duration>> = BTreeMap::new();
     let mut seen: Vec<(&str, &str)> = Vec::new();
     for line in log.lines().filter(|line| line.contains("verb=\"ensure\"")) {

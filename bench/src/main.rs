@@ -7,6 +7,7 @@ mod container;
 mod create;
 mod disks;
 mod docker;
+mod firecracker;
 mod freeze;
 mod list;
 mod many;
@@ -25,9 +26,10 @@ use table::Row;
 type Bench = (&'static str, fn() -> Vec<Row>);
 
 /// All benches, in the order in which they run: those that need a quiet machine first.
-const BENCHES: [Bench; 13] = [
+const BENCHES: [Bench; 14] = [
     ("create", create::one_guest),
     ("container", container::over_docker),
+    ("firecracker", firecracker::one_guest),
     ("begin", begin::from_memory),
     ("pause", pause::silence_by_memory),
     ("ten", create::ten_guests),

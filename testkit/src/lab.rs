@@ -25,7 +25,7 @@ pub const NAME_SERVER: &str = "127.0.0.1:5300";
 pub(crate) const DAEMON: Duration = Duration::from_secs(60);
 /// How much of a daemon's log is shown when a test fails, in bytes.
 const LOG_TAIL: usize = 6000;
-/// How guests are executed: a probe at each start would only take time, and TCG is everywhere.
+/// How guests are executed unless `TT_TEST_ACCELERATOR` says: a probe at each start would only take time, and TCG is everywhere.
 const ACCELERATOR: &str = "tcg";
 
 /// How a lab is to be.
@@ -305,10 +305,11 @@ impl Lab {
         }
         // Never the machine's own one.
         let docker = setup.docker.clone().unwrap_or_else(|| self.dir().join("no-docker.sock"));
+        let accelerator = std::env::var("TT_TEST_ACCELERATOR").unwrap_or(ACCELERATOR.into());
         let text = format!(
             "data_dir = {data:?}\nrun_dir = {run:?}\ncache_dir = {cache:?}\nguest_agent = {agent:?}\n\
              public_addr = \"{HOST}\"\nupstream_dns = [\"{NAME_SERVER}\"]\nlog = {log:?}\ndocker.socket = {docker:?}\n{top}\
-             [qemu]\naccelerator = \"{ACCELERATOR}\"\n{binary}[policy]\n{policy}"
+             [qemu]\naccelerator = {accelerator:?}\n{binary}[policy]\n{policy}"
         );
         fs::write(&self.config, text).must("write the configuration");
     }

@@ -7,7 +7,7 @@ mod report;
 mod zfs;
 
 use crate::command::Argv;
-use crate::compile::{cargo, target_dir};
+use crate::compile::{self, cargo, target_dir};
 use crate::failure::{Failure, Outcome};
 use crate::say::{self, Steps};
 use crate::test::kernel::{self, Kernel};
@@ -23,12 +23,13 @@ const FIRECRACKER: &str = "TT_FIRECRACKER";
 /// How long the guest may run: ten times what an idle machine takes.
 const RUN_LIMIT: Duration = Duration::from_secs(3600);
 /// Memory of the guest in MB: its files lie in it, and so do its guests.
-const MEM_MB: u32 = 3072;
+const MEM_MB: u32 = 4096;
 
 /// One program of tests, as it runs in the guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Suite {
-    /// Name of the test target of the package `tt-engine`.
+    package: &'static str,
+    /// Name of the test target.
     target: &'static str,
     /// What selects tests, as the test runner takes it.
     filter: &'static str,
@@ -38,11 +39,20 @@ struct Suite {
 
 /// What QEMU's driver does on KVM: `microvm` where a kernel is booted. Firmware is the same on any accelerator, and slow here;
 /// the engine of others has its own program, and brings no KVM.
-const QEMU: Suite = Suite { target: "qemu", filter: "", skip: &["firmware::", "exec::"] };
+const QEMU: Suite =
+    Suite { package: "tt-engine", target: "qemu", filter: "", skip: &["firmware::", "exec::"] };
 /// What is promised of Firecracker; the rest needs no Firecracker, and runs with all other tests.
-const REAL: Suite = Suite { target: "firecracker", filter: "for_real", skip: &[] };
+const REAL: Suite =
+    Suite { package: "tt-engine", target: "firecracker", filter: "for_real", skip: &[] };
+/// A whole host: a daemon, and one Env whose members both run.
+const WHOLE: Suite = Suite { package: "tests", target: "engines", filter: "kvm", skip: &[] };
+/// What of [`WHOLE`] runs on this machine first: it makes the small template from this machine's packages, which the guest has not.
+const FIRST: &str = "the_small_template";
 
-/// Runs all of it; `args` select tests of QEMU's by parts of their names.
+/// The argument that asks for figures, not for tests.
+const BENCH: &str = "bench";
+
+/// Runs all tests; `args` select those of QEMU's by parts of their names. Or, if they are [`BENCH`], measures.
 ///
 /// # Errors
 /// If something can not be built or run, or a test failed.
@@ -56,7 +66,9 @@ pub fn run(args: &[String]) -> Outcome {
     let firecracker = std::env::var_os(FIRECRACKER).map(PathBuf::from);
     let mut report = Report::default();
     if firecracker.is_none() {
-        report.skip(REAL.target, &format!("{FIRECRACKER} names no Firecracker"));
+        for suite in [REAL, WHOLE] {
+            report.skip(suite.target, &format!("{FIRECRACKER} names no Firecracker"));
+        }
     }
     let ran = steps.run("all of it", || in_scratch(firecracker.as_deref(), args, &mut report));
     tell(ran, &report, start)
@@ -78,11 +90,20 @@ fn in_scratch(firecracker: Option<&Path>, args: &[String], report: &mut Report) 
     packages::install(&[packages::TO_RUN.as_slice(), &packages::TO_TEST].concat())?;
     let kernel = kernel::fetch(&target_dir().join("tt-test-cache"))?;
     let scratch = Scratch::new()?;
-    let mut suites = vec![(QEMU, build(QEMU.target)?)];
-    if firecracker.is_some() {
-        suites.push((REAL, build(REAL.target)?));
+    let measures = args == [BENCH];
+    let mut suites = Vec::new();
+    let mut brought = guest::Brought { firecracker, whole: None };
+    if !measures {
+        suites.push((QEMU, build(QEMU)?));
     }
-    let archive = guest::make(&scratch.0, &kernel, &suites, firecracker, args)?;
+    if firecracker.is_some() {
+        let program = build(WHOLE)?;
+        brought.whole = Some(whole(&scratch.0, &program, measures)?);
+        if !measures {
+            suites.extend([(REAL, build(REAL)?), (WHOLE, program)]);
+        }
+    }
+    let archive = guest::make(&scratch.0, &kernel, &suites, &brought, args)?;
     let argv = machine(&kernel, &archive).limit(RUN_LIMIT);
     say::title("the guest");
     argv.watch(|line| report.line(line))?;
@@ -92,9 +113,31 @@ fn in_scratch(firecracker: Option<&Path>, args: &[String], report: &mut Report) 
     }
 }
 
-/// Builds one target of the engines' tests; answers its program.
-fn build(target: &str) -> Outcome<PathBuf> {
-    build_of("tt-engine", target)
+/// Builds what a whole host is made of, for tests or as it is installed, and lets the tests in `program` fill the guest's cache.
+fn whole(scratch: &Path, program: &Path, measures: bool) -> Outcome<guest::Whole> {
+    let (built, bench) = match measures {
+        true => {
+            cargo(["build", "--package", "bench", "--release", "--locked"])?.run()?;
+            (compile::build_release()?, Some(target_dir().join("release/bench")))
+        }
+        false => (compile::build()?, None),
+    };
+    let helper = compile::build_helper()?;
+    let cache = guest::root(scratch).join(guest::CACHE);
+    fs::create_dir_all(&cache).map_err(Failure::to("make", cache.display()))?;
+    let downloads = target_dir().join("tt-test-cache/downloads");
+    if downloads.exists() {
+        Argv::new("cp").arg("--archive").arg(downloads).arg(&cache).run()?;
+    }
+    let fill = Argv::new(program).arg(FIRST).limit(RUN_LIMIT);
+    let fill = fill.env("TT_BIN", &built.tt).env("TT_GUEST_AGENT", &built.agent);
+    fill.env("TT_TEST_HELPER", &helper).env("TT_TEST_CACHE", &cache).run()?;
+    Ok(guest::Whole { built, helper, bench })
+}
+
+/// Builds the tests of a suite; answers their program.
+fn build(suite: Suite) -> Outcome<PathBuf> {
+    build_of(suite.package, suite.target)
 }
 
 fn build_of(package: &str, target: &str) -> Outcome<PathBuf> {

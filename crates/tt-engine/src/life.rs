@@ -20,8 +20,10 @@ pub(crate) const INCARNATION: &str = "incarnation";
 
 /// How often the process of a machine is looked up anew because it ended meanwhile.
 const LOOKS_MAX: u32 = 10;
-/// How long a process that hung up may take to be gone: the kernel frees its memory meanwhile.
-const DYING_MAX: Duration = Duration::from_millis(250);
+/// How long a process that hung up may take to be gone: the kernel frees its memory meanwhile, and KVM what it knew of it.
+const DYING_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked at meanwhile.
+const DYING_POLL: Duration = Duration::from_millis(5);
 /// How long a process that was killed is waited for.
 const END_MAX: Duration = Duration::from_secs(5);
 
@@ -69,7 +71,7 @@ impl Life<'_> {
             if !self.lives()? {
                 return Ok(false);
             }
-            thread::sleep(DYING_MAX / 50);
+            thread::sleep(DYING_POLL);
         }
         Ok(true)
     }

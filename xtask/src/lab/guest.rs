@@ -3,6 +3,7 @@
 use super::report::MARK;
 use super::{Suite, create};
 use crate::command::Argv;
+use crate::compile::Built;
 use crate::failure::{Failure, Outcome};
 use crate::test::kernel::Kernel;
 use std::fmt::Write as _;
@@ -12,67 +13,118 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-/// The module that makes `/dev/kvm`, and the one that makes taps; with what they need.
+/// What the guest's root begins with.
+const DIRS: [&str; 11] =
+    ["bin", "dev", "etc", "lab", "lib/modules", "lib64", "proc", "run", "sys", "tmp", "var/tmp"];
+/// The module that makes `/dev/kvm`, and the one that makes taps. Others the kernel asks for.
 const MODULES: [&str; 2] = ["kvm-amd", "tun"];
 /// Programs of this machine that the tests start.
 const PROGRAMS: [&str; 2] = ["qemu-system-x86_64", "qemu-img"];
+/// Programs that a whole host needs beside that.
+const HOST_PROGRAMS: [&str; 4] = ["nft", "ip", "mkfs.ext4", "mount"];
+/// Where in the guest the small template lies, made on this machine: the guest has no packages.
+pub const CACHE: &str = "lab/cache";
 /// What QEMU reads beside itself, where there is such a thing: firmware, and modules of its own for accelerators.
 const DATA: [&str; 3] = ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/x86_64-linux-gnu/qemu"];
 /// A test that hangs costs no more than this.
 const SUITE_LIMIT: Duration = Duration::from_secs(1500);
-/// Deepest folder below the modules' one.
-const DEPTH_MAX: usize = 12;
+
+/// What is brought beside the kernel and the suites.
+#[derive(Debug)]
+pub struct Brought<'a> {
+    /// A Firecracker.
+    pub firecracker: Option<&'a Path>,
+    /// What a whole host is made of.
+    pub whole: Option<Whole>,
+}
+
+/// The program and what goes into its guests.
+#[derive(Debug)]
+pub struct Whole {
+    /// The program and the agent.
+    pub built: Built,
+    /// What tests put into guests.
+    pub helper: PathBuf,
+    /// What measures, if that is what is wanted.
+    pub bench: Option<PathBuf>,
+}
 
 /// Puts the archive together in `scratch`; answers its path.
 pub fn make(
     scratch: &Path,
     kernel: &Kernel,
     suites: &[(Suite, PathBuf)],
-    firecracker: Option<&Path>,
+    brought: &Brought<'_>,
     args: &[String],
 ) -> Outcome<PathBuf> {
-    let root = scratch.join("root");
-    for dir in ["bin", "dev", "lab/ko", "lib64", "proc", "run", "sys", "tmp", "var/tmp"] {
+    let root = root(scratch);
+    for dir in DIRS {
         let dir = root.join(dir);
         fs::create_dir_all(&dir).map_err(Failure::to("make", dir.display()))?;
     }
-    for program in PROGRAMS {
-        let path = which(program)?;
-        put(&path, &root.join("bin").join(program))?;
-        libraries(&path, &root)?;
-    }
+    PROGRAMS.iter().try_for_each(|program| bring(program, &root))?;
     put(&which("busybox")?, &root.join("bin/busybox"))?;
     for data in DATA.map(Path::new).into_iter().filter(|data| data.exists()) {
         let above = root.join(below(data)).parent().unwrap_or(&root).to_owned();
         fs::create_dir_all(&above).map_err(Failure::to("make", above.display()))?;
         Argv::new("cp").args(["--recursive", "--dereference"]).arg(data).arg(&above).run()?;
     }
-    let mut modules = Vec::new();
-    for name in MODULES {
-        add_module(&kernel.modules.join("kernel"), name, DEPTH_MAX, &mut modules)?;
-    }
-    for (number, module) in modules.iter().enumerate() {
-        put(module, &root.join(format!("lab/ko/{number:02}.ko")))?;
-    }
+    modules(kernel, &root)?;
     for (suite, program) in suites {
-        let to = root.join("lab").join(suite.target);
-        Argv::new("strip").args(["--strip-debug", "-o"]).arg(&to).arg(program).run()?;
+        strip(program, &root.join("lab").join(suite.target))?;
         libraries(program, &root)?;
     }
-    if let Some(firecracker) = firecracker {
+    if let Some(firecracker) = brought.firecracker {
         put(firecracker, &root.join("lab/firecracker-program"))?;
     }
+    if let Some(whole) = &brought.whole {
+        host(whole, &root)?;
+    }
     let init = root.join("init");
-    fs::write(&init, script(suites.iter().map(|(suite, _)| suite), args))
+    let measures = brought.whole.as_ref().is_some_and(|whole| whole.bench.is_some());
+    fs::write(&init, script(suites.iter().map(|(suite, _)| suite), args, measures))
         .and_then(|()| fs::set_permissions(&init, fs::Permissions::from_mode(0o755)))
         .map_err(Failure::to("write", init.display()))?;
     symlink("busybox", root.join("bin/sh")).map_err(Failure::to("link", "sh"))?;
     pack(scratch, &root)
 }
 
+/// The guest's root, while it is put together.
+pub fn root(scratch: &Path) -> PathBuf {
+    scratch.join("root")
+}
+
+/// Brings a program of this machine.
+fn bring(program: &str, root: &Path) -> Outcome {
+    let path = which(program)?;
+    put(&path, &root.join("bin").join(program))?;
+    libraries(&path, root)
+}
+
+/// Brings all modules: which ones a table of packet rules needs, the kernel finds out when it is loaded.
+fn modules(kernel: &Kernel, root: &Path) -> Outcome {
+    let name = kernel.modules.file_name().unwrap_or_default();
+    Argv::new("cp").arg("--recursive").arg(&kernel.modules).arg(root.join("lib/modules")).run()?;
+    bring("modprobe", root)?;
+    Argv::new("depmod").arg("--basedir").arg(root).arg(name).run()
+}
+
+/// Brings what a whole host is made of.
+fn host(whole: &Whole, root: &Path) -> Outcome {
+    HOST_PROGRAMS.iter().try_for_each(|program| bring(program, root))?;
+    let lab = root.join("lab");
+    let programs = [(Some(&whole.built.tt), "tt"), (whole.bench.as_ref(), "bench")];
+    for (program, name) in programs.into_iter().filter_map(|(path, name)| Some((path?, name))) {
+        strip(program, &lab.join(name))?;
+        libraries(program, root)?;
+    }
+    put(&whole.built.agent, &lab.join("tt-guest"))?;
+    put(&whole.helper, &lab.join("tt-test-helper"))
+}
+
 /// The guest's first process: mounts, loads, runs the tests, switches off. What a device's mode is on a machine with udev, it is
 /// here, too.
-fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String]) -> String {
+fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String], measures: bool) -> String {
     let mut text = "#!/bin/busybox sh\n\
         /bin/busybox --install -s /bin\n\
         export PATH=/bin TMPDIR=/tmp RUST_BACKTRACE=0 TT_TEST_ACCELERATOR=kvm\n\
@@ -82,12 +134,15 @@ fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String]) -> Strin
         mount -t tmpfs -o mode=755 tmpfs /run\n\
         mount -t tmpfs -o mode=1777 tmpfs /tmp\n\
         mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
-        for module in /lab/ko/*; do insmod $module; done\n\
+        echo /bin/modprobe >/proc/sys/kernel/modprobe\n\
+        for module in MODULES; do modprobe $module; done\n\
+        ip link set lo up\n\
         chmod 666 /dev/kvm /dev/net/tun\n\
+        export TT_BIN=/lab/tt TT_GUEST_AGENT=/lab/tt-guest TT_TEST_HELPER=/lab/tt-test-helper TT_TEST_CACHE=/lab/cache\n\
         [ -e /lab/firecracker-program ] && export TT_FIRECRACKER=/lab/firecracker-program\n"
-        .to_owned();
+        .replace("MODULES", &MODULES.join(" "));
     for suite in suites {
-        let Suite { target, filter, skip } = suite;
+        let Suite { target, filter, skip, .. } = suite;
         let skips: String = skip.iter().map(|part| format!(" --skip {part}")).collect();
         let chosen: String = args.iter().map(|part| format!(" {}", shown(part))).collect();
         let filters = match filter.is_empty() {
@@ -100,6 +155,14 @@ fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String]) -> Strin
             "echo '{MARK} begin {target}'\n\
              timeout {} /lab/{target} --test-threads=1 --show-output{skips}{filters} \
              || echo '{MARK} failed {target}'\n",
+            SUITE_LIMIT.as_secs(),
+        );
+    }
+    if measures {
+        let _ = writeln!(
+            text,
+            "echo '{MARK} begin bench'\n\
+             timeout {} /lab/bench firecracker || echo '{MARK} failed bench'",
             SUITE_LIMIT.as_secs(),
         );
     }
@@ -125,6 +188,11 @@ fn put(from: &Path, to: &Path) -> Outcome {
     fs::copy(from, to).map(drop).map_err(Failure::to("copy", from.display()))
 }
 
+/// Copies a program without what only a debugger reads.
+fn strip(program: &Path, to: &Path) -> Outcome {
+    Argv::new("strip").args(["--strip-debug", "-o"]).arg(to).arg(program).run()
+}
+
 /// Copies the libraries that a program is linked with, and what loads them, to where it looks for them.
 fn libraries(program: &Path, root: &Path) -> Outcome {
     for library in linked(&Argv::new("ldd").arg(program).text()?) {
@@ -144,38 +212,6 @@ fn linked(listing: &str) -> Vec<&Path> {
 
 fn below(path: &Path) -> &Path {
     path.strip_prefix("/").unwrap_or(path)
-}
-
-/// Adds the file of a module, after those of what it needs.
-fn add_module(dir: &Path, name: &str, depth: usize, modules: &mut Vec<PathBuf>) -> Outcome {
-    let wanted = name.replace('_', "-") + ".ko";
-    let missing = || Failure::new(format!("the kernel has no module {name}"));
-    let path = find(dir, &wanted, DEPTH_MAX)?.ok_or_else(missing)?;
-    let depth = depth.checked_sub(1).ok_or_else(|| Failure::new("modules need each other"))?;
-    let needed = Argv::new("modinfo").args(["-F", "depends"]).arg(&path).text()?;
-    for needed in needed.trim().split(',').filter(|name| !name.is_empty()) {
-        add_module(dir, needed, depth, modules)?;
-    }
-    if !modules.contains(&path) {
-        modules.push(path);
-    }
-    Ok(())
-}
-
-fn find(dir: &Path, wanted: &str, depth: usize) -> Outcome<Option<PathBuf>> {
-    let Some(depth) = depth.checked_sub(1) else { return Ok(None) };
-    for entry in fs::read_dir(dir).map_err(Failure::to("list", dir.display()))? {
-        let path = entry.map_err(Failure::to("list", dir.display()))?.path();
-        let name = path.file_name().map(|n| n.to_string_lossy().replace('_', "-"));
-        if path.is_dir() {
-            if let Some(found) = find(&path, wanted, depth)? {
-                return Ok(Some(found));
-            }
-        } else if name.as_deref() == Some(wanted) {
-            return Ok(Some(path));
-        }
-    }
-    Ok(None)
 }
 
 /// Packs the tree as the kernel takes it.
@@ -210,12 +246,16 @@ mod tests {
 
     #[test]
     fn the_guest_says_what_it_runs_and_switches_off() {
-        let suite = Suite { target: "qemu", filter: "", skip: &["firmware::"] };
-        let text = script([&suite].into_iter(), &[]);
+        let suite =
+            Suite { package: "tt-engine", target: "qemu", filter: "", skip: &["firmware::"] };
+        let text = script([&suite].into_iter(), &[], false);
         assert!(text.contains("echo 'tt-lab: begin qemu'\n"), "{text}");
         assert!(text.contains("--skip firmware:: |"), "{text}");
+        assert!(text.contains("for module in kvm-amd tun;"), "{text}");
         assert!(text.ends_with("echo 'tt-lab: end'\npoweroff -f\n"), "{text}");
-        let text = script([&suite].into_iter(), &["conforms; reboot".into()]);
-        assert!(text.contains(" conformsreboot |"), "{text}");
+        let text = script([&suite].into_iter(), &["conforms; reboot".into()], false);
+        assert!(text.contains(" conformsreboot |") && !text.contains("/lab/bench"), "{text}");
+        let text = script([].into_iter(), &[], true);
+        assert!(text.contains("/lab/bench firecracker ||"), "{text}");
     }
 }

@@ -15,8 +15,8 @@ pub(super) const SEED: &str = "seed";
 pub(super) const VSOCK: &str = "vsock";
 /// The guest's address on its vsock: the first that is nobody's (vsock(7)). Each machine has a vsock of its own.
 const GUEST_CID: u32 = 3;
-/// How long an answer may take that needs no work.
-pub(super) const SOON: Duration = Duration::from_secs(5);
+/// How long an answer may take that needs no work, on a busy host.
+pub(super) const SOON: Duration = Duration::from_secs(20);
 /// How long one may take that reads or writes a machine's memory: this much, and ...
 const MEMORY: Duration = Duration::from_secs(30);
 /// ... a second for so much memory in MB.

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long one answer may take: a program that is starting greets after some 40 ms, on a busy host much later.
-const TALK_MAX: Duration = Duration::from_secs(5);
+const TALK_MAX: Duration = Duration::from_secs(20);
 /// Longest line: a disk of 64 layers, each told with all that it lies on, takes some 250 KB, the list of its nodes 700 KB.
 const LINE_BYTES_MAX: usize = 2 << 20;
 /// Most lines before the answer: events that a guest can provoke.
