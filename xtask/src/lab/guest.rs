@@ -122,7 +122,7 @@ fn host(whole: &Whole, root: &Path) -> Outcome {
     put(&whole.helper, &lab.join("tt-test-helper"))
 }
 
-/// The guest's first process: mounts, loads, runs the tests, switches off. What a device's mode is on a machine with udev, it is
+/// The guest's first process: mounts, loads, runs the tests, switches off. The kernel says nothing in the middle of their lines. What a device's mode is on a machine with udev, it is
 /// here, too.
 fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String], measures: bool) -> String {
     let mut text = "#!/bin/busybox sh\n\
@@ -134,6 +134,7 @@ fn script<'a>(suites: impl Iterator<Item = &'a Suite>, args: &[String], measures
         mount -t tmpfs -o mode=755 tmpfs /run\n\
         mount -t tmpfs -o mode=1777 tmpfs /tmp\n\
         mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
+        dmesg -n 1\n\
         echo /bin/modprobe >/proc/sys/kernel/modprobe\n\
         for module in MODULES; do modprobe $module; done\n\
         ip link set lo up\n\

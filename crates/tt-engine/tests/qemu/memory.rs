@@ -98,7 +98,7 @@ fn a_held_guest_stands_still_for_as_long_whatever_its_memory_and_keeps_its_conne
     let rig = Rig::new();
     let engine = engine(&rig);
     let mut silences = Vec::new();
-    for mem_size in [128, 1024] {
+    for mem_size in [64, 512] {
         let vm = Vm { machine: MachineSize { cpu_num: 1, mem_size }, ..rig.vm() };
         engine.start_vm(&vm).unwrap();
         let content = rig.tick(&vm);
