@@ -10,12 +10,12 @@ use tokio::net::UnixListener;
 use tt_api::Client;
 use tt_api::access::{BoxFuture, ByteStream, GuestStream, HostAccess};
 use tt_api::server::{Api, ApiConfig, router, serve};
-use tt_api::views::{TrafficView, VerifyReport};
+use tt_api::views::VerifyReport;
 use tt_guest::session::Open;
 use tt_model::plan::Policy;
 use tt_model::{
     EngineFacts, EnvSpec, ErrorCode, Host, HostId, Phase, Protocol, Refusal, Snapshot, StorageKind,
-    TemplateSource, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat,
+    TemplateSource, Traffic, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat,
 };
 use tt_store::Kv;
 use tt_store::memory::MemoryKv;
@@ -175,7 +175,7 @@ impl HostAccess for NoHost {
         Err(nothing(vm))
     }
 
-    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, Refusal> {
         Err(nothing(vm.id))
     }
 

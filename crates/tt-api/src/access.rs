@@ -3,7 +3,7 @@
 //! Nothing here changes a record: what should be is committed to the store, and the host makes it
 //! so.
 
-use crate::views::{TrafficView, VerifyReport};
+use crate::views::VerifyReport;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -11,7 +11,7 @@ use std::io::Read;
 use std::pin::Pin;
 use tokio::sync::mpsc;
 use tt_guest::session::{FromGuest, Open, ToGuest};
-use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
+use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Traffic, Vm, VmId, VmTemplate};
 use utoipa::ToSchema;
 
 /// A future that can be sent between threads.
@@ -66,7 +66,7 @@ pub trait HostAccess: Send + Sync + 'static {
     ///
     /// # Errors
     /// `ERR_TT_STATE` if it has no network now, `ERR_TT_HOST` if the host can not be asked.
-    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal>;
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, Refusal>;
 
     /// The Vm as the meta of one of its snapshots has it, after checking that the meta is whole.
     ///

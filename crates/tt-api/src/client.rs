@@ -17,14 +17,14 @@ use crate::access::DiskForm;
 use crate::error::ClientError;
 use crate::views::{
     EnvList, EnvView, ExtendRequest, HostList, HostView, StopRequest, TemplateList, TemplateView,
-    TrafficView, VerifyReport, VersionView, VmList, VmView,
+    VerifyReport, VersionView, VmList, VmView,
 };
 use http::{Body, segment};
 use hyper::Method;
 use serde::de::DeserializeOwned;
 use std::path::PathBuf;
 use tt_guest::session::Open;
-use tt_model::{EnvSpec, PushSpec, StopMode, TemplateSpec};
+use tt_model::{EnvSpec, PushSpec, StopMode, TemplateSpec, Traffic};
 
 /// A client of one daemon. Cheap to clone; every call makes its own connection.
 #[derive(Clone, Debug)]
@@ -145,7 +145,7 @@ impl Client {
     }
 
     /// What was seen of a Vm's traffic.
-    pub async fn traffic(&self, env: &str, vm: &str) -> Result<TrafficView, ClientError> {
+    pub async fn traffic(&self, env: &str, vm: &str) -> Result<Traffic, ClientError> {
         self.call(Method::GET, &format!("{}/traffic", vm_path(env, vm)), Body::none()).await
     }
 

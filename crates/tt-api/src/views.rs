@@ -14,10 +14,8 @@ use tt_store::tables::TemplateRecord;
 use utoipa::ToSchema;
 
 mod snapshot;
-mod traffic;
 
 pub use snapshot::{SnapshotList, SnapshotMember, SnapshotPhase, SnapshotView};
-pub use traffic::TrafficView;
 
 /// What answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

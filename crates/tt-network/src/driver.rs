@@ -11,8 +11,7 @@ use crate::named::Bounds;
 use crate::nat::Host;
 use crate::watch::RuleWatch;
 use crate::{
-    EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, Traffic, facts, netns,
-    peers,
+    EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, facts, netns, peers,
 };
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
@@ -20,7 +19,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use tt_model::{EnvId, Layout, Vm, VmId};
+use tt_model::{EnvId, Layout, Traffic, Vm, VmId};
 
 /// Where tunnels listen (IANA: VXLAN).
 pub const TUNNEL_PORT: u16 = 4789;

@@ -2,7 +2,7 @@
 //! world behind an [`Arc`], so that the next daemon of a test finds what the last one left. It
 //! never touches the host.
 
-use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, Traffic, facts};
+use crate::{EnvNames, Found, MEMBERS_MAX, Network, NetworkError, Peer, Reached, facts};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tt_model::fault::{Fault, FaultHook, Moment};
-use tt_model::{EnvId, Vm};
+use tt_model::{EnvId, Traffic, Vm};
 
 mod parts;
 mod world;

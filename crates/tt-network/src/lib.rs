@@ -20,7 +20,7 @@ use std::fmt::Debug;
 use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use tt_model::{EnvId, Vm, VmId};
+use tt_model::{EnvId, Traffic, Vm, VmId};
 
 mod addresses;
 mod advert;
@@ -95,25 +95,6 @@ pub struct Reached {
     pub public: Option<Ipv4Addr>,
     /// By the tunnels of other hosts; none if there is no tunnel.
     pub underlay: Option<Ipv4Addr>,
-}
-
-/// What was seen of a member's traffic since it has its network, or its rules were put back; what it sent,
-/// since its policies last changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Packets that it sent and that were let through, ARP included.
-    pub sent_packets: u64,
-    /// Their bytes.
-    pub sent_bytes: u64,
-    /// Packets that reached it.
-    pub received_packets: u64,
-    /// Their bytes.
-    pub received_bytes: u64,
-    /// Packets of its that were dropped because it may not send them: forged, or to where it must
-    /// not.
-    pub blocked_packets: u64,
-    /// Packets from and to it that were dropped because they were too many.
-    pub slowed_packets: u64,
 }
 
 /// What is there, seen by looking.

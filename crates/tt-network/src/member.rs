@@ -10,14 +10,14 @@ use crate::nft::{
     LIMITED, LIMITED_SIX, MEMBERS, MEMBERS_SIX, NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP,
     REACHABLE, REACHABLE_SIX, REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
 };
-use crate::{NetworkError, Traffic, rules};
+use crate::{NetworkError, rules};
 use ipnet::Ipv4Net;
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::Ipv4Addr;
-use tt_model::{Destination, MacAddr, NetRule, Vm, names};
+use tt_model::{Destination, MacAddr, NetRule, Traffic, Vm, names};
 
 mod six;
 

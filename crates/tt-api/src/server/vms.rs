@@ -6,14 +6,14 @@ use super::extract::{JsonBody, VmName, shown};
 use super::problem::Refusals;
 use super::work::{Answer, member, vm_view, vm_views};
 use crate::error::ApiError;
-use crate::views::{EnvView, StopRequest, TrafficView, VmList, VmView};
+use crate::views::{EnvView, StopRequest, VmList, VmView};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use tt_model::check::quoted;
-use tt_model::{ErrorCode, Refusal};
+use tt_model::{ErrorCode, Refusal, Traffic};
 
 /// How much of a log is answered without `tail`.
 const TAIL_BYTES_DEFAULT: u64 = 16 << 10;
@@ -125,7 +125,7 @@ pub(super) async fn log(
         ("env" = String, Path, description = "Name of the Env"),
         ("vm" = String, Path, description = "Name of the Vm")
     ),
-    responses((status = 200, body = TrafficView), Refusals)
+    responses((status = 200, body = Traffic), Refusals)
 )]
 pub(super) async fn traffic(State(api): State<Api>, name: VmName) -> Result<Answer, ApiError> {
     api.call(move |config| {

@@ -12,14 +12,14 @@ use tt_api::access::{
     BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess, STREAM_QUEUE,
 };
 use tt_api::server::{Api, ApiConfig, router, serve};
-use tt_api::views::{Checked, EnvView, Finding, TrafficView, VerifyReport};
+use tt_api::views::{Checked, EnvView, Finding, VerifyReport};
 use tt_api::{Client, Problem};
 use tt_guest::session::{FromGuest, Open, ToGuest};
 use tt_model::plan::{Policy, plan_take, plan_taken};
 use tt_model::template::{FEATURE_AGENT, FEATURE_DISK};
 use tt_model::{
     EngineFacts, EnvSpec, ErrorCode, Host, HostId, KeptImage, Phase, Protocol, Refusal, Snapshot,
-    TemplateSource, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat, sample,
+    TemplateSource, Traffic, Vm, VmId, VmSpec, VmStatus, VmTemplate, feat, sample,
 };
 use tt_store::Kv;
 use tt_store::memory::MemoryKv;
@@ -109,8 +109,8 @@ impl HostAccess for Shared {
         Ok(format!("log of {vm}, {tail_bytes}").into_bytes())
     }
 
-    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
-        Ok(TrafficView { sent_packets: vm.id.0, ..TrafficView::default() })
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, Refusal> {
+        Ok(Traffic { sent_packets: vm.id.0, ..Traffic::default() })
     }
 
     fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal> {

@@ -2,9 +2,9 @@
 
 use super::text::{Table, format_left, one_line};
 use std::collections::BTreeMap;
-use tt_api::views::{EnvView, SnapshotList, TrafficView, VmView};
+use tt_api::views::{EnvView, SnapshotList, VmView};
 use tt_model::units::format_size_mb;
-use tt_model::{AtEnd, Goal, NetKind, Phase, Trouble, Vm};
+use tt_model::{AtEnd, Goal, NetKind, Phase, Traffic, Trouble, Vm};
 
 /// Names of the columns of [`member_cells`].
 pub const MEMBER_HEADER: [&str; 6] =
@@ -158,7 +158,7 @@ pub fn vm_list<'a>(vms: impl Iterator<Item = &'a VmView>) -> String {
 }
 
 /// All of a Vm that people ask for.
-pub fn vm(view: &VmView, traffic: Option<TrafficView>, now: u64) -> String {
+pub fn vm(view: &VmView, traffic: Option<Traffic>, now: u64) -> String {
     let vm = &view.vm;
     let Vm { resource, .. } = vm;
     let mut facts = Table::default();
@@ -204,7 +204,7 @@ pub fn vm(view: &VmView, traffic: Option<TrafficView>, now: u64) -> String {
         let amount = |packets: u64, bytes: u64| format!("{packets} packets, {bytes} bytes");
         facts.row(["sent", &amount(seen.sent_packets, seen.sent_bytes)]);
         facts.row(["received", &amount(seen.received_packets, seen.received_bytes)]);
-        let TrafficView { blocked_packets, slowed_packets, .. } = seen;
+        let Traffic { blocked_packets, slowed_packets, .. } = seen;
         facts.row(["dropped", &format!("{blocked_packets} forbidden, {slowed_packets} too many")]);
     }
     if let Some(found) = view.trouble() {

@@ -11,8 +11,8 @@ use super::wait::{Seen, Until, wait};
 use super::{Context, lines, now_unix_secs, vm_change};
 use clap::Subcommand;
 use serde::Serialize;
-use tt_api::views::{TrafficView, VmList, VmView};
-use tt_model::{StopMode, VmId};
+use tt_api::views::{VmList, VmView};
+use tt_model::{StopMode, Traffic, VmId};
 
 /// `tt vm ..`.
 #[derive(Debug, Subcommand)]
@@ -82,7 +82,7 @@ pub enum VmCommand {
 struct Shown<'a> {
     #[serde(flatten)]
     view: &'a VmView,
-    traffic: Option<TrafficView>,
+    traffic: Option<Traffic>,
 }
 
 /// Runs `tt vm ..`.

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tt_api::access::{BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess};
-use tt_api::views::{Checked, Finding, TrafficView, VerifyReport};
+use tt_api::views::{Checked, Finding, VerifyReport};
 use tt_guest::session::Open;
 use tt_host::{Clock, Guests, HostService, Metas};
 use tt_image::{Catalogue, ExportForm};
 use tt_model::check::quoted;
-use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
-use tt_network::{Network, NetworkError, Traffic};
+use tt_model::{ErrorCode, Protocol, Refusal, Snapshot, Traffic, Vm, VmId, VmTemplate};
+use tt_network::{Network, NetworkError};
 
 /// This host, as the API sees it.
 #[derive(Debug)]
@@ -82,15 +82,8 @@ impl HostAccess for LocalHost {
         })
     }
 
-    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
-        let Traffic {
-            sent_packets,
-            sent_bytes,
-            received_packets,
-            received_bytes,
-            blocked_packets,
-            slowed_packets,
-        } = self.network.traffic(vm).map_err(|error| {
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, Refusal> {
+        self.network.traffic(vm).map_err(|error| {
             let what = format!("traffic of vm {}", vm.full_name());
             match error {
                 NetworkError::NotSet { .. } => {
@@ -102,14 +95,6 @@ impl HostAccess for LocalHost {
                     Refusal::new(ErrorCode::Host, what, problem, "look at the daemon's log")
                 }
             }
-        })?;
-        Ok(TrafficView {
-            sent_packets,
-            sent_bytes,
-            received_packets,
-            received_bytes,
-            blocked_packets,
-            slowed_packets,
         })
     }
 

@@ -15,11 +15,11 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tt_api::access::{
     BoxFuture, ByteStream, Disk, DiskForm, GuestStream, HostAccess, STREAM_QUEUE,
 };
-use tt_api::views::{Finding, TrafficView, VerifyReport};
+use tt_api::views::{Finding, VerifyReport};
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open, Program, ToGuest};
 use tt_guest::tar::{Limits, Packer, Unpacker};
-use tt_model::{Protocol, Refusal, Snapshot, Vm, VmId, VmTemplate};
+use tt_model::{Protocol, Refusal, Snapshot, Traffic, Vm, VmId, VmTemplate};
 
 /// All guests of a host.
 pub struct Guests {
@@ -80,8 +80,8 @@ impl HostAccess for Guests {
         Ok(format!("last {tail_bytes} bytes of {vm}\n").into_bytes())
     }
 
-    fn traffic(&self, vm: &Vm) -> Result<TrafficView, Refusal> {
-        Ok(TrafficView { sent_packets: vm.id.0, blocked_packets: 7, ..TrafficView::default() })
+    fn traffic(&self, vm: &Vm) -> Result<Traffic, Refusal> {
+        Ok(Traffic { sent_packets: vm.id.0, blocked_packets: 7, ..Traffic::default() })
     }
 
     fn frozen(&self, vm: &Vm, snapshot: &Snapshot) -> Result<Vm, Refusal> {
