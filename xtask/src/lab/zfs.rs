@@ -46,6 +46,8 @@ const PARTS: [&str; 7] = [
     "leaves_volumes",
     "leaves_data_sets",
 ];
+/// Rules of udev. Those that name volumes are left: others look into each new device, for seconds here.
+const RULES: &str = "/usr/lib/udev/rules.d";
 /// The first process of the guest, which is on its root: it starts what is on the disk with the tests.
 const FIRST: &str = "#!/bin/sh\n\
     mount -t devtmpfs devtmpfs /dev\n\
@@ -205,6 +207,9 @@ fn script(args: &[String]) -> String {
          mount -t tmpfs -o mode=755 tmpfs /run\n\
          mount -t tmpfs -o mode=1777 tmpfs /tmp\n\
          ip link set lo up\n\
+         mkdir /run/rules\n\
+         cp {RULES}/50-udev-default.rules {RULES}/60-zvol.rules /run/rules/\n\
+         mount --bind /run/rules {RULES}\n\
          /lib/systemd/systemd-udevd --daemon\n\
          udevadm trigger --action=add\n\
          modprobe zfs && udevadm settle || echo '{MARK} failed zfs'\n\

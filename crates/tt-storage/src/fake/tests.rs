@@ -49,7 +49,7 @@ impl Rig for World {
 #[test]
 fn the_fake_conforms() {
     for kind in [StorageKind::File, StorageKind::Qcow2] {
-        conformance::run(&World { disk: FakeDisk::new(8 << 20), kind });
+        conformance::run(&World { disk: FakeDisk::new(8 << 20), kind }, |_, _| ());
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use tt_model::StorageKind;
-use tt_storage::conformance::{CLAUSES, Outcome};
+use tt_storage::conformance::{self, CLAUSES, Outcome, Rig};
 
 /// The row that is a test of its own: `killed.rs`.
 pub const KILLED: &str = "killed in the middle";
@@ -29,6 +29,11 @@ pub fn compare(kind: StorageKind, found: &[(&str, Outcome)]) {
         println!("{:6} {clause}: {found}", kind.name());
         assert_eq!(table[*clause][kind.name()], found, "{clause} of {} in the table", kind.name());
     }
+}
+
+/// Runs the suite, and compares as [`compare`] does, clause by clause: a run that is cut short has told of those before.
+pub fn run(kind: StorageKind, rig: &dyn Rig) {
+    conformance::run(rig, |clause, outcome| compare(kind, &[(clause, outcome)]));
 }
 
 #[test]
