@@ -3,10 +3,15 @@
 /// How the guest begins what it says itself, before the word and what it is about.
 pub const MARK: &str = "tt-lab:";
 
+/// How tests end.
+const ENDS: [&str; 2] = ["ok", "FAILED"];
+
 /// What was run, and how it ended.
 #[derive(Debug, Default)]
 pub struct Report {
     suite: String,
+    /// The test that has said something before its end.
+    open: Option<String>,
     rows: Vec<(String, String)>,
     has_ended: bool,
 }
@@ -17,7 +22,13 @@ impl Report {
         let line = line.trim();
         let Some(said) = line.strip_prefix(MARK) else {
             if let Some((name, end)) = test(line) {
-                self.rows.push((format!("{} {name}", self.suite), end.to_owned()));
+                self.ended(name, end);
+            } else if let Some((name, _)) = begun(line) {
+                self.open = Some(name.to_owned());
+            } else if ENDS.contains(&line) {
+                if let Some(name) = self.open.take() {
+                    self.ended(&name, line);
+                }
             } else if let Some((name, reason)) = skipped(line) {
                 self.rows.retain(|(row, _)| !row.ends_with(&format!("::{name}")));
                 self.skip(name, reason);
@@ -29,6 +40,11 @@ impl Report {
             Some(("failed", what)) => self.rows.push((what.to_owned(), "FAILED".to_owned())),
             _ => self.has_ended |= said.trim() == "end",
         }
+    }
+
+    fn ended(&mut self, name: &str, end: &str) {
+        self.open = None;
+        self.rows.push((format!("{} {name}", self.suite), end.to_owned()));
     }
 
     /// Something was not run.
@@ -55,8 +71,12 @@ impl Report {
 
 /// `test machine::conforms ... ok`.
 fn test(line: &str) -> Option<(&str, &str)> {
-    let (name, end) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    ["ok", "FAILED"].contains(&end).then_some((name, end))
+    begun(line).filter(|(_, end)| ENDS.contains(end))
+}
+
+/// `test zvols_conform ... what it says itself`.
+fn begun(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("test ")?.split_once(" ... ")
 }
 
 /// `SKIPPED name: reason`.
@@ -67,6 +87,16 @@ fn skipped(line: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_test_that_talks_is_reported_at_its_end() {
+        let mut report = Report::default();
+        report.line("tt-lab: begin real");
+        for line in ["test conform ... zvol   create: yes", "zvol   space: yes", "ok", "ok"] {
+            report.line(line);
+        }
+        assert_eq!(report.text(), "real conform  ok\n");
+    }
 
     #[test]
     fn a_guest_is_reported() {

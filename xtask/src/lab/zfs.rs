@@ -221,7 +221,7 @@ fn script(args: &[String]) -> String {
         let _ = write!(
             text,
             "echo '{MARK} begin {TARGET}'\n\
-             timeout {limit} /lab/{TARGET} --test-threads=1 --show-output {part} \
+             timeout {limit} /lab/{TARGET} --test-threads=1 --nocapture {part} \
              || echo '{MARK} failed {TARGET} {part}'\n"
         );
     }
@@ -238,11 +238,11 @@ mod tests {
         let all = script(&[]);
         assert!(all.contains("modprobe zfs"), "{all}");
         for part in PARTS {
-            assert!(all.contains(&format!("--show-output {part} ||")), "{part}: {all}");
+            assert!(all.contains(&format!("--nocapture {part} ||")), "{part}: {all}");
         }
         assert!(all.ends_with("echo 'tt-lab: end'\nbusybox poweroff -f\n"), "{all}");
         let one = script(&["zvols; reboot".into()]);
-        assert!(one.contains("--show-output zvolsreboot ||"), "{one}");
+        assert!(one.contains("--nocapture zvolsreboot ||"), "{one}");
         assert!(!one.contains("sets::"), "{one}");
     }
 
