@@ -2,6 +2,7 @@
 //! or absent. It never changes what it clones.
 
 use super::command::{Refused, Zfs};
+use super::probe::HAVE_VOLUMES;
 use super::state::snapshot_name;
 use super::{DataSets, Form, damaged, foreign, place_of};
 use crate::file::{clone_or_copy, copy_data};
@@ -174,6 +175,9 @@ impl DataSets {
         };
         match pool.prepare().and_then(|()| create.run()) {
             Err(Refused::Absent) => return pool.check().and(Err(job.lost())),
+            Err(Refused::Said(said)) if self.form == Form::Volume => {
+                return Err(StorageError::Pool { problem: format!("{said}; {HAVE_VOLUMES}") });
+            }
             made => made.map_err(|e| refused(job, e))?,
         };
         let disk = half.join(job.path.file_name().unwrap_or_default());

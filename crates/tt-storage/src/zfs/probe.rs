@@ -11,6 +11,9 @@ use std::path::Path;
 const POOL_BYTES_MAX: usize = 80;
 /// Of the data sets of a probe; the id of the process follows.
 const PREFIX: &str = "tt-probe-";
+/// What to do about a pool without volumes.
+pub(super) const HAVE_VOLUMES: &str =
+    "use a pool of OpenZFS's module of the kernel, with udev, or configure storage `zfs`";
 /// Size of the volume of a probe.
 const PROBE_BYTES: u64 = 1 << 20;
 
@@ -95,13 +98,9 @@ pub(crate) fn probe_volumes(pool: &str, data: &Path) -> Result<(), String> {
         Err(Refused::Absent) => Ok(String::new()),
         removed => removed.map_err(said),
     };
-    made.map_err(|why| {
-        format!(
-            "it can not have volumes ({why}): use a pool of OpenZFS's module of the kernel, with udev, or configure storage `zfs`"
-        )
-    })
-    .and(cleared)
-    .and(removed.map(drop))
+    made.map_err(|why| format!("it can not have volumes ({why}): {HAVE_VOLUMES}"))
+        .and(cleared)
+        .and(removed.map(drop))
 }
 
 /// An error with what is behind it.

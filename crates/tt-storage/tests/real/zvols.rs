@@ -45,6 +45,7 @@ fn a_pool_without_volumes_is_told_and_left_as_it_was() {
     assert!(trouble.starts_with("it can not have volumes (") && trouble.contains("storage `zfs`"));
     let error = sets.storage().create_image(&vm(1, Zvol)).unwrap_err();
     assert!(matches!(error, StorageError::Pool { .. }) && error.is_retryable(), "{error:?}");
+    assert!(error.to_string().contains("or configure storage `zfs`"), "{error}");
     assert_eq!(sets.storage().images().unwrap(), []);
     assert!(!names().iter().any(|name| name.contains("/v/") || name.contains("/t/")));
 }
