@@ -6,16 +6,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tt_model::VmId;
 
 /// The controllers that limit a machine.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 /// Period of the CPU quota in microseconds: the kernel's default (`cpu.cfs_period_us`, `cpu.max`).
 const CPU_PERIOD_US: u64 = 100_000;
-/// How often removing a group is tried: a dying process leaves it a moment after its end was told.
-const REMOVE_TRIES: u32 = 20;
-/// Pause between two tries.
+/// How long a group is waited for that lists a process: the list may be late.
+const LIVES_MAX: Duration = Duration::from_millis(100);
+/// How long one is waited for that lists none. A process is listed no more as soon as it begins to end, and holds the group, and
+/// its files, until the kernel has taken apart what KVM had of it.
+const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// How often a group is tried that is still held.
 const REMOVE_PAUSE: Duration = Duration::from_millis(5);
 
 /// What the processes of one machine may use together.
@@ -233,12 +236,15 @@ fn enable(mount: &Path, path: &Path) -> Result<(), EngineError> {
 }
 
 fn remove_group(group: &Path) -> Result<bool, EngineError> {
-    for attempt in 1.. {
+    let begin = Instant::now();
+    loop {
         match fs::remove_dir(group) {
-            Ok(()) => break,
-            Err(e) if is_gone(&e) => break,
+            Ok(()) => return Ok(true),
+            Err(e) if is_gone(&e) => return Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                if attempt == REMOVE_TRIES {
+                let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+                let wait_max = if listed.trim().is_empty() { LEAVE_MAX } else { LIVES_MAX };
+                if begin.elapsed() > wait_max {
                     return Ok(false);
                 }
                 thread::sleep(REMOVE_PAUSE);
@@ -248,7 +254,6 @@ fn remove_group(group: &Path) -> Result<bool, EngineError> {
             }
         }
     }
-    Ok(true)
 }
 
 /// Whether the group is not there; `ENODEV` is what an open file of a removed group answers.
@@ -350,5 +355,26 @@ cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
         assert_eq!(groups.pids(&path).unwrap(), None);
         groups.close(&root);
         assert!(groups.ids(&root).unwrap().is_empty());
+    }
+    #[test]
+    fn a_group_goes_once_nobody_lives_in_it() {
+        let groups = Cgroups::detect().unwrap();
+        let root = PathBuf::from(format!("tt-test-lives-{}", std::process::id()));
+        let path = root.join("7");
+        groups.create(&path, &LIMITS).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        for hierarchy in &groups.hierarchies {
+            let procs = hierarchy.mount.join(&path).join("cgroup.procs");
+            fs::write(procs, child.id().to_string()).unwrap();
+        }
+        assert!(!groups.remove(&path).unwrap());
+        child.kill().unwrap();
+        while groups.pids(&path).unwrap() != Some(vec![]) {
+            thread::sleep(REMOVE_PAUSE);
+        }
+        // It may still be ending, which nobody has waited for.
+        assert!(groups.remove(&path).unwrap());
+        child.wait().unwrap();
+        groups.close(&root);
     }
 }
