@@ -156,6 +156,8 @@ pub struct Image {
     pub config: Option<Config>,
     /// Its names, each with its tag.
     pub repo_tags: Option<Vec<String>>,
+    /// What its layers take, in bytes.
+    pub size: u64,
 }
 
 /// Something that happened to a container.

@@ -6,8 +6,9 @@ use crate::{HostError, layers};
 use std::cell::RefCell;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
-use tt_image::{Catalogue, DISK, Draft, Facts, ImageError, Progress};
+use tt_image::{Catalogue, DISK, Facts, ImageError, Progress};
 use tt_model::plan::plan_published;
 use tt_model::status::Trouble;
 use tt_model::template::Origin;
@@ -44,10 +45,16 @@ impl Publisher<'_> {
         let storage = storage.ok_or_else(|| {
             trouble(ErrorCode::Host, format!("this host has no {} images", still.storage.name()))
         })?;
-        progress.step("copying the disk");
         let draft = self.catalogue.draft(&record.name, progress)?;
         draft.forget_made()?;
-        while let Err(halt) = copy(&**storage, &still, &draft, progress) {
+        let facts = Facts { arch: still.template.arch.clone(), ..facts };
+        if still.storage == StorageKind::Docker {
+            progress.step("copying the image");
+            copy(&**storage, &still, &draft.source(), progress)?;
+            return Ok(self.catalogue.install_image(&draft, &draft.source(), &facts, progress)?);
+        }
+        progress.step("copying the disk");
+        while let Err(halt) = copy(&**storage, &still, &draft.dir().join(DISK), progress) {
             // Layers may have been merged, and be gone, before they were opened; the others hold the same.
             let named = std::mem::replace(&mut still, self.still(record.origin.as_ref())?);
             if named.layers == still.layers {
@@ -55,7 +62,7 @@ impl Publisher<'_> {
             }
         }
         let inside = self.catalogue.carry_over(&draft, &still.template, progress)?;
-        let facts = Facts { inside, arch: still.template.arch, ..facts };
+        let facts = Facts { inside, ..facts };
         Ok(self.catalogue.finish(&draft, &facts, progress)?)
     }
 
@@ -106,15 +113,14 @@ impl Publisher<'_> {
 fn copy(
     storage: &dyn Storage,
     still: &Still,
-    draft: &Draft,
+    path: &Path,
     progress: &dyn Progress,
 ) -> Result<(), Halt> {
-    let path = draft.dir().join(DISK);
-    let not_written = |source| ImageError::Write { path: path.clone(), source };
+    let not_written = |source| ImageError::Write { path: path.to_owned(), source };
     if path.exists() {
-        std::fs::remove_file(&path).map_err(not_written)?;
+        std::fs::remove_file(path).map_err(not_written)?;
     }
-    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path);
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     let file = file.map_err(not_written)?;
     let ended = RefCell::new(None);
     let goes_on = |done, total| {

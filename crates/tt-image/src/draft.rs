@@ -46,6 +46,12 @@ impl Draft {
         &self.dir
     }
 
+    /// Where a file is put that a template is made from, by [`Catalogue::install_image`]; it goes with the draft.
+    #[must_use]
+    pub fn source(&self) -> PathBuf {
+        self.dir.join(SOURCE)
+    }
+
     /// Removes what an earlier try has made of its source: that would be taken for a part of what is made now, and may be of
     /// another source. What was fetched in part stays: whoever goes on with that checks what it is.
     ///

@@ -239,6 +239,9 @@ pub const LABEL_INSTANCE: &str = "tt.instance";
 pub const LABEL_VM: &str = "tt.vm";
 /// A container's label: which disk of its Vm it holds.
 pub const LABEL_EPOCH: &str = "tt.epoch";
+/// A container's label, and so that of the images made of it: the image's process, as JSON of what `tt-guest` calls an entry.
+/// The container's own first process is the agent.
+pub const LABEL_ENTRY: &str = "tt.entry";
 /// Begins the tags of templates' images.
 pub const DOCKER_TEMPLATE_TAG: &str = "t-";
 

@@ -146,7 +146,7 @@ pub trait Storage: Send + Sync + fmt::Debug {
     fn keep_image(&self, vm: &Vm) -> Result<bool, StorageError>;
 
     /// Writes the content of a disk that nothing writes to any more into `to`, an empty file, byte for byte as a guest sees
-    /// it, with holes for zeros. `layers`, from [`tt_model::layers`], names the disk, and below it all that it lies on.
+    /// it, with holes for zeros; what is no disk but an image of Docker's, as `docker save` writes it. `layers`, from [`tt_model::layers`], names the disk, and below it all that it lies on.
     /// `goes_on` is told from time to time how many bytes of how many are done, and ends it by answering no.
     ///
     /// # Errors

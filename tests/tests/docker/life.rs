@@ -27,10 +27,13 @@ fn a_container_and_a_machine_live_in_one_env() {
     a_snapshot_brings_it_back(&lab);
     lab.assert_clean();
     drop(outside);
+    what_it_holds_is_a_template_for_all_engines(&lab);
     lab.tt(&["env", "destroy", "shop"]).good();
     lab.assert_empty();
     assert_eq!(dockerd.docker().containers(&[]).unwrap(), [], "containers are left");
-    lab.tt(&["template", "rm", "micro"]).good();
+    for template in ["held", "micro"] {
+        lab.tt(&["template", "rm", template]).good();
+    }
     lab.finish();
 }
 
@@ -182,5 +185,23 @@ fn a_snapshot_brings_it_back(lab: &Lab) {
     lab.reaches_phase("shop", "ready", READY);
     assert_eq!(lab.sh("shop/web", "cat /root/kept"), "kept");
     lab.tt(&["snapshot", "rm", "shop", "all"]).good();
-    lab.tt(&["template", "publish", "shop/web", "a.org/x"]).fails(1, "container");
+}
+
+fn what_it_holds_is_a_template_for_all_engines(lab: &Lab) {
+    lab.sh("shop/web", "echo published >/root/kept; rm -rf /srv; sync");
+    let began = lab.sh("shop/web", "stat -c %Y /proc/1");
+    lab.tt(&["template", "publish", "shop/web", "a.org/held"]).good();
+    assert_eq!(lab.sh("shop/web", "stat -c %Y /proc/1"), began, "it was started again");
+    assert_eq!(lab.vm("shop", "web")["snapshots"].as_object().map(|all| all.len()), Some(1));
+    let made = lab.json(&["template", "show", "held"]);
+    let features = serde_json::json!(["disk", "kernel", "container", "agent"]);
+    assert_eq!(made["template"]["features"], features, "{made}");
+    let members = ["--vm", "c=held,engine=docker,mem=64M", "--vm", "m=held,engine=qemu"];
+    lab.tt(&[&["env", "create", "new"], &members[..]].concat()).good();
+    for name in ["c", "m"] {
+        let holds = "cat /root/kept; hostname; test -e /srv || echo gone";
+        let found = lab.sh(&format!("new/{name}"), holds);
+        assert_eq!(found, format!("published\n{name}\ngone"));
+    }
+    lab.tt(&["env", "destroy", "new"]).good();
 }

@@ -5,12 +5,9 @@ use std::path::Path;
 use tt_docker::Config;
 use tt_guest::container::{AGENT, ARGUMENT, DOOR};
 use tt_guest::entry::Entry;
-use tt_model::names::{LABEL_EPOCH, LABEL_INSTANCE, LABEL_VM};
+use tt_model::names::{LABEL_ENTRY, LABEL_EPOCH, LABEL_INSTANCE, LABEL_VM};
 use tt_model::{Layout, MachineSize, Vm};
 
-/// A container's label, and so that of the images made of it: the image's process, as JSON. The container's own first
-/// process is the agent.
-const LABEL_ENTRY: &str = "tt.entry";
 /// Processes and threads of a container: far more than services have, far fewer than a host.
 const PIDS_MAX: u32 = 4096;
 /// Nanoseconds of processor time a second that are one CPU.

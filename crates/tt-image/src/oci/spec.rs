@@ -7,6 +7,7 @@ use crate::ImageError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tt_guest::entry::Entry;
+use tt_model::names::LABEL_ENTRY;
 
 /// Largest index or manifest, as registries have it.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
@@ -104,6 +105,7 @@ struct Process {
     env: Option<Vec<String>>,
     user: Option<String>,
     working_dir: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -264,13 +266,30 @@ impl Config {
     /// What the guest runs; `None` where the image names no program.
     pub(super) fn entry(&self, what: &str) -> Result<Option<Entry>, ImageError> {
         let process = self.config.clone().unwrap_or_default();
-        let argv =
-            [process.entrypoint.unwrap_or_default(), process.cmd.unwrap_or_default()].concat();
+        // An image that was made of a container of TT's says what it had run, and would run the agent.
+        let noted = process.labels.as_ref().and_then(|labels| labels.get(LABEL_ENTRY));
+        let entry = match noted.map(|noted| serde_json::from_str(noted)) {
+            Some(Ok(noted)) => noted,
+            _ => process.entry(),
+        };
+        let Some(entry) = entry else { return Ok(None) };
+        entry.check().map_err(|problem| refuse(what, problem))?;
+        if entry.bytes() > PROCESS_BYTES_MAX {
+            let problem = format!("its arguments and environment exceed {PROCESS_BYTES_MAX} bytes");
+            return Err(refuse(what, problem));
+        }
+        Ok(Some(entry))
+    }
+}
+
+impl Process {
+    fn entry(self) -> Option<Entry> {
+        let argv = [self.entrypoint.unwrap_or_default(), self.cmd.unwrap_or_default()].concat();
         if argv.is_empty() {
-            return Ok(None);
+            return None;
         }
         let mut env = Vec::new();
-        for variable in process.env.unwrap_or_default() {
+        for variable in self.env.unwrap_or_default() {
             // What has no name can not be set, and Docker leaves it out, too.
             match variable.split_once('=') {
                 Some((name, value)) if !name.is_empty() => {
@@ -280,14 +299,7 @@ impl Config {
             }
         }
         let filled = |text: Option<String>| text.filter(|text| !text.is_empty());
-        let entry =
-            Entry { argv, env, user: filled(process.user), cwd: filled(process.working_dir) };
-        entry.check().map_err(|problem| refuse(what, problem))?;
-        if entry.bytes() > PROCESS_BYTES_MAX {
-            let problem = format!("its arguments and environment exceed {PROCESS_BYTES_MAX} bytes");
-            return Err(refuse(what, problem));
-        }
-        Ok(Some(entry))
+        Some(Entry { argv, env, user: filled(self.user), cwd: filled(self.working_dir) })
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{
 /// that is taken now, for this, and goes with [`plan_published`]. So a running guest stands still for a moment only.
 ///
 /// # Errors
-/// A Vm without a disk of its own, a snapshot that is not there or not ready, and what
+/// A Vm that is neither a container nor has a disk of its own, a snapshot that is not there or not ready, and what
 /// [`plan_snapshot`](super::plan_snapshot) refuses.
 pub fn plan_publish(
     env: &mut Env,
@@ -70,12 +70,8 @@ pub fn plan_published(vm: &mut Vm, origin: &Origin) -> bool {
 }
 
 fn check_form(template: &VmTemplate, what: &str, storage: StorageKind) -> Result<(), Refusal> {
-    if storage == StorageKind::Docker {
-        let problem = "it is a container, which has files and no disk";
-        let remedy = "publish a Vm of another engine";
-        return Err(Refusal::new(ErrorCode::Unsupported, what.to_owned(), problem, remedy));
-    }
-    if template.has(FEATURE_DISK) {
+    // What a container holds is taken in as an image of others is.
+    if storage == StorageKind::Docker || template.has(FEATURE_DISK) {
         return Ok(());
     }
     let problem = format!("its template {} has no disk", template.name);
@@ -164,5 +160,7 @@ mod tests {
         assert_eq!(publish(&mut vm, Some("c")).unwrap_err().code, ErrorCode::NotFound);
         vm.template.features = vec!["container".into()];
         assert_eq!(publish(&mut vm, None).unwrap_err().code, ErrorCode::Unsupported);
+        vm.storage = StorageKind::Docker;
+        assert!(publish(&mut vm, Some("a")).is_ok());
     }
 }

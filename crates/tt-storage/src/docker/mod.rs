@@ -274,14 +274,29 @@ impl Storage for Images {
     fn export(
         &self,
         layers: &[String],
-        _: &File,
-        _: &dyn Fn(u64, u64) -> bool,
+        to: &File,
+        goes_on: &dyn Fn(u64, u64) -> bool,
     ) -> Result<(), StorageError> {
-        let source = io::Error::new(
-            io::ErrorKind::Unsupported,
-            "a container has no disk; only its files could be published",
-        );
-        Err(StorageError::Export { path: self.layout.data.join(layers.concat()), source })
+        let path = self.layout.data.join(layers.concat());
+        let (id, epoch) = match layers {
+            [layer] => parse_name(layer).map(|(id, epoch, _)| (id, epoch)),
+            _ => None,
+        }
+        .ok_or_else(|| StorageError::CheckName {
+            path: layers.concat(),
+            right: "images/ID/EPOCH.docker".to_owned(),
+        })?;
+        let name = self.layout.docker_image(id, epoch);
+        let absent = || io::Error::from(io::ErrorKind::NotFound);
+        let image = self.docker.image(&name)?;
+        let image =
+            image.ok_or_else(|| StorageError::OpenDisk { path: path.clone(), source: absent() })?;
+        // The archive is a little more than what is in it.
+        let goes_on = |done: u64| goes_on(done, done.max(image.size));
+        match self.docker.save(&name, &mut &*to, &goes_on) {
+            Err(DockerError::UseFile { source, .. }) => Err(StorageError::Export { path, source }),
+            saved => Ok(saved?),
+        }
     }
 
     fn destroy_image(&self, vm: &Vm) -> Result<(), StorageError> {
