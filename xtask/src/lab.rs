@@ -91,6 +91,11 @@ fn in_scratch(firecracker: Option<&Path>, args: &[String], report: &mut Report) 
     let kernel = kernel::fetch(&target_dir().join("tt-test-cache"))?;
     let scratch = Scratch::new()?;
     let measures = args == [BENCH];
+    if measures && firecracker.is_none() {
+        return Err(Failure::new(format!(
+            "nothing is measured: {FIRECRACKER} names no Firecracker"
+        )));
+    }
     let mut suites = Vec::new();
     let mut brought = guest::Brought { firecracker, whole: None };
     if !measures {
