@@ -51,7 +51,8 @@ pub enum Machine {
         /// How it ended, in one sentence for people.
         why: String,
     },
-    /// It runs or stands still, and is of an earlier incarnation than the Vm: it is to be killed, whatever it does.
+    /// It runs or stands still, and is of an earlier incarnation than the Vm, or nobody can say any more what it does, for what
+    /// it was asked through was removed: it is to be killed, whatever it does.
     Outdated,
 }
 

@@ -80,6 +80,10 @@ fn is_told(lab: &Lab, why: &str) {
         let said = vm["status"]["trouble"]["why"].as_str().unwrap_or_default();
         (!said.contains(why)).then(|| vm["status"].to_string())
     });
+    let shown = lab.tt(&["env", "show", "shop"]).good();
+    let line = shown.lines().find(|line| line.starts_with("web: ")).unwrap_or_default();
+    // It may have been healed by now, but not where Docker is away.
+    assert!(line.contains(why) && line.contains("; since ") && line.ends_with(" ago"), "{shown}");
 }
 
 #[track_caller]

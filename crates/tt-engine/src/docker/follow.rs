@@ -10,8 +10,8 @@ use tt_docker::{Docker, Ender};
 use tt_model::VmId;
 use tt_model::names::LABEL_VM;
 
-/// The end of a machine.
-const KINDS: [&str; 1] = ["die"];
+/// The end of a machine, as Docker is asked for it, and as Podman is, which calls it `die` all the same.
+const KINDS: [&str; 2] = ["die", "died"];
 /// Pause between two tries to reach a daemon that is away. Asking costs one system call.
 const AWAY_PAUSE: Duration = Duration::from_millis(500);
 

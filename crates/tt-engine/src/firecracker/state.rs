@@ -1,6 +1,7 @@
 //! What there is of a machine, and how it stands still, goes on and grows. It starts nothing.
 
 use super::api::Does;
+use super::channels::API;
 use super::request::{self, Request};
 use super::{Host, machine};
 use crate::life::{LOADING, PAUSED};
@@ -8,6 +9,7 @@ use crate::memory::files::{self as memory, Memory};
 use crate::remains::{gone, note};
 use crate::{EngineError, Machine};
 use std::fs::{self, OpenOptions};
+use std::io;
 use tt_model::{Vm, VmId};
 
 /// Below a machine's directory: the size in MB that its guest was told, so that nobody asks again.
@@ -26,13 +28,25 @@ impl Host {
             match self.does(vm.id) {
                 Ok(Does::Running) => return Ok(Machine::Running),
                 Ok(Does::Paused | Does::NotStarted) => return Ok(Machine::Paused),
-                Err(error) if life.stays()? => return Err(error),
+                Err(error) if life.stays()? => return self.unheard(vm.id, error),
                 Err(_) => {}
             }
         }
         match remains.exist()? {
             true => Ok(machine::verdict(&remains)),
             false => Ok(Machine::Absent),
+        }
+    }
+
+    /// What a machine is that does not say what it does though it goes on living: its socket may have been removed, and then
+    /// nobody reaches it any more.
+    fn unheard(&self, id: VmId, error: EngineError) -> Result<Machine, EngineError> {
+        match self.remains(id).own(API).symlink_metadata() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(vm = %id, "its socket was removed; it is to be replaced");
+                Ok(Machine::Outdated)
+            }
+            _ => Err(error),
         }
     }
 

@@ -180,6 +180,34 @@ fn a_socket_of_others_is_not_talked_to() {
     remove(&engine, &vm);
 }
 
+/// Somebody removed it: the guest is not disturbed, who asks is told, and it is healed with the next process.
+#[test]
+fn a_socket_that_was_deleted_is_told_and_healed_by_the_next_start() {
+    let rig = Rig::new();
+    let (engine, vm) = rig.started();
+    let own = rig.layout.vm_dir(vm.id).join("own");
+    fs::remove_file(own.join("api")).unwrap();
+    assert_eq!(engine.look(&vm).unwrap(), Machine::Running);
+    assert!(rig.beats(&vm), "the guest was disturbed");
+    let path = names::memory(vm.id, 1);
+    let told = engine.prepare_hold(&vm, Some(&path)).and_then(|mut hold| hold.pause()).unwrap_err();
+    assert!(told.is_retryable() && told.to_string().contains("own/api"), "{told}");
+    assert!(rig.beats(&vm) && !rig.has_memory(&path));
+    // From here on nobody knows whether it stands still: this daemon and the next one replace it.
+    let next = rig.engine();
+    next.init(Arc::new(|_| {}));
+    for engine in [&engine, &next] {
+        assert_eq!(engine.look(&vm).unwrap(), Machine::Outdated);
+    }
+    next.stop_vm(&vm, StopMode::Kill).unwrap();
+    wait_until("its end", || matches!(next.look(&vm).unwrap(), Machine::Exited { .. }));
+    next.start_vm(&vm).unwrap();
+    next.stop_vm(&vm, StopMode::Pause).unwrap();
+    assert_eq!(next.look(&vm).unwrap(), Machine::Paused);
+    remove(&next, &vm);
+    next.remove_stray_memory(vm.id).unwrap();
+}
+
 /// What a machine wrote of itself is read as what it is, and nothing else is.
 #[test]
 fn a_link_in_place_of_a_state_is_not_followed() {

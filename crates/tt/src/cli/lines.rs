@@ -1,6 +1,6 @@
 //! Records as lines for people. Pure; the time is brought by the caller.
 
-use super::text::{Table, format_left, one_line};
+use super::text::{Table, format_ago, format_left, one_line};
 use std::collections::BTreeMap;
 use tt_api::views::{EnvView, SnapshotList, VmView};
 use tt_model::units::format_size_mb;
@@ -90,9 +90,8 @@ pub fn env(view: &EnvView, now: u64) -> String {
     }
     let mut table = Table::with_header(&MEMBER_HEADER);
     view.vms.iter().for_each(|vm| table.row(member_cells(vm)));
-    let troubles = view.vms.iter().filter_map(|vm| Some((vm, vm.trouble()?)));
-    let troubles: String =
-        troubles.map(|(vm, t)| format!("{}: {}\n", vm.vm.name, trouble(t))).collect();
+    let troubles = view.vms.iter().filter_map(|vm| Some((vm, dated_trouble(vm, now)?)));
+    let troubles: String = troubles.map(|(vm, told)| format!("{}: {told}\n", vm.vm.name)).collect();
     let list = SnapshotList::of(view.vms.iter().map(|view| &view.vm)).snapshots;
     let snapshots = match list.as_slice() {
         [] => String::new(),
@@ -207,8 +206,8 @@ pub fn vm(view: &VmView, traffic: Option<Traffic>, now: u64) -> String {
         let Traffic { blocked_packets, slowed_packets, .. } = seen;
         facts.row(["dropped", &format!("{blocked_packets} forbidden, {slowed_packets} too many")]);
     }
-    if let Some(found) = view.trouble() {
-        facts.row(["trouble", &trouble(found)]);
+    if let Some(told) = dated_trouble(view, now) {
+        facts.row(["trouble", &told]);
     }
     match SnapshotList::of([vm].into_iter()).snapshots.as_slice() {
         [] => facts.render(),
@@ -228,6 +227,12 @@ fn pending<T: Copy + PartialEq>(
     } else {
         shown(wanted)
     }
+}
+
+/// What is wrong with a member, and since when.
+fn dated_trouble(view: &VmView, now: u64) -> Option<String> {
+    let since = view.status.as_ref().map_or(now, |status| status.since_ms / 1000);
+    Some(format!("{}; since {}", trouble(view.trouble()?), format_ago(since, now)))
 }
 
 /// A trouble with its code, on one line.
