@@ -5,14 +5,16 @@ mod cases;
 mod floods;
 pub mod frame;
 mod frames;
+mod six;
 
 pub use cases::cases;
 pub use floods::{FLOOD_FRAMES, Flood, floods};
 pub use frames::{Frames, holds};
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use tt_model::MacAddr;
+use tt_model::six::address;
 
 /// Where clouds keep what guests must not have.
 pub const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -62,6 +64,10 @@ pub struct Scene {
     pub outside: Ipv4Addr,
     /// Where a service of the host listens, at all of its addresses.
     pub service: u16,
+    /// The host, on its link to the outside, by IPv6.
+    pub host_six: Ipv6Addr,
+    /// Somebody outside, whom guests may reach by IPv6.
+    pub outside_six: Ipv6Addr,
 }
 
 impl Scene {
@@ -77,6 +83,18 @@ impl Scene {
     /// A datagram to the neighbour, which arrives.
     pub fn honest(&self, mark: &str) -> Vec<u8> {
         frame::udp(self.macs(), (self.me.addr, 9), (self.victim.addr, 9), mark.as_bytes())
+    }
+
+    /// As [`honest`](Self::honest), by IPv6.
+    pub fn honest_six(&self, mark: &str) -> Vec<u8> {
+        let (me, victim) = (address(self.me.addr), address(self.victim.addr));
+        frame::six::udp(self.macs(), (me, 9), (victim, 9), mark.as_bytes())
+    }
+
+    /// A datagram to somebody outside by IPv6, which arrives.
+    pub fn honest_beyond_six(&self, mark: &str) -> Vec<u8> {
+        let me = address(self.me.addr);
+        frame::six::udp(self.to_gateway(), (me, 9), (self.outside_six, 9), mark.as_bytes())
     }
 
     /// A datagram to somewhere beyond the gateway, from the guest's own address.

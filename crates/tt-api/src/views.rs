@@ -3,12 +3,13 @@
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 use tt_guest::message::FailureCode;
 use tt_model::Push;
 use tt_model::template::Progress;
 use tt_model::{
     Env, Goal, Host, KeptImage, Phase, StopMode, TemplateSource, Trouble, Usage, Vm, VmStatus,
-    VmTemplate, feat,
+    VmTemplate, feat, six,
 };
 use tt_store::tables::TemplateRecord;
 use utoipa::ToSchema;
@@ -92,6 +93,9 @@ pub struct VmView {
     pub is_settled: bool,
     /// Whether a changed number of CPUs or size of memory waits until it is shut down and started.
     pub needs_restart: bool,
+    /// Its address by IPv6 inside the Env, where the host has IPv6: it follows from `ip_addr`.
+    #[schema(value_type = String)]
+    pub ip_addr_six: Ipv6Addr,
     /// By what its guest is seen to be ready, where no agent says so: what *ready* is worth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen_by: Option<String>,
@@ -287,7 +291,8 @@ impl VmView {
                 && status.trouble.is_none()
         });
         let (needs_restart, seen_by) = (vm.needs_restart(), vm.seen_by());
-        Self { vm, status, is_settled, needs_restart, seen_by }
+        let ip_addr_six = six::address(vm.resource.ip_addr);
+        Self { vm, status, is_settled, needs_restart, ip_addr_six, seen_by }
     }
 
     /// What is wrong with it now; what was wrong before its latest change does not count.
@@ -305,13 +310,14 @@ impl<'de> Deserialize<'de> for VmView {
             status: Option<VmStatus>,
             is_settled: bool,
             needs_restart: bool,
+            ip_addr_six: Ipv6Addr,
             seen_by: Option<String>,
         }
         let value = serde_json::Value::deserialize(deserializer)?;
-        let Seen { status, is_settled, needs_restart, seen_by } =
+        let Seen { status, is_settled, needs_restart, ip_addr_six, seen_by } =
             Seen::deserialize(&value).map_err(D::Error::custom)?;
         let vm = Vm::deserialize(value).map_err(D::Error::custom)?;
-        Ok(Self { vm, status, is_settled, needs_restart, seen_by })
+        Ok(Self { vm, status, is_settled, needs_restart, ip_addr_six, seen_by })
     }
 }
 

@@ -2,10 +2,10 @@
 
 use crate::InnerPort;
 use crate::check::quoted;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 /// A name in a rule has at most that many bytes, so that a rule fits the comment of an element of nftables (255).
@@ -16,7 +16,7 @@ const LABEL_BYTES_MAX: usize = 63;
 const BELOW: &str = "*.";
 
 /// A destination with a port or all ports. Written `192.0.2.7`, `192.0.2.0/24`, `192.0.2.7:443` (TCP),
-/// `192.0.2.0/24:53/udp`, `example.org`, `*.example.org:443`. Without a port it covers every protocol.
+/// `192.0.2.0/24:53/udp`, `2001:db8::/32`, `[2001:db8::7]:443`, `example.org`, `*.example.org:443`. Without a port it covers every protocol.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NetRule {
     /// Where.
@@ -29,7 +29,7 @@ pub struct NetRule {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Destination {
     /// Addresses; no bit is set beyond the prefix.
-    Net(Ipv4Net),
+    Net(IpNet),
     /// What the Env's resolver finds under a name.
     Name(NamePattern),
 }
@@ -112,8 +112,11 @@ impl fmt::Display for NamePattern {
 impl fmt::Display for NetRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.to {
-            Destination::Net(net) if net.prefix_len() == 32 => write!(f, "{}", net.addr())?,
-            Destination::Net(net) => write!(f, "{net}")?,
+            // A port after an address of IPv6 could be a part of it.
+            Destination::Net(net @ IpNet::V6(_)) if self.port.is_some() => {
+                write!(f, "[{}]", Shown(net))?;
+            }
+            Destination::Net(net) => write!(f, "{}", Shown(net))?,
             Destination::Name(name) => write!(f, "{name}")?,
         }
         match self.port {
@@ -123,11 +126,23 @@ impl fmt::Display for NetRule {
     }
 }
 
+/// A network, or the one address that it is.
+struct Shown<'a>(&'a IpNet);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.prefix_len() == self.0.max_prefix_len() {
+            true => write!(f, "{}", self.0.addr()),
+            false => write!(f, "{}", self.0),
+        }
+    }
+}
+
 /// A text that is no [`NetRule`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} is no destination; write 192.0.2.7, 192.0.2.0/24, 192.0.2.7:443, 192.0.2.0/24:53/udp, example.org \
-     or *.example.org:443",
+    "{} is no destination; write 192.0.2.7, 192.0.2.0/24, 192.0.2.7:443, 192.0.2.0/24:53/udp, 2001:db8::/32, \
+     [2001:db8::7]:443, example.org or *.example.org:443",
     quoted(.text)
 )]
 pub struct ParseRuleError {
@@ -140,18 +155,38 @@ impl FromStr for NetRule {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refuse = || ParseRuleError { text: text.to_owned() };
+        if let Some(net) = parse_six(text) {
+            return Ok(Self { to: Destination::Net(net), port: None });
+        }
+        let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        if let Some((to, rest)) = bracketed {
+            let port = rest.strip_prefix(':').ok_or_else(refuse)?;
+            let port = Some(port.parse().map_err(|_| refuse())?);
+            let to = Destination::Net(parse_six(to).ok_or_else(refuse)?);
+            return Ok(Self { to, port });
+        }
         let (to, port) = match text.split_once(':') {
             Some((to, port)) => (to, Some(port.parse().map_err(|_| refuse())?)),
             None => (text, None),
         };
         let to = match (to.parse::<Ipv4Addr>(), to.parse::<Ipv4Net>()) {
-            (Ok(addr), _) => Destination::Net(addr.into()),
-            (_, Ok(net)) if net == net.trunc() => Destination::Net(net),
+            (Ok(addr), _) => Destination::Net(IpAddr::from(addr).into()),
+            (_, Ok(net)) if net == net.trunc() => Destination::Net(net.into()),
             (_, Ok(_)) => return Err(refuse()),
             _ => Destination::Name(to.parse().map_err(|_| refuse())?),
         };
         Ok(Self { to, port })
     }
+}
+
+/// An address or network of IPv6; none that stands for one of IPv4, which is another way to the same.
+fn parse_six(text: &str) -> Option<IpNet> {
+    let net: IpNet = match text.parse::<Ipv6Addr>() {
+        Ok(addr) if addr.to_ipv4_mapped().is_some() => return None,
+        Ok(addr) => IpAddr::from(addr).into(),
+        Err(_) => text.parse().ok()?,
+    };
+    (matches!(net, IpNet::V6(_)) && net == net.trunc()).then_some(net)
 }
 
 impl Serialize for NetRule {
@@ -182,6 +217,11 @@ mod tests {
             "192.0.2.7:443",
             "192.0.2.0/24:53/udp",
             "0.0.0.0/0",
+            "2001:db8::7",
+            "2001:db8::/32",
+            "::/0",
+            "[2001:db8::7]:443",
+            "[2001:db8::/32]:53/udp",
             "example.org",
             "*.example.org",
             "*.org:443",
@@ -206,7 +246,18 @@ mod tests {
             "192.0.2.7:0",
             "192.0.2.7:80/sctp",
             ":80",
-            "2001:db8::1",
+            "2001:db8::7/32",
+            "2001:db8::/129",
+            "2001:db8::7:0:443/udp",
+            "[2001:db8::7]",
+            "[2001:db8::7]443",
+            "[2001:db8::7]:0",
+            "[2001:db8::7",
+            "2001:db8::7]:443",
+            "[192.0.2.7]:443",
+            "[example.org]:443",
+            "::ffff:192.0.2.7",
+            "fe80::1%eth0",
             "192.0.2.7:80:80",
             "*",
             "*.",

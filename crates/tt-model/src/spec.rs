@@ -2,7 +2,7 @@
 
 use crate::{AtEnd, InnerPort, NetKind, NetRule, VmId};
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// An Env as asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,7 +23,7 @@ pub struct EnvSpec {
     /// Addresses that no member can connect to.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
-    pub net_blacklist: Vec<Ipv4Addr>,
+    pub net_blacklist: Vec<IpAddr>,
     /// Public keys for logging in, in the form of OpenSSH's `.pub` files: for all members whose guest can be given any,
     /// and there must be one.
     #[serde(default)]
@@ -77,7 +77,7 @@ pub struct VmSpec {
     /// Addresses that it can not connect to, beside the Env's.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
-    pub net_blacklist: Vec<Ipv4Addr>,
+    pub net_blacklist: Vec<IpAddr>,
     /// Public keys for logging in, beside the Env's; root's where the guest has the agent.
     #[serde(default)]
     pub ssh_keys: Vec<String>,
@@ -170,7 +170,7 @@ pub struct VmUpdate {
     /// The addresses that it can not connect to, all of them.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]
-    pub net_blacklist: Option<Vec<Ipv4Addr>>,
+    pub net_blacklist: Option<Vec<IpAddr>>,
     /// Where alone it can connect to outside of its Env, all of it, as in [`VmSpec::net_allowlist`]; everywhere if empty.
     #[serde(default)]
     #[cfg_attr(feature = "schema", schema(value_type = Option<Vec<String>>))]

@@ -6,7 +6,7 @@ use crate::template::{FEATURE_AGENT, FEATURE_CLOUD_INIT};
 use crate::{EnvId, Goal, HostId, NetRule, Snapshot, StorageKind, VmId, VmTemplate};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 /// One machine of an Env.
@@ -150,9 +150,9 @@ pub struct VmState {
     pub keep_image: bool,
     /// Whether it gets a random machine-id; otherwise the guest's is empty.
     pub rand_uuid: bool,
-    /// Addresses that it can not connect to.
+    /// Addresses that it can not connect to. One of a member's stands for the member.
     #[cfg_attr(feature = "schema", schema(value_type = Vec<String>))]
-    pub net_blacklist: Vec<Ipv4Addr>,
+    pub net_blacklist: Vec<IpAddr>,
     /// Where alone it can connect to outside of its Env, networks and names; everywhere if empty. What is in the
     /// blacklist stays out of reach. With a name in it, its resolver knows members and these names alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,7 +4,7 @@
 use crate::{EnvNames, Found, Network, NetworkError, Peer};
 use ipnet::Ipv4Net;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use tt_model::{
     EnvId, InnerPort, MacAddr, NetKind, PortMap, Protocol, StorageKind, Vm, VmResource, sample,
 };
@@ -129,8 +129,11 @@ fn limits(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
     }
     let lists = [&[1, 2, 3][..], &[2, 3, 4], &[], &[]];
     for list in lists {
-        let list = list.iter().map(|last| Ipv4Addr::new(192, 0, 2, *last));
-        vm.state.net_blacklist = list.collect();
+        let both = |last: &u8| {
+            let six = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(*last));
+            [IpAddr::from([192, 0, 2, *last]), six.into()]
+        };
+        vm.state.net_blacklist = list.iter().flat_map(both).collect();
         ok("blacklist", net.set_blacklist(&vm));
     }
     let rules = |list: &[&str]| list.iter().filter_map(|rule| rule.parse().ok()).collect();
@@ -151,7 +154,7 @@ fn limits(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
     vm.state.net_allowlist = rules(&["192.0.2.0/24"]);
     vm.resource.up_kbit = Some(1000);
     vm.deny_outgoing = true;
-    vm.state.net_blacklist = vec![Ipv4Addr::new(192, 0, 2, 1); 2];
+    vm.state.net_blacklist = vec![[192, 0, 2, 1].into(); 2];
     ok("set with limits", net.set_net(&vm));
     ok("set with limits again", net.set_net(&vm));
     ok("unset", net.unset_net(&vm));
@@ -173,7 +176,7 @@ fn flat(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
     }
     expect(net, &[&plain, &member, &stray]);
     member.deny_outgoing = true;
-    member.state.net_blacklist = vec![Ipv4Addr::new(192, 0, 2, 1)];
+    member.state.net_blacklist = vec![[192, 0, 2, 1].into()];
     ok("limits of a flat one", net.set_net(&member));
     ok("remove of a flat stray", net.remove_stray(stray.env_id));
     expect(net, &[&plain, &member]);

@@ -13,8 +13,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::process::{Command, Stdio};
 
-/// Where Docker, and others that use iptables, drop by policy.
-const CHAIN: [&str; 4] = ["chain", "ip", "filter", "FORWARD"];
+/// Where Docker, and others that use iptables, drop by policy: a chain of each of these families.
+const FAMILIES: [&str; 2] = ["ip", "ip6"];
+const CHAIN: [&str; 2] = ["filter", "FORWARD"];
 
 /// How the names of links begin behind which others keep containers and machines: Docker, libvirt,
 /// LXC, LXD, Incus, Podman, CNI.
@@ -54,18 +55,21 @@ pub(crate) fn is_of_others(name: &str) -> bool {
 /// Lets what comes from and goes to our edges through a forward chain that drops. Our own table
 /// says what of that may pass.
 pub(crate) fn pass(edges: &str) -> Result<(), NetworkError> {
-    let Some(chain) = list()? else {
-        return Ok(());
-    };
-    if !chain.contains("policy drop") {
-        return Ok(());
-    }
-    for direction in ["iifname", "oifname"] {
-        if handles(&chain, direction, edges).is_empty() {
-            let name = format!("{edges}*");
-            let rule = ["insert", "rule", "ip", "filter", "FORWARD", direction, &name, "accept"];
-            nft(&rule)?;
-            tracing::info!(direction, edges, "let our edges through the dropping FORWARD chain");
+    for family in FAMILIES {
+        let Some(chain) = list(family)?.filter(|chain| chain.contains("policy drop")) else {
+            continue;
+        };
+        for direction in ["iifname", "oifname"] {
+            if handles(&chain, direction, edges).is_empty() {
+                let (name, [table, chain]) = (format!("{edges}*"), CHAIN);
+                nft(&["insert", "rule", family, table, chain, direction, &name, "accept"])?;
+                tracing::info!(
+                    family,
+                    direction,
+                    edges,
+                    "let our edges through a dropping FORWARD chain"
+                );
+            }
         }
     }
     Ok(())
@@ -73,21 +77,22 @@ pub(crate) fn pass(edges: &str) -> Result<(), NetworkError> {
 
 /// Takes [`pass`] back.
 pub(crate) fn forget(edges: &str) -> Result<(), NetworkError> {
-    let Some(chain) = list()? else {
-        return Ok(());
-    };
-    for direction in ["iifname", "oifname"] {
-        for handle in handles(&chain, direction, edges) {
-            nft(&["delete", "rule", "ip", "filter", "FORWARD", "handle", handle])?;
+    for family in FAMILIES {
+        let Some(chain) = list(family)? else { continue };
+        for direction in ["iifname", "oifname"] {
+            for handle in handles(&chain, direction, edges) {
+                let [table, chain] = CHAIN;
+                nft(&["delete", "rule", family, table, chain, "handle", handle])?;
+            }
         }
     }
     Ok(())
 }
 
 /// The chain as text with the handles of its rules; none if there is none.
-fn list() -> Result<Option<String>, NetworkError> {
+fn list(family: &str) -> Result<Option<String>, NetworkError> {
     let output = Command::new("nft")
-        .args(["-a", "-t", "list"])
+        .args(["-a", "-t", "list", "chain", family])
         .args(CHAIN)
         .stdin(Stdio::null())
         .output()
@@ -115,7 +120,7 @@ fn nft(arguments: &[&str]) -> Result<(), NetworkError> {
     let reason = String::from_utf8_lossy(&output.stderr);
     Err(NetworkError::LoadRules {
         action: "change",
-        table: "ip filter".to_owned(),
+        table: "filter".to_owned(),
         reason: reason.trim_end().to_owned(),
     })
 }

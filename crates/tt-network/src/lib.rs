@@ -66,6 +66,7 @@ pub use error::NetworkError;
 pub use facts::{choose_block, host_networks, listening_ports, public_address};
 pub use fake::FakeNetwork;
 pub use socket::tcp_socket;
+pub use way_out::ways_out_six;
 
 /// Most names that one [`EnvNames`] may hold.
 pub const MEMBERS_MAX: usize = 4096;

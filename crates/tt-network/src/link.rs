@@ -98,6 +98,7 @@ impl Links {
                 InfoBridge::StpState(BridgeStpState::Disabled),
                 InfoBridge::MulticastSnooping(false),
                 InfoBridge::NfCallIpTables(false),
+                InfoBridge::NfCallIp6Tables(false),
                 InfoBridge::NfCallArpTables(false),
             ])),
         ];

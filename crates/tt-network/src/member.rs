@@ -11,12 +11,12 @@ use crate::nft::{
     REACHABLE, REACHABLE_SIX, REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
 };
 use crate::{NetworkError, rules};
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use tt_model::{Destination, MacAddr, NetRule, Traffic, Vm, names};
 
 mod six;
@@ -32,7 +32,7 @@ pub(crate) struct Member {
     pub(crate) range: Ipv4Net,
     pub(crate) mac: MacAddr,
     pub(crate) is_denied: bool,
-    pub(crate) blacklist: BTreeSet<Ipv4Addr>,
+    pub(crate) blacklist: BTreeSet<IpAddr>,
     pub(crate) allowlist: BTreeSet<NetRule>,
     pub(crate) up_kbit: Option<u32>,
     pub(crate) down_kbit: Option<u32>,
@@ -53,6 +53,16 @@ impl Member {
             up_kbit: vm.resource.up_kbit,
             down_kbit: vm.resource.down_kbit,
         }
+    }
+
+    /// The member that has one of these addresses, whether there is one or not.
+    fn listed_member(&self, addr: IpAddr) -> Option<Ipv4Addr> {
+        let [first, ..] = self.range.network().octets();
+        let ip = match addr {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(addr) => tt_model::six::owner(addr, first),
+        };
+        ip.filter(|ip| self.range.contains(ip))
     }
 
     /// What the resolver does for it.
@@ -308,34 +318,45 @@ fn wanted(member: &Member) -> Vec<(&'static str, Vec<u8>, BTreeSet<Element>)> {
         (REFUSED, ip.clone(), one(&ip)),
         (DENY_OUT, ip.clone(), if member.is_denied { one(&ip) } else { none() }),
         (LIMITED, ip.clone(), if is_limited { one(&ip) } else { none() }),
-        (ALLOWED, ip.clone(), ranges(member, true)),
-        (REACHABLE, ip.clone(), ranges(member, false)),
+        (ALLOWED, ip.clone(), ranges(member, member.ip.into(), true)),
+        (REACHABLE, ip.clone(), ranges(member, member.ip.into(), false)),
         (NAME_RULES, ip, name_rules(member)),
     ];
     all.extend(six::wanted(member));
     all
 }
 
-/// Ranges of member and destination, with protocol and port where a rule names one.
-fn ranges(member: &Member, with_port: bool) -> BTreeSet<Element> {
-    let key = |addr: Ipv4Addr, rule: &NetRule| {
+/// Ranges of member, which has `own` among such addresses, and destination, with protocol and port where a rule names one.
+fn ranges(member: &Member, own: IpAddr, with_port: bool) -> BTreeSet<Element> {
+    let key = |addr: IpAddr, rule: &NetRule| {
         let port = rule.port.map(named::port_bytes);
-        [&member.ip.octets()[..], &addr.octets(), &port.unwrap_or_default()].concat()
+        [bytes(own), bytes(addr), port.unwrap_or_default()].concat()
     };
     let nets = || {
         member.allowlist.iter().filter_map(|rule| match rule.to {
-            Destination::Net(net) if rule.port.is_some() == with_port => Some((net, rule)),
+            Destination::Net(net)
+                if rule.port.is_some() == with_port && net.addr().is_ipv4() == own.is_ipv4() =>
+            {
+                Some((net, rule))
+            }
             _ => None,
         })
     };
     // A set of ranges takes none that lies in another one.
-    let is_covered = |net: &Ipv4Net, rule: &NetRule| {
+    let is_covered = |net: &IpNet, rule: &NetRule| {
         nets().any(|(of, other)| other != rule && other.port == rule.port && of.contains(net))
     };
     let alone = nets().filter(|(net, rule)| !is_covered(net, rule));
     alone
         .map(|(net, rule)| Element::of_range(key(net.network(), rule), key(net.broadcast(), rule)))
         .collect()
+}
+
+fn bytes(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
 }
 
 /// The rules with names, as the next daemon reads them.
@@ -349,8 +370,11 @@ fn name_rules(member: &Member) -> BTreeSet<Element> {
 }
 
 fn listed(member: &Member) -> BTreeSet<Element> {
-    let key = |to: &Ipv4Addr| [member.ip.octets(), to.octets()].concat();
-    let listed = member.blacklist.iter();
+    let key = |to: Ipv4Addr| [member.ip.octets(), to.octets()].concat();
+    let listed = member.blacklist.iter().filter_map(|addr| match addr {
+        IpAddr::V4(addr) => Some(*addr),
+        IpAddr::V6(_) => member.listed_member(*addr),
+    });
     listed.map(|to| Element::of_key(key(to))).collect()
 }
 

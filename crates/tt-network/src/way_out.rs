@@ -12,6 +12,21 @@ use tt_model::six;
 const NEXT_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
 const FORWARD: &str = "ipv6/conf/all/forwarding";
 
+/// The links by which the calling thread's namespace is left by IPv6, best first; none if there is no way out. None at all
+/// if the kernel has no IPv6.
+///
+/// # Errors
+/// The kernel could not be asked.
+pub fn ways_out_six() -> Result<Option<Vec<String>>, NetworkError> {
+    if !sysctl::has_six() {
+        return Ok(None);
+    }
+    let mut links = Links::open()?;
+    let (ways, all) = (links.ways_out_six()?, links.all()?);
+    let named = |index: &u32| all.iter().find(|link| link.index == *index);
+    Ok(Some(ways.iter().filter_map(named).map(|link| link.name.clone()).collect()))
+}
+
 /// Switches IPv6 on at the outer end of an edge.
 pub(crate) fn open_edge(links: &mut Links, edge: u32, name: &str) -> Result<(), NetworkError> {
     if !sysctl::has_six() {

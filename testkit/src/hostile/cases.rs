@@ -9,7 +9,6 @@ use tt_model::MacAddr;
 const NOBODY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 /// A hardware address of the kind that members have, of none of them.
 const STRANGER: MacAddr = MacAddr([0x82, 0x17, 0x0d, 7, 7, 7]);
-const IPV6: u16 = 0x86dd;
 const ICMP: u8 = 1;
 const GRE: u8 = 47;
 /// Says that TCP may go on at an address that another packet is to say (RFC 792).
@@ -21,7 +20,7 @@ pub fn cases(scene: &Scene) -> Vec<Case> {
     cases.extend(wrong_arp(scene));
     cases.extend(wrong_addresses(scene));
     cases.extend(wrong_dhcp(scene));
-    cases.extend(wrong_ipv6(scene));
+    cases.extend(super::six::cases(scene));
     cases.extend(other_envs(scene));
     cases.extend(hosts_services(scene));
     cases.extend(in_parts(scene));
@@ -148,27 +147,6 @@ fn wrong_dhcp(scene: &Scene) -> Vec<Case> {
         }),
         case("questions to the neighbours", Port, &|n| ask(me.mac, n)),
         case("questions for a neighbour's address", Port, &|n| ask(victim.mac, n)),
-    ]
-}
-
-fn wrong_ipv6(scene: &Scene) -> Vec<Case> {
-    let Scene { me, victim, gateway, .. } = *scene;
-    let six = |to, next: u8, n: &str| {
-        let mut body = vec![0x60, 0, 0, 0, 0, n.len() as u8, next, 255];
-        body.extend([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        body.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
-        ether(to, me.mac, IPV6, &[&body, n.as_bytes()].concat())
-    };
-    let routers = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
-    let advertise = |n: &str| six(routers, 58, &format!("\u{6}{n}"));
-    let case = of("IPv6");
-    vec![
-        case("a router's advertisement to all", Port, &|n| six(BROADCAST, 58, n)),
-        case("a router's advertisement to a group", Port, &advertise),
-        case("a lease", Port, &|n| six(MacAddr([0x33, 0x33, 0, 1, 0, 2]), 17, n)),
-        case("to a neighbour", Port, &|n| six(victim.mac, 17, n)),
-        case("to the gateway", Port, &|n| six(gateway.mac, 17, n)),
-        case("with an option for every hop", Port, &|n| six(victim.mac, 0, n)),
     ]
 }
 

@@ -2,7 +2,7 @@
 //! numbers that the model resolves.
 
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use tt_model::{
     AtEnd, EnvSpec, Goal, InnerPort, Protocol, SnapshotSpec, StopMode, VmId, VmSpec, VmUpdate,
 };
@@ -269,8 +269,9 @@ fn ports() -> impl Strategy<Value = Vec<InnerPort>> {
     proptest::sample::subsequence(PORTS.to_vec(), 0..=PORTS.len())
 }
 
-fn addresses(scope: &'static Scope) -> impl Strategy<Value = Vec<Ipv4Addr>> {
-    proptest::sample::subsequence(scope.addresses.to_vec(), 0..=scope.addresses.len())
+fn addresses(scope: &'static Scope) -> impl Strategy<Value = Vec<IpAddr>> {
+    let all: Vec<IpAddr> = scope.addresses.iter().map(|addr| (*addr).into()).collect();
+    proptest::sample::subsequence(all, 0..=scope.addresses.len())
 }
 
 fn name(all: &'static [&'static str]) -> impl Strategy<Value = String> {

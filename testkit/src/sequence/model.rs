@@ -4,7 +4,7 @@
 use super::action::{Action, ENVS, Step, Target, has_machine};
 use crate::Must;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use tt_model::{AtEnd, EnvId, EnvSpec, Goal, InnerPort, MachineSize, StopMode, VmId, VmSpec};
 
 /// Seconds in a day: what an Env lives that asks for nothing.
@@ -97,7 +97,7 @@ pub struct Moment {
     /// What it publishes.
     pub ports: BTreeSet<InnerPort>,
     /// What it can not connect to.
-    pub blacklist: BTreeSet<Ipv4Addr>,
+    pub blacklist: BTreeSet<IpAddr>,
     /// Whether it may not open connections to the outside.
     pub denies: bool,
     /// Whether its disk outlives it.
@@ -238,7 +238,7 @@ impl Model {
         Some(())
     }
 
-    fn member(&self, spec: &VmSpec, denies: bool, blacklist: &[Ipv4Addr]) -> Vm {
+    fn member(&self, spec: &VmSpec, denies: bool, blacklist: &[IpAddr]) -> Vm {
         let image = spec.image.and_then(|id| self.images.get(&id));
         let machine = MachineSize { cpu_num: 1, mem_size: 128 };
         let now = Moment {

@@ -1,5 +1,6 @@
 //! All that is tried, in one list: `docs/hostile-guests.md` is made of it.
 
+use super::scene::{CLIENT_SIX, HOST_SIX};
 use super::tricks::tricks;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -27,6 +28,7 @@ fn list() -> Vec<(&'static str, &'static str, String)> {
     let (other, tunnel_end) = (addr(4), Some(Ipv4Addr::new(10, 0, 255, 254)));
     let (second, service) = (Ipv4Addr::new(198, 51, 100, 1), 1);
     let (other_tcp, other_udp) = (2, 3);
+    let (host_six, outside_six) = (HOST_SIX, CLIENT_SIX);
     let scene = Scene {
         me,
         victim,
@@ -39,6 +41,8 @@ fn list() -> Vec<(&'static str, &'static str, String)> {
         tunnel_end,
         outside,
         service,
+        host_six,
+        outside_six,
     };
     let frames =
         cases(&scene).into_iter().map(|case| (case.kind, case.what, case.stop.to_string()));

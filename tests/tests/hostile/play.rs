@@ -12,7 +12,7 @@ fn a_guest_that_is_root_gets_nowhere() {
     };
     let scene = guests(&lab);
     let observer = Observer::new(&lab);
-    // Its own words about IPv6 are stopped and counted, too, and would be taken for what is tried.
+    // What it says by itself, as to groups, might be stopped and counted, and would be taken for what is tried.
     lab.sh("evil/e", "echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6 2>/dev/null; true");
     what_may_be_reached_is(&lab, &scene);
     observer.all_go_on("before all");

@@ -2,7 +2,7 @@
 
 use super::tricks::{INNER, OUTSIDE};
 use std::io::{BufRead, BufReader, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use testkit::hostile::{Frames, METADATA, Scene, Station, holds};
@@ -10,6 +10,9 @@ use testkit::{CLIENT, Echo, HOST, Lab, PATIENCE};
 
 /// A second address of the host.
 const SECOND: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The host's and the client's by IPv6 (RFC 3849).
+pub const HOST_SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub const CLIENT_SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 /// Where the host itself listens, on all its addresses.
 const SERVICE: u16 = 8022;
 /// What is in frames and datagrams that must not arrive.
@@ -22,6 +25,9 @@ pub fn guests(lab: &Lab) -> Scene {
     lab.host.ip(&format!("addr add {SECOND}/32 dev lo"));
     lab.client.ip(&format!("addr add {METADATA}/32 dev eth0"));
     lab.host.ip(&format!("route add {METADATA} dev up0"));
+    lab.host.ip(&format!("addr add {HOST_SIX}/64 dev up0 nodad"));
+    lab.client.ip(&format!("addr add {CLIENT_SIX}/64 dev eth0 nodad"));
+    lab.host.ip(&format!("-6 route add default via {CLIENT_SIX} dev up0"));
     lab.serve_echo("good/v", INNER);
     lab.serve_echo("evil/n", INNER);
     lab.bring_helper("evil/e");
@@ -40,6 +46,8 @@ pub fn guests(lab: &Lab) -> Scene {
         tunnel_end: Some(tunnel_end.expect("the tunnel has an end").parse().unwrap()),
         outside: CLIENT,
         service: SERVICE,
+        host_six: HOST_SIX,
+        outside_six: CLIENT_SIX,
     }
 }
 
@@ -90,6 +98,12 @@ impl<'a> Observer<'a> {
     /// What must arrive does, and is the last of what was sent before.
     pub fn sees_the_honest(&self, player: &mut Player, scene: &Scene, mark: &str) {
         player.play(1, &[scene.honest(mark), scene.beyond(CLIENT, 9, mark)]);
+        for at in [0, 2] {
+            let (who, link) = &self.links[at];
+            assert!(link.sees(mark.as_bytes()), "{mark:?} does not arrive at {who}");
+        }
+        let mark = format!("{mark} by IPv6");
+        player.play(1, &[scene.honest_six(&mark), scene.honest_beyond_six(&mark)]);
         for at in [0, 2] {
             let (who, link) = &self.links[at];
             assert!(link.sees(mark.as_bytes()), "{mark:?} does not arrive at {who}");

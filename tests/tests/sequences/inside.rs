@@ -23,7 +23,7 @@ pub fn compare(lab: &Lab, model: &Model, vm: &Vm, vms: &[Vm]) -> Result<(), Stri
     let seen: BTreeMap<&str, &str> = said.collect();
     let disk = now.disk.to_string();
     let tick = now.memory.unwrap_or_default().to_string();
-    let is_open = !now.denies && !now.blacklist.contains(&CLIENT);
+    let is_open = !now.denies && !now.blacklist.contains(&CLIENT.into());
     for (what, expected) in [
         ("content", disk.as_str()),
         ("tick", &tick),
@@ -46,7 +46,7 @@ pub fn compare(lab: &Lab, model: &Model, vm: &Vm, vms: &[Vm]) -> Result<(), Stri
         None => Ok(()),
         Some(public) => {
             // It answers nobody whom it can not connect to.
-            let is_blocked = now.blacklist.contains(&CLIENT);
+            let is_blocked = now.blacklist.contains(&CLIENT.into());
             let from = if is_blocked { &lab.host } else { &lab.client };
             let served = fetch(from, *public).map_err(|error| format!("port {public}: {error}"))?;
             let expected = if now.disk == 0 { String::new() } else { format!("{disk}\n") };

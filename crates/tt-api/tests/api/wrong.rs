@@ -190,7 +190,7 @@ fn lives() -> Vec<Wrong> {
         update(r#""name":"other""#, (409, Exists, "other")),
         update(r#""ports":["80","80"]"#, (400, Invalid, "given twice")),
         update(r#""ports":["0"]"#, (400, Invalid, "ports[0]")),
-        update(r#""net_blacklist":["::1"]"#, (400, Invalid, "net_blacklist")),
+        update(r#""net_blacklist":["::1/128"]"#, (400, Invalid, "net_blacklist")),
         update(r#""template":"micro""#, (400, Invalid, "template")),
         wrong("PATCH /v1/envs/shop/vms/none", "", r#"{"cpu_num":1}"#, (404, NotFound, "none")),
         add(r#""name":"other","mem_size":64"#, (409, Exists, "other")),

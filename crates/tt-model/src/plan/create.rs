@@ -10,7 +10,7 @@ use crate::{
     Refusal, Usage, Vm, VmId, VmResource, VmSpec, VmState, VmTemplate,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// The present state, as far as a plan depends on it.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ pub(super) struct Family<'a> {
     pub(super) env_id: EnvId,
     pub(super) env_name: &'a str,
     pub(super) deny_outgoing: bool,
-    pub(super) net_blacklist: &'a [Ipv4Addr],
+    pub(super) net_blacklist: &'a [IpAddr],
     /// Of the request that adds it to an Env that exists.
     pub(super) request_key: Option<&'a str>,
     pub(super) ssh_keys: &'a [String],
@@ -370,7 +370,7 @@ impl<'a> Builder<'a> {
         Ok(map)
     }
 
-    fn blacklist(&self, spec: &VmSpec) -> Vec<Ipv4Addr> {
+    fn blacklist(&self, spec: &VmSpec) -> Vec<IpAddr> {
         let all = self.family.net_blacklist.iter().chain(&spec.net_blacklist);
         all.copied().collect::<BTreeSet<_>>().into_iter().collect()
     }

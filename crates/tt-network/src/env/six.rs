@@ -22,6 +22,8 @@ impl Inside {
         if !sysctl::has_six() {
             return Ok(());
         }
+        // As for IPv4: what passes the bridge is no matter of the tables for what is routed.
+        sysctl::set_if_there("bridge/bridge-nf-call-ip6tables", "0")?;
         sysctl::set("ipv6/conf/all/forwarding", "1")?;
         sysctl::set("ipv6/conf/lo/disable_ipv6", "0")?;
         for link in [BRIDGE, EDGE] {

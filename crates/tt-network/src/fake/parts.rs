@@ -4,7 +4,7 @@ use super::world::{ports_of, wanted_ports};
 use super::{FakeNetwork, lock};
 use crate::NetworkError;
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use tt_model::{EnvId, NetKind, NetRule, Vm};
 
 impl FakeNetwork {
@@ -25,7 +25,7 @@ impl FakeNetwork {
     pub(super) fn set_listed(
         &self,
         vm: &Vm,
-        listed: &BTreeSet<Ipv4Addr>,
+        listed: &BTreeSet<IpAddr>,
     ) -> Result<(), NetworkError> {
         self.act(
             "net.blacklist",

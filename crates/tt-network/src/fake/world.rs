@@ -2,7 +2,7 @@
 
 use crate::{Peer, Reached};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use tt_model::{EnvId, NetRule, Protocol, Vm, VmId};
 
 /// Where a public port of a [`FakeWorld`] leads.
@@ -46,7 +46,7 @@ pub struct FakeWorld {
     /// Most that members send and receive; no entry if there is no bound.
     pub rates: BTreeMap<VmId, [Option<u32>; 2]>,
     /// Addresses that members can not reach; no entry for an empty list.
-    pub blacklists: BTreeMap<VmId, BTreeSet<Ipv4Addr>>,
+    pub blacklists: BTreeMap<VmId, BTreeSet<IpAddr>>,
 }
 
 impl FakeWorld {

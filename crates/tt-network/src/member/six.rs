@@ -1,11 +1,14 @@
 //! What a member has in the sets for IPv6: what follows from its record as the elements for IPv4 do.
 
-use super::{Member, name_bytes, port_key};
+use super::{Member, name_bytes, port_key, ranges};
 use crate::element::Element;
 use crate::env::six::addresses;
-use crate::nft::{BLACKLIST_SIX, DENY_OUT_SIX, LIMITED_SIX, REFUSED_SIX, TARGETS};
+use crate::nft::{
+    ALLOWED_SIX, BLACKLIST_SIX, DENY_OUT_SIX, LIMITED_SIX, REACHABLE_SIX, REFUSED_SIX, TARGETS,
+};
 use std::collections::BTreeSet;
-use std::net::Ipv6Addr;
+use std::net::IpAddr;
+use tt_model::six;
 
 /// Set, how a member's keys begin there, elements.
 type Wanted = (&'static str, Vec<u8>, BTreeSet<Element>);
@@ -19,6 +22,11 @@ pub(super) fn wanted(member: &Member) -> Vec<Wanted> {
         (TARGETS, tap.clone(), targets.into()),
         (BLACKLIST_SIX, tap.clone(), listed(member, &tap)),
     ];
+    let own = six::address(member.ip);
+    for (set, with_port) in [(ALLOWED_SIX, true), (REACHABLE_SIX, false)] {
+        let ranges = ranges(member, own.into(), with_port);
+        all.push((set, own.octets().to_vec(), ranges));
+    }
     for addr in addresses(member.ip) {
         let own = addr.octets().to_vec();
         let own_if = |is: bool| match is {
@@ -47,7 +55,11 @@ pub(super) fn member_keys(member: &Member) -> [Vec<u8>; 2] {
 
 /// The addresses of what is listed: a member that is listed by one address is not reached by its others.
 fn listed(member: &Member, tap: &[u8]) -> BTreeSet<Element> {
-    let members = member.blacklist.iter().filter(|addr| member.range.contains(*addr));
-    let all = members.flat_map(|addr| addresses(*addr));
-    all.map(|addr: Ipv6Addr| Element::of_key([tap, &addr.octets()].concat())).collect()
+    let of_one = |addr: &IpAddr| match (member.listed_member(*addr), addr) {
+        (Some(ip), _) => addresses(ip).to_vec(),
+        (None, IpAddr::V6(addr)) => vec![*addr],
+        (None, IpAddr::V4(_)) => Vec::new(),
+    };
+    let all = member.blacklist.iter().flat_map(of_one);
+    all.map(|addr| Element::of_key([tap, &addr.octets()].concat())).collect()
 }

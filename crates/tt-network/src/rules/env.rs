@@ -268,7 +268,7 @@ fn edge_chains() -> String {
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		iifname "{EDGE}" oifname "{BRIDGE}" accept
-		iifname "{BRIDGE}" oifname "{BRIDGE}" accept
+		iifname "{BRIDGE}" oifname "{BRIDGE}" meta nfproto ipv4 accept
 		iifname != "{BRIDGE}" drop
 		ct state invalid,untracked goto refuse
 		meta nfproto ipv6 jump out_six

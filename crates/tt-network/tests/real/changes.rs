@@ -3,7 +3,7 @@
 
 use crate::lab::{CLIENT, Echo, Guest, HOST, Lab, Space, echoes, is_cut, run};
 use std::collections::BTreeSet;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 use tt_model::{EnvId, InnerPort, Protocol, Vm};
 use tt_network::Network;
@@ -165,7 +165,7 @@ fn a_changed_blacklist_holds_for_open_connections() {
         let mut first_open = guest.space.open((CLIENT, 7));
         let mut second_open = guest.space.open((second, 7));
         assert!(echoes(&mut first_open) && echoes(&mut second_open));
-        guest.vm.state.net_blacklist = vec![CLIENT];
+        guest.vm.state.net_blacklist = vec![CLIENT.into()];
         lab.net.set_net(&guest.vm).unwrap();
         for _ in 0..2 {
             assert!(guest.space.misses((CLIENT, 7)) && guest.space.misses_udp((CLIENT, 7)));
@@ -175,7 +175,7 @@ fn a_changed_blacklist_holds_for_open_connections() {
         lab.plug(&guest);
         assert!(guest.space.misses((CLIENT, 7)) && guest.space.reaches((second, 7)));
         assert!(echoes(&mut second_open), "it was never listed");
-        guest.vm.state.net_blacklist = vec![second];
+        guest.vm.state.net_blacklist = vec![second.into()];
         lab.net.set_net(&guest.vm).unwrap();
         assert!(is_cut(&mut second_open));
         assert!(guest.space.misses((second, 7)) && guest.space.reaches((CLIENT, 7)));
@@ -197,7 +197,7 @@ fn thousands_of_ports_and_addresses_are_set_changed_and_removed() {
         vm.resource.port_map = (0..3000).map(|n| (tcp(80 + n), 30_000 + n)).collect();
         let listed =
             |first: u16| (0..1024).map(move |n| Ipv4Addr::from(0xc633_6400 + u32::from(first + n)));
-        vm.state.net_blacklist = listed(0).chain([CLIENT]).collect();
+        vm.state.net_blacklist = listed(0).chain([CLIENT]).map(IpAddr::from).collect();
         lab.net.set_net(&vm).unwrap();
         assert!(lab.host.reaches((HOST, 30_000)));
         assert!(guest.space.misses((CLIENT, 7)));
@@ -212,7 +212,7 @@ fn thousands_of_ports_and_addresses_are_set_changed_and_removed() {
         assert_eq!(count(&inside, blacklist, &own), 1025);
         // Nearly all are others; one stays.
         vm.resource.port_map = (0..3000).map(|n| (tcp(80 + n), 30_000 + 3 * n)).collect();
-        vm.state.net_blacklist = listed(2000).chain([CLIENT]).collect();
+        vm.state.net_blacklist = listed(2000).chain([CLIENT]).map(IpAddr::from).collect();
         lab.net.set_net(&vm).unwrap();
         assert!(lab.host.reaches((HOST, 30_000)));
         assert!(guest.space.misses((CLIENT, 7)));

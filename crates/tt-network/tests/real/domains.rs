@@ -160,7 +160,7 @@ fn a_name_opens_what_it_stands_for_once_it_was_asked_for() {
             Some((ResponseCode::Refused, vec![]))
         );
         lab.net.allow_outgoing(&guest.vm).unwrap();
-        guest.vm.state.net_blacklist = vec![CLIENT];
+        guest.vm.state.net_blacklist = vec![CLIENT.into()];
         lab.net.set_net(&guest.vm).unwrap();
         assert!(guest.space.misses((CLIENT, 7)), "what is blocked stays so");
     });

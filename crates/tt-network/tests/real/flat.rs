@@ -271,7 +271,7 @@ fn only_flat_members_are_reached_and_nothing_else_through_the_tunnel() {
         here.space.run(|| here.net.set_net(&vm).unwrap());
         assert!(flat.space.misses((far.addr(), 80)) && far.space.reaches((flat.addr(), 80)));
         vm.deny_outgoing = false;
-        vm.state.net_blacklist = vec![far.addr()];
+        vm.state.net_blacklist = vec![far.addr().into()];
         here.space.run(|| here.net.set_net(&vm).unwrap());
         assert!(flat.space.misses((far.addr(), 80)) && sites.client.reaches((flat.addr(), 80)));
         vm.net_kind = NetKind::Nat;

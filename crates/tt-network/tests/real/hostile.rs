@@ -3,9 +3,10 @@
 
 use crate::lab::{CLIENT, Echo, GATEWAY, Guest, HOST, Lab, Space, ip, run};
 use crate::names::{ask, data};
+use crate::six::{CLIENT_SIX, HOST_SIX, lead_out};
 use hickory_proto::rr::RecordType;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use testkit::hostile::{METADATA, Scene, Station, Stop, cases, floods, holds};
 use tt_model::EnvId;
 use tt_network::{EnvNames, Network};
@@ -29,6 +30,8 @@ fn scene(me: &Guest, victim: &Guest, other: &Guest) -> Scene {
         tunnel_end: None,
         outside: CLIENT,
         service: SERVICE,
+        host_six: HOST_SIX,
+        outside_six: CLIENT_SIX,
     }
 }
 
@@ -41,13 +44,13 @@ struct Counters {
 impl Counters {
     fn read(&self) -> BTreeMap<Stop, u64> {
         let inside = self.env.run(|| run("nft", "list sets"));
-        let host = run("nft", &format!("list set inet {} guests", self.table));
+        let host = run("nft", &format!("list table inet {}", self.table));
         let of = |text: &str, set: &str| packets(text, set);
         BTreeMap::from([
             (Stop::Port, of(&inside, "blocked")),
             (Stop::Limit, of(&inside, "slowed")),
-            (Stop::Edge, of(&inside, "refused")),
-            (Stop::Host, of(&host, "guests")),
+            (Stop::Edge, of(&inside, "refused") + of(&inside, "refused6")),
+            (Stop::Host, of(&host, "guests") + of(&host, "guests6")),
         ])
     }
 
@@ -72,6 +75,7 @@ fn packets(text: &str, set: &str) -> u64 {
 #[test]
 fn nothing_hostile_arrives_and_what_is_said_to_stop_it_counts_it() {
     Lab::run(|lab| {
+        lead_out(lab);
         lab.net.init().unwrap();
         ip(&format!("addr add {SECOND}/32 dev lo"));
         lab.client.ip(&format!("addr add {METADATA}/32 dev eth0"));
@@ -79,7 +83,8 @@ fn nothing_hostile_arrives_and_what_is_said_to_stop_it_counts_it() {
         let [me, victim] = [0, 1].map(|index| lab.guest(EnvId(1), index));
         let other = lab.guest(EnvId(2), 0);
         let service = Echo::new(&lab.host, SERVICE);
-        let inner = [Echo::new(&other.space, 80), Echo::new(&other.space, 53)];
+        let any_six = |port| (Ipv6Addr::UNSPECIFIED, port).into();
+        let inner = [80, 53].map(|port| Echo::at(&other.space, any_six(port)));
         let out = me.space.frames();
         let seen = [
             ("the victim", victim.space.frames()),
@@ -92,11 +97,16 @@ fn nothing_hostile_arrives_and_what_is_said_to_stop_it_counts_it() {
             assert!(seen[0].1.sees(mark.as_bytes()), "the way as such is open");
             out.send(&scene.beyond(CLIENT, 9, mark));
             assert!(seen[2].1.sees(mark.as_bytes()), "the way as such is open");
+            let mark = format!("{mark} by IPv6");
+            out.send(&scene.honest_six(&mark));
+            assert!(seen[0].1.sees(mark.as_bytes()), "the way as such is open");
+            out.send(&scene.honest_beyond_six(&mark));
+            assert!(seen[2].1.sees(mark.as_bytes()), "the way as such is open");
         };
         honest(HONEST);
         let counters = Counters { env: lab.env(EnvId(1)), table: lab.layout.nft_table() };
         let cases = cases(&scene);
-        assert!(cases.len() >= 70, "{}", cases.len());
+        assert!(cases.len() >= 130, "{}", cases.len());
         let (mut wrong, mut arrived) = (Vec::new(), Vec::new());
         let mut look = |mark: &str| {
             for (who, frames) in &seen {
@@ -109,7 +119,6 @@ fn nothing_hostile_arrives_and_what_is_said_to_stop_it_counts_it() {
         for case in &cases {
             let before = counters.read();
             case.frames.iter().for_each(|frame| out.send(frame));
-            // The stand-in's own kernel says a word of IPv6 now and then, which is stopped, too.
             let grown = counters.grown(&before);
             if case.stop.is_counted() && !grown.contains(&case.stop) {
                 wrong.push(format!("{} by {grown:?}", case.mark()));

@@ -219,14 +219,14 @@ fn the_blacklist_holds_for_open_connections_too() {
         let mut open = guest.space.open((CLIENT, 7));
         let mut near = guest.space.open((friend.addr(), 80));
         assert!(echoes(&mut open) && echoes(&mut near));
-        guest.vm.state.net_blacklist = vec![CLIENT, friend.addr()];
+        guest.vm.state.net_blacklist = vec![CLIENT.into(), friend.addr().into()];
         lab.net.set_blacklist(&guest.vm).unwrap();
         assert!(is_cut(&mut open) && is_cut(&mut near));
         assert!(guest.space.misses((CLIENT, 7)) && guest.space.misses_udp((CLIENT, 7)));
         assert!(guest.space.misses((friend.addr(), 80)));
         assert!(guest.space.reaches((second, 7)));
         assert!(reaches(&friend.space, CLIENT));
-        guest.vm.state.net_blacklist = vec![second];
+        guest.vm.state.net_blacklist = vec![second.into()];
         lab.net.set_net(&guest.vm).unwrap();
         assert!(reaches(&guest.space, CLIENT));
         assert!(guest.space.misses((second, 7)));

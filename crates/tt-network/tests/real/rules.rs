@@ -53,7 +53,7 @@ fn an_allow_list_opens_what_it_names_and_nothing_else() {
         lab.net.set_net(&guest.vm).unwrap();
         assert_eq!(seen(&guest.space), ([false; 4], false));
         // What is blocked stays so, and who is denied everything is.
-        guest.vm.state.net_blacklist = vec![SECOND];
+        guest.vm.state.net_blacklist = vec![SECOND.into()];
         allow(lab, &mut guest, &["192.0.2.0/24"]);
         assert_eq!(seen(&guest.space), ([true, true, false, false], true));
         lab.net.deny_outgoing(&guest.vm).unwrap();

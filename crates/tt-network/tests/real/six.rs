@@ -8,11 +8,11 @@ use tt_model::{EnvId, MacAddr, six};
 use tt_network::Network;
 
 /// The host's and the client's on the link between them (RFC 3849).
-const HOST_SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-const CLIENT_SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+pub const HOST_SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+pub const CLIENT_SIX: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 
 /// Gives the host a way out by IPv6.
-fn lead_out(lab: &Lab) {
+pub fn lead_out(lab: &Lab) {
     ip(&format!("addr add {HOST_SIX}/64 dev up0 nodad"));
     lab.client.ip(&format!("addr add {CLIENT_SIX}/64 dev eth0 nodad"));
     ip(&format!("-6 route add default via {CLIENT_SIX} dev up0"));
@@ -88,7 +88,22 @@ fn members_leave_by_ipv6_with_the_hosts_address() {
         inner.state.net_allowlist = vec!["192.0.2.2:7".parse().unwrap()];
         lab.net.set_net(&inner).unwrap();
         assert_eq!(refusal(&guest, (CLIENT_SIX, 7)), ErrorKind::PermissionDenied);
+        for (rule, is_open) in [
+            ("[2001:db8::2]:7", true),
+            ("[2001:db8::/64]:7/udp", false),
+            ("2001:db8::/32", true),
+            ("2001:db8::3", false),
+        ] {
+            inner.state.net_allowlist = vec![rule.parse().unwrap()];
+            lab.net.set_net(&inner).unwrap();
+            let reached = guest.space.connect((CLIENT_SIX, 7), ARRIVES);
+            assert_eq!(reached.is_ok(), is_open, "{rule}");
+        }
         inner.state.net_allowlist.clear();
+        inner.state.net_blacklist = vec![CLIENT_SIX.into()];
+        lab.net.set_net(&inner).unwrap();
+        assert!(guest.space.misses((CLIENT_SIX, 7)));
+        inner.state.net_blacklist.clear();
         lab.net.set_net(&inner).unwrap();
         assert!(guest.space.reaches((CLIENT_SIX, 7)));
         assert!(lab.net.traffic(&guest.vm).unwrap().blocked_packets >= 2);
@@ -127,6 +142,14 @@ fn who_has_no_way_out_by_ipv6_is_told_so_until_the_host_has_one() {
         assert!(!lab.net.mend().unwrap(), "no rules were put back");
         assert!(guest.space.reaches((CLIENT_SIX, 7)));
         assert_eq!((forwards().as_str(), listens("up0").trim()), ("1", "2"), "routers are heard");
+        // As Docker does when it starts.
+        run("nft", "add table ip6 filter");
+        let chain =
+            "add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }";
+        run("nft", chain);
+        assert!(guest.space.misses((CLIENT_SIX, 7)));
+        lab.net.mend().unwrap();
+        assert!(guest.space.reaches((CLIENT_SIX, 7)), "let through");
         lab.net.unset_net(&guest.vm).unwrap();
         lab.net.close().unwrap();
         assert_eq!((forwards().as_str(), listens("up0").trim()), ("0", "1"), "taken back");
@@ -139,10 +162,15 @@ fn a_blacklisted_member_is_not_reached_by_ipv6_either() {
         lab.net.init().unwrap();
         let (mut me, friend) = (guest(lab, EnvId(1), 0), guest(lab, EnvId(1), 1));
         let _near = echo(&friend.space, 80);
+        assert!(me.space.reaches((friend.addr(), 80)), "as IPv4 the server hears, too");
         assert!(me.space.reaches((addr(&friend), 80)));
-        me.vm.state.net_blacklist = vec![friend.addr(), CLIENT];
+        me.vm.state.net_blacklist = vec![friend.addr().into(), CLIENT.into()];
         lab.net.set_blacklist(&me.vm).unwrap();
         assert!(me.space.misses((addr(&friend), 80)));
+        assert!(me.space.misses((friend.addr(), 80)));
+        me.vm.state.net_blacklist = vec![addr(&friend).into()];
+        lab.net.set_blacklist(&me.vm).unwrap();
+        assert!(me.space.misses((addr(&friend), 80)) && me.space.misses((friend.addr(), 80)));
         me.vm.state.net_blacklist.clear();
         lab.net.set_blacklist(&me.vm).unwrap();
         assert!(me.space.reaches((addr(&friend), 80)));

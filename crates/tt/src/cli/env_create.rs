@@ -9,7 +9,7 @@ use super::vm_spec::parse_vm_spec;
 use super::wait::{Seen, Until, wait};
 use super::{Context, lines};
 use clap::{Args, ValueEnum};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use tt_api::views::EnvView;
 use tt_model::{AtEnd, EnvSpec, VmSpec};
 
@@ -43,7 +43,7 @@ pub struct CreateArgs {
     deny_outgoing: bool,
     /// Let no member connect to this address
     #[arg(long = "block", value_name = "ADDRESS")]
-    blocked: Vec<Ipv4Addr>,
+    blocked: Vec<IpAddr>,
     #[command(flatten)]
     login: LoginArgs,
     /// Return as soon as it is planned

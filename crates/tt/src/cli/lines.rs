@@ -175,7 +175,7 @@ pub fn vm(view: &VmView, traffic: Option<Traffic>, now: u64) -> String {
         facts.row(["cloned from", base]);
     }
     facts.row(["keep image", if vm.state.keep_image { "yes" } else { "no" }]);
-    facts.row(["address", &resource.ip_addr.to_string()]);
+    facts.row(["address", &format!("{}, {}", resource.ip_addr, view.ip_addr_six)]);
     facts.row(["mac", &resource.mac_addr.to_string()]);
     facts.row(["reached at", &reached(vm)]);
     facts.row(["machine-id", vm.machine_id.as_deref().unwrap_or_default()]);

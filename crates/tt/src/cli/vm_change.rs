@@ -10,7 +10,7 @@ use super::vm::settle;
 use super::vm_spec::parse_vm_spec;
 use super::wait::{Seen, Until, wait};
 use clap::Args;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use tt_model::check::check_update;
 use tt_model::units::parse_size_mb;
 use tt_model::{InnerPort, NetRule, VmSpec, VmUpdate};
@@ -68,7 +68,7 @@ struct Wanted {
     no_ports: bool,
     /// The addresses that it can not connect to, all of them
     #[arg(long = "block", value_name = "ADDRESS", conflicts_with = "no_block")]
-    blocked: Vec<Ipv4Addr>,
+    blocked: Vec<IpAddr>,
     /// Forbid no address
     #[arg(long)]
     no_block: bool,

@@ -43,6 +43,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     let (kind, storage) = storage(config);
     checks.extend(engine_checks(config, kind));
     checks.push(network(config));
+    checks.push(six());
     checks.push(storage);
     checks.push(resolver(&config.upstream_dns));
     checks.push(file("guest agent", &config.guest_agent));
@@ -115,6 +116,25 @@ fn engine_checks(config: &Config, storage: StorageKind) -> Vec<Check> {
         }
     };
     facts.into_iter().map(check).collect()
+}
+
+/// How far guests get by IPv6. A host without it lacks nothing that is needed.
+fn six() -> Check {
+    let name = "ipv6";
+    match tt_network::ways_out_six() {
+        Ok(None) => Check::good(name, "the kernel has none: guests have IPv4 alone"),
+        Ok(Some(links)) if links.is_empty() => Check::good(
+            name,
+            "guests have it inside their Envs; no default route leads out, which they are told",
+        ),
+        Ok(Some(links)) => Check::good(
+            name,
+            format!("guests have it, and leave by {} with this host's address", links.join(", ")),
+        ),
+        Err(error) => {
+            Check::bad(name, super::chain(&error), "run as root, to see what the daemon would see")
+        }
+    }
 }
 
 /// Makes and removes the host's part of the network in a namespace of its own.

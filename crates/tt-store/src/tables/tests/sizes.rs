@@ -41,7 +41,7 @@ fn snapshot(id: VmId, number: u32) -> Snapshot {
 fn largest(index: u32, ports: usize) -> Vm {
     let sample = sample::vm(u64::from(u32::MAX - index), "fake", StorageKind::Qcow2);
     let id = sample.id;
-    let address = |n: usize| Ipv4Addr::from(u32::MAX - n as u32);
+    let address = |n: usize| std::net::Ipv6Addr::from_bits(u128::MAX - n as u128).into();
     let port = |n: usize| {
         let inner = InnerPort { port: u16::MAX - n as u16, protocol: Protocol::Udp };
         (inner, u16::MAX - (ports * index as usize + n) as u16)
