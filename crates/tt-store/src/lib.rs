@@ -30,8 +30,8 @@ pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Most guards and writes, together, in one [`Txn`].
 pub const TXN_OPS_MAX: usize = 4096;
 /// Most bytes of keys and values that one [`Txn`] writes: what a watcher must be able to hold at
-/// once. The largest Env, all of its members changed together, takes 37 MiB.
-pub const TXN_BYTES_MAX: usize = 48 << 20;
+/// once. The largest Env, all of its members changed together, takes 50 MiB.
+pub const TXN_BYTES_MAX: usize = 56 << 20;
 /// Most entries that one [`Page`] can be asked for.
 pub const PAGE_ENTRIES_MAX: usize = 10_000;
 /// A page ends early, with `more` set, once its values pass this many bytes.

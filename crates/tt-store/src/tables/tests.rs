@@ -3,7 +3,6 @@
 use super::*;
 use crate::memory::MemoryKv;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 use tt_model::plan::{Policy, World, needs, plan_env};
 use tt_model::{EnvSpec, VmSpec, sample};
 

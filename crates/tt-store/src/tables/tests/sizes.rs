@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::{TXN_BYTES_MAX, Txn, VALUE_BYTES_MAX};
+use std::net::Ipv6Addr;
 use tt_model::check::{
     BLACKLIST_MAX, NAME_BYTES_MAX, PORTS_PER_ENV_MAX, PORTS_PER_VM_MAX, SNAPSHOTS_PER_VM_MAX,
     TEMPLATE_NAME_BYTES_MAX, VMS_PER_ENV_MAX,
@@ -41,7 +42,7 @@ fn snapshot(id: VmId, number: u32) -> Snapshot {
 fn largest(index: u32, ports: usize) -> Vm {
     let sample = sample::vm(u64::from(u32::MAX - index), "fake", StorageKind::Qcow2);
     let id = sample.id;
-    let address = |n: usize| std::net::Ipv6Addr::from_bits(u128::MAX - n as u128).into();
+    let address = |n: usize| Ipv6Addr::from_bits(u128::MAX - n as u128).into();
     let port = |n: usize| {
         let inner = InnerPort { port: u16::MAX - n as u16, protocol: Protocol::Udp };
         (inner, u16::MAX - (ports * index as usize + n) as u16)
