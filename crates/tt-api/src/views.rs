@@ -1,7 +1,7 @@
 //! The bodies of requests and answers: records as clients see them, and the pure folding that
 //! makes them. Nothing here reads or writes anything.
 
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use tt_guest::message::FailureCode;
@@ -93,7 +93,7 @@ pub struct VmView {
     pub is_settled: bool,
     /// Whether a changed number of CPUs or size of memory waits until it is shut down and started.
     pub needs_restart: bool,
-    /// Its address by IPv6 inside the Env, where the host has IPv6: it follows from `ip_addr`.
+    /// Its address by IPv6, which follows from `ip_addr`.
     #[schema(value_type = String)]
     pub ip_addr_six: Ipv6Addr,
     /// By what its guest is seen to be ready, where no agent says so: what *ready* is worth.
@@ -299,25 +299,6 @@ impl VmView {
     pub fn trouble(&self) -> Option<&Trouble> {
         let status = self.status.as_ref().filter(|s| s.generation == self.vm.generation)?;
         status.trouble.as_ref()
-    }
-}
-
-impl<'de> Deserialize<'de> for VmView {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Derived with `flatten`, the keys of maps would be texts only, which epochs are not.
-        #[derive(Deserialize)]
-        struct Seen {
-            status: Option<VmStatus>,
-            is_settled: bool,
-            needs_restart: bool,
-            ip_addr_six: Ipv6Addr,
-            seen_by: Option<String>,
-        }
-        let value = serde_json::Value::deserialize(deserializer)?;
-        let Seen { status, is_settled, needs_restart, ip_addr_six, seen_by } =
-            Seen::deserialize(&value).map_err(D::Error::custom)?;
-        let vm = Vm::deserialize(value).map_err(D::Error::custom)?;
-        Ok(Self { vm, status, is_settled, needs_restart, ip_addr_six, seen_by })
     }
 }
 

@@ -1,12 +1,16 @@
 //! The messages of the control stream, as JSON. Unknown fields are ignored, so that either side may be newer; a change
 //! that an older side must not ignore raises [`PROTOCOL_VERSION`]. No message carries a user's data: that goes by streams.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::frame::{self, Kind};
+
+mod network;
+
+pub use network::{NetworkSetup, SixSetup};
 
 /// Version of messages and frames. The guest answers a `Hello` of another version with its own and opens no session.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -126,36 +130,6 @@ pub struct Setup {
     /// As in [`Hello`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<String>,
-}
-
-/// How a guest's interface is set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetworkSetup {
-    /// Finds the interface: six hexadecimal bytes with colons.
-    pub mac: String,
-    /// Its address; another one that it has is replaced.
-    pub address: Ipv4Addr,
-    /// Length of the network's prefix, 1 to 32.
-    pub prefix_len: u8,
-    /// Where the default route goes.
-    pub gateway: Ipv4Addr,
-    /// Largest packet in bytes; 0 leaves it as it is.
-    #[serde(default)]
-    pub mtu: u32,
-    /// Its IPv6 address beside that; `None` leaves IPv6 as it is.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub six: Option<SixSetup>,
-}
-
-/// IPv6 of a guest's interface. A guest whose kernel has none, or whose owner has switched it off, goes without.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SixSetup {
-    /// Its address; others that it has in the same network go.
-    pub address: Ipv6Addr,
-    /// Length of the network's prefix, 1 to 128.
-    pub prefix_len: u8,
-    /// Where the default route goes, on the link.
-    pub gateway: Ipv6Addr,
 }
 
 /// A program to start.
