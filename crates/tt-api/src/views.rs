@@ -14,6 +14,7 @@ use tt_model::{
 use tt_store::tables::TemplateRecord;
 use utoipa::ToSchema;
 
+mod read;
 mod snapshot;
 
 pub use snapshot::{SnapshotList, SnapshotMember, SnapshotPhase, SnapshotView};
