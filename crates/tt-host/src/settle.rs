@@ -5,7 +5,7 @@
 //! recovery after a crash are all [`settle`].
 
 use std::time::Duration;
-use tt_model::{Goal, Phase, Trouble, Vm};
+use tt_model::{Goal, Phase, Trouble, Vm, VmStatus};
 
 /// Why a pass ended before the goal. "Not finished" travels the same road as "went wrong".
 #[derive(Debug)]
@@ -46,6 +46,11 @@ pub fn settle(vm: &Vm, stack: &[&dyn Layer], mut enter: impl FnMut(Phase)) -> Re
         layer.ensure(vm)?;
     }
     Ok(())
+}
+
+/// Whether a status says that `vm` has reached its goal, as its record is now.
+pub(crate) fn has_arrived(status: &VmStatus, vm: &Vm) -> bool {
+    status.generation == vm.generation && status.phase == phase_at(vm.goal)
 }
 
 /// Where a Vm stands that has reached `goal`.

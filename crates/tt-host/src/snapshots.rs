@@ -4,6 +4,7 @@
 //! Each try plans new names and commits them first, so what an interrupted one left belongs to no
 //! record and is removed like everything else that no record names.
 
+use crate::settle::has_arrived;
 use crate::visit::COMMIT_TRIES;
 use crate::{Clock, HostError, Next, Pause, Queue, Visitor, failpoint, layers};
 use std::sync::Arc;
@@ -74,6 +75,9 @@ impl SnapshotTaker {
 
     fn try_visit(&self, id: EnvId, failures: u32) -> Result<Next, HostError> {
         let Some((name, ids)) = self.wanted(id)? else { return Ok(Next::Never) };
+        if let Some(pause) = self.pause_for_others(&name, &ids)? {
+            return Ok(Next::Wait(pause));
+        }
         // In the order of their ids, so that two who claim the same never wait for each other.
         if !self.vms.claim(&ids) {
             return Ok(Next::Never);
@@ -139,6 +143,19 @@ impl SnapshotTaker {
             }
             Err(Pause::Wait(_) | Pause::PoweredOff | Pause::Died) => Ok(Next::Never),
         }
+    }
+
+    /// How long to wait for a member that is on its way and in no trouble. As long as there is one, no other is visited for
+    /// the snapshot's sake.
+    fn pause_for_others(&self, name: &str, ids: &[VmId]) -> Result<Option<Duration>, HostError> {
+        for id in ids {
+            let Some(vm) = self.tables.vm(*id)? else { continue };
+            let status = self.tables.status(*id)?.map(|row| row.value);
+            if !status.is_some_and(|s| s.trouble.is_some() || has_arrived(&s, &vm.value)) {
+                return Ok(Some(self.pause(name, *id)?));
+            }
+        }
+        Ok(None)
     }
 
     /// Why a member is not where it should be.
@@ -213,13 +230,15 @@ impl SnapshotTaker {
         each(&mut parts, |part| {
             self.freeze(part)?;
             failpoint::reached("snapshot", "hold", "after");
-            held(part, |hold, _| hold.release())
+            held(part, |hold, _| hold.release())?;
+            // Its clock stood still, too; and who finds that the channel did not outlive the moment opens another one now, not
+            // when somebody needs it.
+            if part.vm.goal == Goal::Running {
+                self.visitor.resumed(part.vm);
+            }
+            Ok(())
         })?;
         tracing::info!(snapshot = name, held_us = begin.elapsed().as_micros(), "guests go on");
-        // Its clock stood still, too; and who finds that the channel did not outlive the moment opens another one now, not when
-        // somebody needs it.
-        let running = parts.iter().filter(|part| part.vm.goal == Goal::Running);
-        running.for_each(|part| self.visitor.resumed(part.vm));
         each(&mut parts, |part| self.finish(part))?;
         parts.iter().map(|part| Ok((part.vm.id, self.version(part)?))).collect()
     }

@@ -2,7 +2,7 @@
 //! there. Strays are cleared after a grace time; what is missing is settled by the next visit.
 
 use crate::guest::Guests;
-use crate::settle::phase_at;
+use crate::settle::has_arrived;
 use crate::{
     Clock, Drivers, GuestControl, HostConfig, HostError, Metas, Unmerged, layers, volumes,
 };
@@ -282,7 +282,7 @@ impl Sweeper {
                 is_stray: false,
                 what: format!("{}: {why}", vm.full_name()),
             }));
-            if status.generation == vm.generation && status.phase == phase_at(vm.goal) {
+            if has_arrived(status, &vm) {
                 findings.extend(difference(&vm, seen));
             }
         }

@@ -83,8 +83,10 @@ impl TemplateMaker {
             // Its removal is named in the queue again, its making goes on with the next daemon.
             Err(Halt::Image(ImageError::Unwanted)) => return Ok(None),
             Err(Halt::NotYet) => return Ok(Some(LOOK)),
-            // Other templates are made meanwhile.
-            Err(Halt::Image(ImageError::Busy { .. })) => return Ok(Some(BUSY_PAUSE)),
+            // Another one is built on the same base. Others are made meanwhile.
+            Err(Halt::Image(ImageError::Busy { waited_secs: 0, .. })) => {
+                return Ok(Some(BUSY_PAUSE));
+            }
             Err(Halt::Records(error)) => return Err(error),
             Ok(template) => Ok(template),
             Err(Halt::Image(error)) => Err(trouble(&error)),

@@ -2,7 +2,7 @@
 
 use crate::cache::MetaCache;
 use crate::report::Reporter;
-use crate::settle::phase_at;
+use crate::settle::{has_arrived, phase_at};
 use crate::{
     Clock, Drivers, GuestControl, HostError, Image, Layer, Machine, Metas, Net, Pause, Queue,
     Ready, Unmerged, erase, failpoint, layers, settle,
@@ -159,7 +159,8 @@ impl Visitor {
             self.mark_created(env.id)?;
         }
         if vm.value.wanted_snapshots().next().is_some() {
-            self.errands.snapshots.push(env.id);
+            // Not more: a snapshot that waits for another member keeps its pause.
+            self.errands.snapshots.remind(env.id);
         }
         let mut vm = vm;
         if plan_detach(&mut vm.value) | plan_frozen(&mut vm.value) | plan_made(&mut vm.value) {
@@ -264,10 +265,7 @@ impl Visitor {
             }
             for vm in self.tables.vms_of(&env.value)? {
                 let status = self.tables.status(vm.value.id)?;
-                let there = |s: &tt_model::VmStatus| {
-                    s.generation == vm.value.generation && s.phase == phase_at(vm.value.goal)
-                };
-                if !status.is_some_and(|row| there(&row.value)) {
+                if !status.is_some_and(|row| has_arrived(&row.value, &vm.value)) {
                     return Ok(());
                 }
             }

@@ -6,6 +6,9 @@
 #[path = "world/sweep.rs"]
 mod sweep;
 #[cfg(test)]
+#[path = "world/waits.rs"]
+mod waits;
+#[cfg(test)]
 mod world;
 
 use tt_model::plan::HIDDEN_MAX;

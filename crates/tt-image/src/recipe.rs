@@ -67,6 +67,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
         let recipe = built_in(name)?;
+        let _lock = self.lock_shelf(&recipe, progress)?;
         let nodes = nodes::of(&recipe, Path::new("/"), progress)?;
         self.build_plan(
             &Plan { base: recipe.clone(), recipe, nodes, memo: None },
@@ -87,6 +88,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
         let base = built_in(&recipe.base)?;
+        let _lock = self.lock_shelf(&base, progress)?;
         let memo = recipe.memo.clone();
         let recipe = recipe.clone().upon(&base);
         progress.step("reading the recipe's files");
@@ -100,12 +102,7 @@ impl Catalogue {
         packages: Packages,
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
-        // Of its own: what others build meanwhile does not wait for the minutes that a Debian takes.
-        let shelf = self.shelf(plan);
-        let _lock = match progress.is_patient() {
-            true => Lock::take(&shelf, progress)?,
-            false => Lock::take_now(&shelf, progress)?,
-        };
+        let shelf = self.shelf(&plan.base);
         let parts = self.parts(plan, packages, progress)?;
         let built = shelf.join("builds").join(parts.key());
         let template = match record::read(&built) {
@@ -149,7 +146,7 @@ impl Catalogue {
         progress: &dyn Progress,
     ) -> Result<VmTemplate, ImageError> {
         let Parts { plan, boot, ground } = parts;
-        let shelf = self.shelf(plan);
+        let shelf = self.shelf(&plan.base);
         // The packages' archive is kept before anything else is made.
         let root = match ground {
             Ground::BusyBox(_) => None,
@@ -184,8 +181,16 @@ impl Catalogue {
     }
 
     /// Where is kept what is built on the same recipe that is built in.
-    fn shelf(&self, plan: &Plan) -> PathBuf {
-        self.cache.join(&plan.base.name)
+    fn shelf(&self, base: &Recipe) -> PathBuf {
+        self.cache.join(&base.name)
+    }
+
+    /// For all of a build. Of that shelf alone: who builds on something else does not wait for the minutes that a Debian takes.
+    fn lock_shelf(&self, base: &Recipe, progress: &dyn Progress) -> Result<Lock, ImageError> {
+        match progress.is_patient() {
+            true => Lock::take(&self.shelf(base), progress),
+            false => Lock::take_now(&self.shelf(base), progress),
+        }
     }
 }
 

@@ -261,7 +261,12 @@ fn drop_it(
         let users = publications(&config.tables, is_meant)?;
         if !users.is_empty() {
             let what = format!("snapshot {}", quoted(name));
-            return Err(in_use(what, &users, "wait until it is published").into());
+            return Err(in_use(
+                what,
+                &users,
+                "wait until it is published, or remove that template",
+            )
+            .into());
         }
         Ok(plan_drop_snapshot(env, vms, name)?)
     })
