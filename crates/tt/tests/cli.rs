@@ -81,7 +81,10 @@ fn wrong_command_lines_are_usage_errors() {
         (&["host", "show", "a", "b"], "unexpected argument 'b'"),
         (&["completions", "cmd"], "[possible values: bash"),
         (&["daemon", "--range", "10.0.0.0"], "invalid value '10.0.0.0' for '--range <NET>'"),
-        (&["daemon", "--storage", "floppy"], "[possible values: auto, file, qcow2, btrfs, zfs]"),
+        (
+            &["daemon", "--storage", "floppy"],
+            "[possible values: auto, file, qcow2, btrfs, zfs, zvol]",
+        ),
         (&["daemon", "--accelerator", "xen"], "[possible values: auto, kvm, tcg]"),
         (&["daemon", "--port-min", "70000"], "70000 is not in 0..=65535"),
         (&create, "<NAME>"),
@@ -108,7 +111,7 @@ fn wrong_changes_and_snapshots_are_usage_errors() {
         (&["vm", "update", "shop/web", "--port", "0"], "\"0\" is no port"),
         (&["vm", "update", "shop/web", "--port", "80", "--port", "80"], "it is given twice"),
         (&["vm", "update", "shop/web", "--port", "80", "--no-ports"], "cannot be used with"),
-        (&["vm", "update", "shop/web", "--block", "::1"], "invalid value '::1'"),
+        (&["vm", "update", "shop/web", "--block", "::1/128"], "invalid value '::1/128'"),
         (
             &["vm", "update", "shop/web", "--block", "192.0.2.1", "--no-block"],
             "cannot be used with",
@@ -155,7 +158,7 @@ fn a_wrong_member_is_a_usage_error_that_names_it() {
         (["--ttl", "soon"], "`soon` is no duration"),
         (["--at-end", "sleep"], "[possible values: destroy, stop]"),
         (["--block", "example.org"], "invalid value 'example.org' for '--block <ADDRESS>'"),
-        (["--block", "::1"], "invalid value '::1'"),
+        (["--block", "::1/128"], "invalid value '::1/128'"),
     ] {
         assert_refused(&[&create[..], &more[..]].concat(), 2, expected);
     }
