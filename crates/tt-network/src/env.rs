@@ -108,7 +108,8 @@ impl Inside {
                 sysctl::set(name, value)?;
             }
         }
-        if bridge.is_none_or(|bridge| !bridge.is_up) {
+        let was_up = bridge.is_some_and(|bridge| bridge.is_up);
+        if !was_up {
             let bridge = self.links.index(BRIDGE)?;
             self.links.add_address(bridge, plan.gateway.into())?;
             self.links.set_up(bridge, BRIDGE)?;
@@ -121,8 +122,8 @@ impl Inside {
             let edge = self.links.index(EDGE)?;
             self.links.set_route(&Route::to(Ipv4Net::default(), Some(edge)), Some(HOST_END))?;
         }
-        // What an earlier version left has other rules, and no IPv6.
-        if !has_edge || loading.is_some() {
+        // What an earlier version left has other rules, and no IPv6; a bridge that is set up anew has lost it.
+        if !has_edge || loading.is_some() || !was_up {
             self.ensure_six(plan)?;
         }
         Ok(loading)

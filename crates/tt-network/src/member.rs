@@ -230,8 +230,14 @@ impl Inside {
         owner: &[u8],
         wanted: BTreeSet<Element>,
     ) -> Result<Change<'static>, NetworkError> {
-        let now = self.read(name)?.into_iter();
-        let now: BTreeSet<_> = now.filter(|e| e.key.starts_with(owner)).collect();
+        let now = match self.elements.read(set(name)) {
+            // Rules of an earlier version have no such set, and a member that goes has nothing in it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && wanted.is_empty() => {
+                Vec::new()
+            }
+            now => now.map_err(|e| fail("read", name, e))?,
+        };
+        let now: BTreeSet<_> = now.into_iter().filter(|e| e.key.starts_with(owner)).collect();
         Ok(Change {
             set: set(name),
             remove: now.difference(&wanted).cloned().collect(),

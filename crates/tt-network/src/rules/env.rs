@@ -228,7 +228,7 @@ fn edge_chains() -> String {
 		drop
 	}}
 	chain at_gateway {{
-		fib daddr type {{ local, broadcast }} notrack
+		fib daddr type {{ local, broadcast, anycast }} notrack
 	}}
 	chain by_rule {{
 		meta l4proto {{ tcp, udp }} ip saddr . ip daddr . meta l4proto . th dport @{ALLOWED} return

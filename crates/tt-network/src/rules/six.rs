@@ -13,7 +13,8 @@ use crate::nft::{
 /// Where no guest gets by IPv6: other Envs and ends of edges (`tt_model::six::SITE`), its host's links, where clouds keep
 /// secrets, and what stands for addresses of IPv4 (RFC 4291 2.5.5, RFC 6052, RFC 8215, RFC 4380, RFC 3056), for which a
 /// guest has IPv4, with rules of its own. The Env refuses it at once, its host once more.
-pub(super) const NEVER: &str = "fd74:7465:6e76::/48, fe80::/10, fd00:ec2::/32, fd20:ce::/32, ::/96, ::ffff:0:0/96, \
+pub(super) const NEVER: &str = "fd74:7465:6e76::/48, fe80::/10, fd00:ec2::/32, fd20:ce::/32, \
+    fd00:c1::/32, fd00:42::/32, fd00:a9fe::/32, ::/96, ::ffff:0:0/96, \
     64:ff9b::/96, 64:ff9b:1::/48, 2001::/32, 2002::/16";
 
 /// Sets of the bridge's table.

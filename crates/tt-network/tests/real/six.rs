@@ -70,6 +70,33 @@ fn members_and_their_gateway_reach_each_other_by_ipv6() {
 }
 
 #[test]
+fn no_address_of_the_link_lets_a_member_fill_a_table() {
+    Lab::run(|lab| {
+        lab.net.init().unwrap();
+        let member = guest(lab, EnvId(1), 0);
+        let (frames, from) = (member.space.frames(), addr(&member));
+        let macs = (member.vm.resource.mac_addr, MacAddr::of_ip(GATEWAY));
+        for number in 0..200_u16 {
+            // Nobody is there; and all routers of the link have that one (RFC 4291 2.6.1).
+            let nobody = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 7, number);
+            let anycast = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+            for (to, port) in [(nobody, 9), (anycast, 53), (anycast, 67)] {
+                frames.send(&frame::six::udp(macs, (from, 9000 + number), (to, port), b"x"));
+            }
+        }
+        frames.send(&frame::six::ping(macs, (from, six::address(GATEWAY)), b"they have arrived"));
+        assert!(frames.sees(b"they have arrived"));
+        let inside = lab.env(EnvId(1));
+        let neighbours = inside.run(|| run("ip", "-6 neigh show dev br0"));
+        assert!(!neighbours.contains("fe80::7:"), "{neighbours}");
+        let tracked = inside
+            .run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count"))
+            .unwrap();
+        assert!(tracked.trim().parse::<u32>().unwrap() < 20, "{tracked}");
+    });
+}
+
+#[test]
 fn members_leave_by_ipv6_with_the_hosts_address() {
     Lab::run(|lab| {
         lead_out(lab);
