@@ -163,6 +163,12 @@ pub enum StorageError {
         /// The image.
         path: PathBuf,
     },
+    /// Somebody has a disk open that is to go. A retry helps when he has let it go.
+    #[error("a disk that is to be removed is in use: {problem}")]
+    Held {
+        /// What the pool said.
+        problem: String,
+    },
     /// What lies at the image's name is none that this back end made. It is left as it is.
     #[error("image {} is damaged: {problem}", path.display())]
     Damaged {
@@ -260,6 +266,7 @@ impl StorageError {
             | Self::Export { .. }
             | Self::Relink { .. }
             | Self::InUse { .. }
+            | Self::Held { .. }
             | Self::Destroy { .. }
             | Self::List { .. }
             | Self::Space { .. }
@@ -289,7 +296,7 @@ impl StorageError {
             Self::Shrink { .. } | Self::BelowSource { .. } | Self::Limit { .. } => {
                 ErrorCode::Invalid
             }
-            Self::InUse { .. } => ErrorCode::InUse,
+            Self::InUse { .. } | Self::Held { .. } => ErrorCode::InUse,
             Self::Docker(source) if source.is_away() => ErrorCode::Host,
             Self::OpenTemplate { .. } | Self::Export { .. } => ErrorCode::Template,
             Self::Destroy { .. } | Self::Away { .. } | Self::HasClones => ErrorCode::DestroyImage,

@@ -23,8 +23,11 @@ impl Report {
         let Some(said) = line.strip_prefix(MARK) else {
             if let Some((name, end)) = test(line) {
                 self.ended(name, end);
-            } else if let Some((name, _)) = begun(line) {
-                self.open = Some(name.to_owned());
+            } else if let Some((name, said)) = begun(line) {
+                match skipped(said) {
+                    Some((of, reason)) => self.skip(of, reason),
+                    None => self.open = Some(name.to_owned()),
+                }
             } else if ENDS.contains(&line) {
                 if let Some(name) = self.open.take() {
                     self.ended(&name, line);
@@ -96,6 +99,16 @@ mod tests {
             report.line(line);
         }
         assert_eq!(report.text(), "real conform  ok\n");
+    }
+
+    #[test]
+    fn a_test_that_was_skipped_is_not_told_as_good() {
+        let mut report = Report::default();
+        report.line("tt-lab: begin real");
+        for line in ["test zvols ... SKIPPED zvols: no pool", "ok", "test sets ... ok"] {
+            report.line(line);
+        }
+        assert_eq!(report.text(), "zvols      skipped: no pool\nreal sets  ok\n");
     }
 
     #[test]

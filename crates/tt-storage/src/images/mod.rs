@@ -218,8 +218,8 @@ impl Storage for Images {
             self.check_made(vm)?;
         }
         match self.keep_only(vm, &stay) {
-            // By the machine that is about to be replaced: a later call finds it gone.
-            Err(StorageError::InUse { .. }) => Ok(()),
+            // By the machine that is about to be replaced: a later call finds it gone. Not every one locks its disk.
+            Err(StorageError::InUse { .. } | StorageError::Held { .. }) => Ok(()),
             dropped => dropped,
         }
     }

@@ -176,7 +176,9 @@ impl DataSets {
         match pool.prepare().and_then(|()| create.run()) {
             Err(Refused::Absent) => return pool.check().and(Err(job.lost())),
             Err(Refused::Said(said)) if self.form == Form::Volume => {
-                return Err(StorageError::Pool { problem: format!("{said}; {HAVE_VOLUMES}") });
+                return Err(StorageError::Pool {
+                    problem: format!("{said}; if it can have no volumes, {HAVE_VOLUMES}"),
+                });
             }
             made => made.map_err(|e| refused(job, e))?,
         };

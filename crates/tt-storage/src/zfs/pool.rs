@@ -231,7 +231,8 @@ impl From<Refused> for StorageError {
             Refused::Absent => "a data set is not there".into(),
             Refused::Exists => "a data set of that name is there already".into(),
             Refused::Full => "it is full".into(),
-            Refused::Busy(said) | Refused::Said(said) => said,
+            Refused::Busy(problem) => return Self::Held { problem },
+            Refused::Said(said) => said,
         };
         Self::Pool { problem }
     }
