@@ -247,8 +247,12 @@ impl Visitor {
             Pause::Retry(Trouble { code, why: layers::chain(error), retry: true })
         };
         let vms = self.tables.vms_of(&env.value).map_err(|e| refuse(ErrorCode::Store, &e))?;
-        let members = vms.into_iter().map(|vm| (vm.value.name, vm.value.resource.ip_addr));
-        let names = EnvNames { env_name: env.value.name.clone(), members: members.collect() };
+        let vms: Vec<Vm> = vms.into_iter().map(|row| row.value).collect();
+        // Only an agent is sure to give its guest the address of IPv6 that is derived.
+        let others = vms.iter().filter(|vm| !vm.has_agent());
+        let without_six = others.map(|vm| vm.resource.ip_addr).collect();
+        let members = vms.into_iter().map(|vm| (vm.name, vm.resource.ip_addr)).collect();
+        let names = EnvNames { env_name: env.value.name.clone(), members, without_six };
         self.guests.set_names(env.value.id, &names.members);
         let network = &self.drivers.network;
         network.set_names(env.value.id, &names).map_err(|e| refuse(ErrorCode::SetNet, &e))?;

@@ -7,7 +7,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode}
 use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use ipnet::Ipv4Net;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use tt_model::six;
 
@@ -42,14 +42,17 @@ pub(crate) enum Verdict {
 pub(crate) struct Zone {
     by_name: BTreeMap<String, Ipv4Addr>,
     by_addr: BTreeMap<Ipv4Addr, String>,
-    /// Whether they have IPv6 addresses, too.
+    /// Whether they have IPv6 addresses, too, ...
     has_six: bool,
+    /// ... but these.
+    without_six: BTreeSet<Ipv4Addr>,
 }
 
 impl Zone {
     /// The names of an Env whose members reach this host at `gateway`.
     pub(crate) fn new(names: &EnvNames, gateway: Ipv4Addr, has_six: bool) -> Self {
-        let mut zone = Self { has_six, ..Self::default() };
+        let without_six = names.without_six.clone();
+        let mut zone = Self { has_six, without_six, ..Self::default() };
         zone.by_name.insert(GATEWAY_NAME.to_owned(), gateway);
         for (name, addr) in &names.members {
             let name = name.to_ascii_lowercase();
@@ -125,7 +128,7 @@ impl Zone {
                 let data = match query.query_type() {
                     // Of all kinds, one is enough (RFC 8482).
                     RecordType::A | RecordType::ANY => Some(RData::A(A(*addr))),
-                    RecordType::AAAA if self.has_six => {
+                    RecordType::AAAA if self.has_six && !self.without_six.contains(addr) => {
                         Some(RData::AAAA(AAAA(six::address(*addr))))
                     }
                     _ => None,
@@ -251,7 +254,9 @@ mod tests {
             members: vec![
                 ("web".into(), Ipv4Addr::new(10, 0, 0, 2)),
                 ("db".into(), Ipv4Addr::new(10, 0, 0, 3)),
+                ("old".into(), Ipv4Addr::new(10, 0, 0, 4)),
             ],
+            without_six: BTreeSet::from([Ipv4Addr::new(10, 0, 0, 4)]),
         };
         Zone::new(&names, Ipv4Addr::new(10, 0, 0, 1), true)
     }
@@ -286,6 +291,7 @@ mod tests {
         }
         let six = "fd74:7465:6e76:0:8017:dff:fe00:3";
         assert_eq!(answer("db.", RecordType::AAAA), (ResponseCode::NoError, vec![six.to_owned()]));
+        assert_eq!(answer("old.", RecordType::AAAA), (ResponseCode::NoError, Vec::new()));
         assert_eq!(answer("db.", RecordType::MX), (ResponseCode::NoError, vec![]));
         let name = (ResponseCode::NoError, vec!["db.shop.".to_owned()]);
         assert_eq!(answer("3.0.0.10.in-addr.arpa.", RecordType::PTR), name);

@@ -67,7 +67,8 @@ fn set_and_unset(net: &dyn Network, vm_of: &dyn Fn(EnvId, usize) -> Vm) {
     let vms: Vec<Vm> = (0..3).map(|index| vm_of(env, index)).collect();
     let alone = vm_of(other, 0);
     let members = vms.iter().map(|vm| (vm.name.clone(), vm.resource.ip_addr));
-    let names = EnvNames { env_name: alone.env_name.clone(), members: members.collect() };
+    let (env_name, members) = (alone.env_name.clone(), members.collect());
+    let names = EnvNames { env_name, members, ..EnvNames::default() };
     ok("names before anything is set", net.set_names(env, &names));
     ok("names again", net.set_names(env, &names));
     ok("unset of an absent vm", net.unset_net(&vms[0]));
@@ -207,6 +208,7 @@ fn refusals(net: &dyn Network) {
     let names = EnvNames {
         env_name: "many".into(),
         members: vec![("a".into(), Ipv4Addr::LOCALHOST); crate::MEMBERS_MAX + 1],
+        ..EnvNames::default()
     };
     let refused = net.set_names(EnvId(1), &names);
     assert!(matches!(refused, Err(NetworkError::SetNames { .. })));

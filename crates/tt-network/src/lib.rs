@@ -78,6 +78,9 @@ pub struct EnvNames {
     pub env_name: String,
     /// Name and inner address of every member, at most [`MEMBERS_MAX`].
     pub members: Vec<(String, Ipv4Addr)>,
+    /// Those of them whose guests may have another address of IPv6 than ours, or none: nobody is told of one, for who tries
+    /// it first waits in vain.
+    pub without_six: BTreeSet<Ipv4Addr>,
 }
 
 /// Another host whose members with flat addresses are reached through the tunnel.

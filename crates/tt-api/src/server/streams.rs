@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open};
 use tt_model::check::quoted;
-use tt_model::{ErrorCode, Goal, Phase, Refusal, Vm, feat};
+use tt_model::{ErrorCode, Goal, Phase, Refusal, Vm, VmStatus, feat};
 
 /// How long a client may take to say what it opens, and to take leave.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -60,8 +60,8 @@ pub(super) async fn open(
         .call(move |config| {
             let vm = member(&config.tables, &name.env, &name.vm)?;
             let engine = host(config)?.engine(&vm.engine).map_or(0, |engine| engine.features);
-            let phase = config.tables.status(vm.id)?.map(|row| row.value.phase);
-            check_agent(&vm, engine & feat::EXEC != 0, phase)?;
+            let status = config.tables.status(vm.id)?.map(|row| row.value);
+            check_agent(&vm, engine & feat::EXEC != 0, status.as_ref())?;
             Ok(vm)
         })
         .await?;
@@ -165,8 +165,9 @@ fn is_paused(vm: &Vm) -> Refusal {
     Refusal::new(ErrorCode::State, what, "it is paused", "start it first")
 }
 
-/// Whether an agent can answer in the guest.
-fn check_agent(vm: &Vm, can_exec: bool, phase: Option<Phase>) -> Result<(), Refusal> {
+/// Whether an agent can answer in the guest, or is about to again: one that was ready is waited for when it is opened, as
+/// after the daemon's start.
+fn check_agent(vm: &Vm, can_exec: bool, status: Option<&VmStatus>) -> Result<(), Refusal> {
     check_machine(vm)?;
     let refuse = |code, problem: String, remedy: &str| {
         let what = format!("vm {}", quoted(&vm.full_name()));
@@ -188,10 +189,15 @@ fn check_agent(vm: &Vm, can_exec: bool, phase: Option<Phase>) -> Result<(), Refu
     if vm.goal == Goal::Paused {
         return Err(is_paused(vm));
     }
-    match phase {
-        Some(Phase::Ready) => Ok(()),
-        phase => {
-            let phase = phase.unwrap_or(Phase::Planned).name();
+    match status {
+        Some(VmStatus { phase: Phase::Ready, .. }) => Ok(()),
+        Some(VmStatus { phase: Phase::Guest, ready_ms: Some(_), generation, .. })
+            if *generation == vm.generation =>
+        {
+            Ok(())
+        }
+        status => {
+            let phase = status.map_or(Phase::Planned, |status| status.phase).name();
             let problem = format!("its guest is not ready (phase {phase})");
             refuse(ErrorCode::Agent, problem, "wait until it is ready")
         }

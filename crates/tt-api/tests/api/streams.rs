@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tt_api::ClientError;
 use tt_guest::message::FailureCode;
 use tt_guest::session::{FromGuest, Open, Program, ToGuest};
-use tt_model::{EnvSpec, ErrorCode, Phase, StopMode, VmSpec};
+use tt_model::{EnvSpec, ErrorCode, Phase, StopMode, VmSpec, VmStatus};
 use tt_store::tables::Change;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -130,6 +130,10 @@ async fn what_can_not_be_opened_is_refused_with_a_code() {
     let vm = &env.vms[0].vm;
     commit(&server.tables, &Change::new().status(vm.id, &settled(vm, Phase::Guest)).unwrap());
     assert_eq!(code("shop", "micro", &exec("echo")).await, ErrorCode::Agent);
+    // One that was ready is about to be so again: the host waits for it.
+    let again = VmStatus { ready_ms: Some(5), ..settled(vm, Phase::Guest) };
+    commit(&server.tables, &Change::new().status(vm.id, &again).unwrap());
+    client.open("shop", "micro", &exec("echo")).await.unwrap();
     client.stop_env("shop", Some(StopMode::Kill)).await.unwrap();
     assert_eq!(code("shop", "micro", &exec("echo")).await, ErrorCode::State);
     assert_eq!(client.console("shop", "micro").await.unwrap_err().code(), Some(ErrorCode::State));

@@ -122,8 +122,11 @@ fn a_name_opens_what_it_stands_for_once_it_was_asked_for() {
         lab.net.init().unwrap();
         add_addresses(&lab.client, &[SECOND]);
         let (mut guest, friend) = (lab.guest(EnvId(1), 0), lab.guest(EnvId(1), 1));
-        let names =
-            EnvNames { env_name: "env".into(), members: vec![("friend".into(), friend.addr())] };
+        let names = EnvNames {
+            env_name: "env".into(),
+            members: vec![("friend".into(), friend.addr())],
+            ..EnvNames::default()
+        };
         lab.net.set_names(EnvId(1), &names).unwrap();
         let server = Server::start(&lab.host);
         server.alias("www.example.org.", "cdn.example.net.");

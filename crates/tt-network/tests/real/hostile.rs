@@ -143,7 +143,9 @@ fn floods_disturb_nobody_else() {
         let [me, victim] = [0, 1].map(|index| lab.guest(EnvId(1), index));
         let other = lab.guest(EnvId(2), 0);
         let members = vec![("web".into(), victim.addr())];
-        lab.net.set_names(EnvId(1), &EnvNames { env_name: "e".into(), members }).unwrap();
+        lab.net
+            .set_names(EnvId(1), &EnvNames { env_name: "e".into(), members, ..EnvNames::default() })
+            .unwrap();
         let (_inner, _near) = (Echo::new(&other.space, 80), Echo::new(&victim.space, 80));
         let _outer = Echo::new(&lab.client, 7);
         let out = me.space.frames();

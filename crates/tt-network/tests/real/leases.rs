@@ -82,7 +82,8 @@ impl Drop for Client {
 }
 
 fn names(guest: &Guest) -> EnvNames {
-    EnvNames { env_name: "shop".into(), members: vec![("web".into(), guest.addr())] }
+    let members = vec![("web".into(), guest.addr())];
+    EnvNames { env_name: "shop".into(), members, ..EnvNames::default() }
 }
 
 fn expected(guest: &Guest) -> String {

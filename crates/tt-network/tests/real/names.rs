@@ -74,6 +74,7 @@ fn names() -> EnvNames {
             ("web".into(), Ipv4Addr::new(10, 0, 1, 2)),
             ("db".into(), Ipv4Addr::new(10, 0, 1, 3)),
         ],
+        ..EnvNames::default()
     }
 }
 
