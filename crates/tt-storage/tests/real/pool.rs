@@ -35,7 +35,9 @@ pub struct Pool {
 enum Server {
     Fuse(Child),
     /// The kernel, as long as this test has the lock.
-    Kernel(#[allow(dead_code, reason = "held, not read")] File),
+    Kernel {
+        _lock: File,
+    },
 }
 
 impl Pool {
@@ -150,13 +152,19 @@ impl Server {
             .and_then(|lock| lock.lock().map(|()| lock));
         let lock = lock.map_err(|e| e.to_string())?;
         let _ = tool(Command::new("zpool").args(["destroy", "-f", NAME]));
-        Ok(Self::Kernel(lock))
+        Ok(Self::Kernel { _lock: lock })
     }
 }
 
 /// Whether the kernel has OpenZFS.
 pub fn has_module() -> bool {
     Path::new("/dev/zfs").exists() && Path::new("/sys/module/zfs").exists()
+}
+
+/// All names in the pool.
+pub fn names() -> Vec<String> {
+    let listed = zfs(&["list", "-H", "-r", "-t", "all", "-o", "name"]).unwrap();
+    listed.lines().map(str::to_owned).collect()
 }
 
 /// Runs `zfs`; answers what it prints.

@@ -2,7 +2,7 @@
 
 use crate::common::{Files, has_qemu_img};
 use crate::machines::Open;
-use crate::pool::{Pool, Sets, zfs};
+use crate::pool::{Pool, Sets, names, zfs};
 use std::cell::RefCell;
 use std::fs;
 use std::time::Duration;
@@ -11,12 +11,6 @@ use tt_model::names::runtime_image;
 use tt_model::{Vm, VmId};
 use tt_storage::conformance::{Life, Rig, vm};
 use tt_storage::{StorageError, choose, open, open_in};
-
-/// All names in the pool.
-fn names() -> Vec<String> {
-    let listed = zfs(&["list", "-H", "-r", "-t", "all", "-o", "name"]).unwrap();
-    listed.lines().map(str::to_owned).collect()
-}
 
 #[test]
 fn a_data_directory_in_a_pool_gets_data_sets() {

@@ -2,7 +2,7 @@
 
 use crate::common::{Files, has_qemu_img, tool};
 use crate::machines::Open;
-use crate::pool::{NAME, Pool, Sets, has_module, wait_for, zfs};
+use crate::pool::{NAME, Pool, Sets, has_module, names, wait_for, zfs};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,11 +12,6 @@ use tt_model::StorageKind::{File as Raw, Zfs, Zvol};
 use tt_model::{Vm, VmId};
 use tt_storage::conformance::{Life, Rig, vm};
 use tt_storage::{StorageError, choose};
-
-fn names() -> Vec<String> {
-    let listed = zfs(&["list", "-H", "-r", "-t", "all", "-o", "name"]).unwrap();
-    listed.lines().map(str::to_owned).collect()
-}
 
 fn count(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
