@@ -115,8 +115,7 @@ impl NetnsNetwork {
         let is_attached = made.gate.is_attached(env);
         let gateway = self.gateway();
         let (door, is_new) = self.with_plan(made, env, |plan| {
-            let set = || {
-                let mut inside = Inside::open()?;
+            let set = |mut inside: Inside| {
                 let is_new = inside.set(plan, member)?;
                 if is_attached {
                     return Ok((None, is_new));
@@ -124,12 +123,12 @@ impl NetnsNetwork {
                 Ok((Some((inside.open_gate(gateway)?, inside.known()?)), is_new))
             };
             if netns::exists(&path) {
-                return netns::enter(&path, set);
+                return netns::enter(&path, || set(Inside::open()?));
             }
             // An edge of a namespace that died before it had a file ends some time later; the new
             // one needs its name now.
             made.host.remove_edge(env)?;
-            netns::make(&path, set)
+            netns::make(&path, || set(Inside::open_new()?))
         })?;
         if let Some((sockets, known)) = door {
             made.gate.attach(env, sockets, known)?;

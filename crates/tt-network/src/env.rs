@@ -67,12 +67,19 @@ pub(crate) struct Plan<'a> {
 pub(crate) struct Inside {
     links: Links,
     pub(crate) elements: Elements,
+    /// Whether nothing is in it yet.
+    is_new: bool,
 }
 
 impl Inside {
     pub(crate) fn open() -> Result<Self, NetworkError> {
         let elements = Elements::open().map_err(|e| fail("open netlink for", "sets", e))?;
-        Ok(Self { links: Links::open()?, elements })
+        Ok(Self { links: Links::open()?, elements, is_new: false })
+    }
+
+    /// Of a thread that has just made it.
+    pub(crate) fn open_new() -> Result<Self, NetworkError> {
+        Ok(Self { is_new: true, ..Self::open()? })
     }
 
     /// Makes what is missing of bridge, edge and rules, and of a member, and takes away what the
@@ -90,9 +97,12 @@ impl Inside {
     fn ensure(&mut self, plan: &Plan<'_>) -> Result<Option<nft::Loading>, NetworkError> {
         // All questions name one thing: their cost must not grow with the number of members.
         // `nft` starts a process, which takes as long as all the rest: both at once.
-        let loading = match self.has_rules()? {
-            true => None,
-            false => Some(nft::load(ENV_TABLE, &rules::env_rules())?),
+        let loading = if self.is_new {
+            Some(nft::load(ENV_TABLE, &rules::env_rules())?)
+        } else if self.has_rules()? {
+            None
+        } else {
+            Some(nft::load(ENV_TABLE, &rules::env_rules_anew())?)
         };
         let bridge = self.links.find(BRIDGE)?;
         if bridge.is_none() {

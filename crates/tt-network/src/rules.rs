@@ -8,7 +8,7 @@ use tt_model::six::NETWORK;
 mod env;
 mod six;
 
-pub(crate) use env::{env_rules, hash, version};
+pub(crate) use env::{env_rules, env_rules_anew, hash, version};
 use six::NEVER as NEVER_SIX;
 
 /// What the host's table is made for.
