@@ -104,6 +104,7 @@ impl NetnsNetwork {
     ) -> Result<T, NetworkError> {
         action(&Plan {
             gateway: self.gateway(),
+            range: self.config.range,
             edge: &self.config.layout.edge(env),
             host: made.host.namespace().as_fd(),
         })

@@ -2,7 +2,9 @@
 
 use crate::nfnetlink::parse;
 use netlink_packet_core::DefaultNla;
-use netlink_packet_netfilter::nftables::{DataAttribute, ListAttribute, SetElementAttribute};
+use netlink_packet_netfilter::nftables::{
+    DataAttribute, ListAttribute, SetElementAttribute, Verdict, VerdictAttribute,
+};
 use std::io;
 use std::ops::AddAssign;
 
@@ -21,6 +23,8 @@ const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_COUNTER_BYTES: u16 = 1;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CHAIN: u16 = 2;
 
 /// One element. Ordered by its key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +39,8 @@ pub(crate) struct Element {
     pub(crate) key_end: Option<Vec<u8>>,
     /// The object that a map leads to.
     pub(crate) object: Option<String>,
+    /// The chain that a map goes to.
+    pub(crate) chain: Option<String>,
     /// How long it stays, for ever if missing; of one that was read, what is left of that.
     pub(crate) life_ms: Option<u64>,
 }
@@ -42,7 +48,15 @@ pub(crate) struct Element {
 impl Element {
     /// An element of a set.
     pub(crate) fn of_key(key: Vec<u8>) -> Self {
-        Self { key, data: None, comment: None, key_end: None, object: None, life_ms: None }
+        Self {
+            key,
+            data: None,
+            comment: None,
+            key_end: None,
+            object: None,
+            chain: None,
+            life_ms: None,
+        }
     }
 
     /// An element of a set of ranges.
@@ -79,6 +93,10 @@ pub(crate) fn emit_element(element: Element) -> ListAttribute<SetElementAttribut
     if let Some(data) = element.data {
         attributes.push(SetElementAttribute::Data(DataAttribute::Value(data)));
     }
+    if let Some(chain) = element.chain {
+        let verdict = vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(chain)];
+        attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(verdict)));
+    }
     if let Some(comment) = element.comment {
         let mut text = comment.into_bytes();
         text.push(0);
@@ -97,7 +115,7 @@ pub(crate) fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {
             NFTA_SET_ELEM_KEY => found.key = read_value(attribute.value())?,
             NFTA_SET_ELEM_KEY_END => found.key_end = Some(read_value(attribute.value())?),
             NFTA_SET_ELEM_OBJREF => found.object = Some(text(attribute.value())),
-            NFTA_SET_ELEM_DATA => found.data = Some(read_value(attribute.value())?),
+            NFTA_SET_ELEM_DATA => (found.data, found.chain) = read_data(attribute.value())?,
             NFTA_SET_ELEM_EXPIRATION => {
                 found.life_ms = attribute.value().try_into().map(u64::from_be_bytes).ok();
             }
@@ -129,6 +147,23 @@ fn read_value(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let values = parse(bytes)?;
     let value = values.iter().find(|value| value.kind() == NFTA_DATA_VALUE);
     Ok(value.map(|value| value.value().to_vec()).unwrap_or_default())
+}
+
+/// What a map leads to: a value, or a chain.
+fn read_data(bytes: &[u8]) -> io::Result<(Option<Vec<u8>>, Option<String>)> {
+    let (mut value, mut chain) = (None, None);
+    for data in parse(bytes)? {
+        match data.kind() {
+            NFTA_DATA_VALUE => value = Some(data.value().to_vec()),
+            NFTA_DATA_VERDICT => {
+                let verdict = parse(data.value())?;
+                let name = verdict.iter().find(|part| part.kind() == NFTA_VERDICT_CHAIN);
+                chain = name.map(|name| text(name.value()));
+            }
+            _ => {}
+        }
+    }
+    Ok((value, chain))
 }
 
 /// A string of the kernel's, up to its zero.

@@ -56,6 +56,8 @@ const SYSCTLS_BRIDGE: [&str; 2] =
 pub(crate) struct Plan<'a> {
     /// The gateway's address.
     pub(crate) gateway: Ipv4Addr,
+    /// Where all members have their addresses.
+    pub(crate) range: Ipv4Net,
     /// Name of the host's end of the edge.
     pub(crate) edge: &'a str,
     /// The host's namespace.
@@ -98,11 +100,11 @@ impl Inside {
         // All questions name one thing: their cost must not grow with the number of members.
         // `nft` starts a process, which takes as long as all the rest: both at once.
         let loading = if self.is_new {
-            Some(nft::load(ENV_TABLE, &rules::env_rules())?)
-        } else if self.has_rules()? {
+            Some(nft::load(ENV_TABLE, &rules::env_rules(plan.range))?)
+        } else if self.has_rules(plan.range)? {
             None
         } else {
-            Some(nft::load(ENV_TABLE, &rules::env_rules_anew())?)
+            Some(nft::load(ENV_TABLE, &rules::env_rules_anew(plan.range))?)
         };
         let bridge = self.links.find(BRIDGE)?;
         if bridge.is_none() {

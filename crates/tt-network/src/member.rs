@@ -4,22 +4,25 @@ use crate::element::Element;
 use crate::elements::{Change, Set};
 use crate::env::{Inside, six::addresses};
 use crate::limit::Limit;
-use crate::named::{self, Bounds, Entry};
+use crate::named::{self, Bounds};
 use crate::nft::{
-    ALLOWED, ALLOWED_SIX, ASKERS, BLACKLIST, BLOCKED, DELIVERED, DENY_OUT, DENY_OUT_SIX, ENV_TABLE,
-    LIMITED, LIMITED_SIX, MEMBERS, MEMBERS_SIX, NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP,
-    REACHABLE, REACHABLE_SIX, REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
+    ALLOWED, ALLOWED_SIX, ASKERS, BLACKLIST, BLOCKED, CURBED, DELIVERED, DENIED, DENY_OUT_SIX,
+    ENV_TABLE, FREE, LIMITED, LIMITED_SIX, MEMBERS, MEMBERS_SIX, NAME_RULES, NAMED, NAMED_PORTS,
+    OUT, RATE_DOWN, RATE_UP, REACHABLE, REACHABLE_SIX, REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
 };
 use crate::{NetworkError, rules};
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_netfilter::NetfilterProtoFamily as Family;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use tt_model::{Destination, MacAddr, NetRule, Traffic, Vm, names};
 
+mod known;
 mod six;
+
+pub(crate) use known::Known;
 
 /// What the namespace knows of a member.
 #[derive(Clone, Debug)]
@@ -72,13 +75,6 @@ impl Member {
     }
 }
 
-/// What the resolver finds of an earlier daemon's.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    pub(crate) bounds: BTreeMap<Ipv4Addr, Bounds>,
-    pub(crate) opened: Vec<Entry>,
-}
-
 impl Inside {
     /// Applies what the record says to the sets. A mark on the member's element tells what was
     /// applied last, so that a record that is applied already costs one question.
@@ -87,7 +83,7 @@ impl Inside {
     /// addresses change in parts, those that stay are never let through, and a new member sends
     /// nothing before it is complete.
     pub(crate) fn set_elements(&mut self, member: &Member) -> Result<(), NetworkError> {
-        let marked = Element { comment: Some(mark(member)), ..Element::of_key(member_key(member)) };
+        let marked = marked(member);
         let now = self.elements.find(set(MEMBERS), &marked.key);
         let now = now.map_err(|e| fail("read", MEMBERS, e))?;
         if now.as_ref() == Some(&marked) {
@@ -98,7 +94,7 @@ impl Inside {
         let blacklist = self.difference(BLACKLIST, &member.ip.octets(), listed(member))?;
         if !blacklist.is_one_batch() {
             // From here to the end the set answers neither the old record nor the new one.
-            let unmarked = now.iter().map(|now| Element::of_key(now.key.clone())).collect();
+            let unmarked = now.iter().map(|now| Element { comment: None, ..now.clone() }).collect();
             let unmark =
                 Change { set: set(MEMBERS), remove: now.into_iter().collect(), add: unmarked };
             self.change(vec![unmark])?;
@@ -181,46 +177,14 @@ impl Inside {
         changed.map_err(|e| fail("change", map, e))
     }
 
-    /// What the resolver is to know of all members.
-    pub(crate) fn known(&mut self) -> Result<Known, NetworkError> {
-        let mut known = Known::default();
-        for element in self.read(DENY_OUT)? {
-            if let Some(member) = named::member_of(&element) {
-                known.bounds.entry(member).or_default().is_denied = true;
-            }
-        }
-        for element in self.read_if_there(NAME_RULES)? {
-            let rule = element.comment.as_deref().and_then(|text| text.parse::<NetRule>().ok());
-            if let (Some(member), Some(rule)) = (named::member_of(&element), rule) {
-                known.bounds.entry(member).or_default().names.push(rule);
-            }
-        }
-        for set in [NAMED, NAMED_PORTS] {
-            known.opened.extend(self.read_if_there(set)?.iter().filter_map(Entry::read));
-        }
-        Ok(known)
-    }
-
-    /// Rules of an earlier version may not have the set.
-    fn read_if_there(&mut self, name: &'static str) -> Result<Vec<Element>, NetworkError> {
-        match self.elements.read(set(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            result => result.map_err(|e| fail("read", name, e)),
-        }
-    }
-
     /// Whether the rules are those of this version; somebody may have flushed them.
-    pub(crate) fn has_rules(&mut self) -> Result<bool, NetworkError> {
-        let version = rules::version().to_ne_bytes();
+    pub(crate) fn has_rules(&mut self, range: Ipv4Net) -> Result<bool, NetworkError> {
+        let version = rules::version(range).to_ne_bytes();
         match self.elements.find(set(RULES), &version) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(fail("read", RULES, error)),
             Ok(found) => Ok(found.is_some()),
         }
-    }
-
-    fn read(&mut self, name: &'static str) -> Result<Vec<Element>, NetworkError> {
-        self.elements.read(set(name)).map_err(|e| fail("read", name, e))
     }
 
     /// From the elements whose key begins with `owner` to `wanted`.
@@ -252,9 +216,8 @@ impl Inside {
 }
 
 /// Sets of the table that stands between members and the rest of the world.
-const EDGE_SETS: [&str; 13] = [
-    DENY_OUT,
-    LIMITED,
+const EDGE_SETS: [&str; 12] = [
+    OUT,
     ALLOWED,
     REACHABLE,
     REFUSED,
@@ -298,11 +261,33 @@ fn member_key(member: &Member) -> Vec<u8> {
     key
 }
 
+/// The element without which it sends nothing.
+fn marked(member: &Member) -> Element {
+    let is_curbed = member.up_kbit.is_some() || !member.blacklist.is_empty();
+    let chain = if is_curbed { CURBED } else { FREE };
+    Element {
+        chain: Some(chain.to_owned()),
+        comment: Some(mark(member)),
+        ..Element::of_key(member_key(member))
+    }
+}
+
+/// What its connections meet, if they may not lead to everywhere.
+fn out_rule(member: &Member) -> Option<Element> {
+    let chain = match member {
+        Member { is_denied: true, .. } => DENIED,
+        Member { allowlist, .. } if allowlist.is_empty() => return None,
+        _ => LIMITED,
+    };
+    let key = member.ip.octets().to_vec();
+    Some(Element { chain: Some(chain.to_owned()), ..Element::of_key(key) })
+}
+
 /// Tells two records of a member apart, and two versions of the rules. Its owner alone chooses what
 /// is in it, and another version of the hash only makes the sets be read.
 fn mark(member: &Member) -> String {
     let mut hasher = DefaultHasher::new();
-    rules::version().hash(&mut hasher);
+    rules::version(member.range).hash(&mut hasher);
     let Member { is_denied, blacklist, allowlist, up_kbit, down_kbit, .. } = member;
     (is_denied, blacklist, allowlist, up_kbit, down_kbit).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
@@ -312,9 +297,7 @@ fn mark(member: &Member) -> String {
 fn wanted(member: &Member) -> Vec<(&'static str, Vec<u8>, BTreeSet<Element>)> {
     let (tap, ip) = (tap_key(member), member.ip.octets().to_vec());
     let one = |key: &[u8]| BTreeSet::from([Element::of_key(key.to_vec())]);
-    let none = BTreeSet::new;
     let port = one(&port_key(member));
-    let is_limited = !member.allowlist.is_empty();
     let mut all = vec![
         (TAPS, tap.clone(), port.clone()),
         (ASKERS, tap.clone(), port),
@@ -322,8 +305,7 @@ fn wanted(member: &Member) -> Vec<(&'static str, Vec<u8>, BTreeSet<Element>)> {
         (BLOCKED, tap.clone(), one(&tap)),
         (SLOWED, tap.clone(), one(&tap)),
         (REFUSED, ip.clone(), one(&ip)),
-        (DENY_OUT, ip.clone(), if member.is_denied { one(&ip) } else { none() }),
-        (LIMITED, ip.clone(), if is_limited { one(&ip) } else { none() }),
+        (OUT, ip.clone(), out_rule(member).into_iter().collect()),
         (ALLOWED, ip.clone(), ranges(member, member.ip.into(), true)),
         (REACHABLE, ip.clone(), ranges(member, member.ip.into(), false)),
         (NAME_RULES, ip, name_rules(member)),

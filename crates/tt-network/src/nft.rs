@@ -26,7 +26,8 @@ pub(crate) const TAPS: &str = "taps";
 pub(crate) const ASKERS: &str = "askers";
 /// Set in the namespace: the version of the rules.
 pub(crate) const RULES: &str = "rules";
-/// Set in the namespace: port of the bridge, hardware address, and the one IPv4 address behind it.
+/// Map in the namespace: port of the bridge, hardware address, and the one IPv4 address behind it, to the chain that what
+/// comes from there meets: [`FREE`], or [`CURBED`] by a limit or a blacklist.
 pub(crate) const MEMBERS: &str = "members";
 /// Set in the namespace: member, and an address that it can not reach.
 pub(crate) const BLACKLIST: &str = "blacklist";
@@ -39,8 +40,9 @@ pub(crate) const SLOWED: &str = "slowed";
 /// Maps in the namespace: a member's port to the limit of what it sends, of what it receives.
 pub(crate) const RATE_UP: &str = "rate_up";
 pub(crate) const RATE_DOWN: &str = "rate_down";
-/// Set in the namespace: members that may connect to some destinations only.
-pub(crate) const LIMITED: &str = "limited";
+/// Map in the namespace: a member that may not connect to everywhere, to the chain that its connections meet: [`DENIED`] if
+/// it may open none, [`LIMITED`] if some.
+pub(crate) const OUT: &str = "out_rules";
 /// Sets in the namespace: member, and a range of destinations that it may connect to, at all ports
 /// and at one.
 pub(crate) const REACHABLE: &str = "reachable";
@@ -55,8 +57,11 @@ pub(crate) const NAME_RULES: &str = "name_rules";
 pub(crate) const REFUSED: &str = "refused";
 /// Set of the host's table that counts what of a member's the host stopped.
 pub(crate) const GUESTS: &str = "guests";
-/// Set in the namespace: members that may open no connection to the outside.
-pub(crate) const DENY_OUT: &str = "deny_out";
+/// Chains that maps lead to.
+pub(crate) const FREE: &str = "free";
+pub(crate) const CURBED: &str = "curbed";
+pub(crate) const DENIED: &str = "denied";
+pub(crate) const LIMITED: &str = "limited";
 
 /// Set in the namespace: port of the bridge, and the addresses that a member may say are its own.
 pub(crate) const TARGETS: &str = "targets";
@@ -64,12 +69,13 @@ pub(crate) const TARGETS: &str = "targets";
 pub(crate) const MEMBERS_SIX: &str = "members6";
 /// Set in the namespace: port of the bridge, and an address that its member can not reach.
 pub(crate) const BLACKLIST_SIX: &str = "blacklist6";
-/// As those without the digit, for IPv6.
+/// Sets in the namespace: addresses of members that may connect to some destinations only, and of those that may to none.
 pub(crate) const LIMITED_SIX: &str = "limited6";
+pub(crate) const DENY_OUT_SIX: &str = "deny_out6";
+/// As those without the digit, for IPv6.
 pub(crate) const REACHABLE_SIX: &str = "reachable6";
 pub(crate) const ALLOWED_SIX: &str = "allowed6";
 pub(crate) const REFUSED_SIX: &str = "refused6";
-pub(crate) const DENY_OUT_SIX: &str = "deny_out6";
 pub(crate) const GUESTS_SIX: &str = "guests6";
 
 /// `nft` at work on a table.

@@ -83,7 +83,7 @@ fn host_translation(side: &HostSide<'_>) -> String {
     )
 }
 
-/// What passes.
+/// What passes. What is established has passed by the rules behind; those before it are about what may change meanwhile.
 fn host_filter(side: &HostSide<'_>) -> String {
     let HostSide { table, edges, tunnel, tunnel_id, tunnel_port, block } = side;
     format!(
@@ -98,12 +98,9 @@ fn host_filter(side: &HostSide<'_>) -> String {
 		iifname "{edges}*" fib saddr . iif oif missing goto stop
 		iifname "{tunnel}" ip saddr {block} drop
 	}}
-	chain fit {{
-		type filter hook forward priority mangle; policy accept;
-		oifname "{tunnel}" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
-	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
+		oifname "{tunnel}" tcp flags syn / syn,rst tcp option maxseg size set rt mtu
 		iifname "{edges}*" goto from_guests
 		oifname "{edges}*" ct state established,related accept
 		oifname "{edges}*" ct status dnat accept
@@ -112,17 +109,26 @@ fn host_filter(side: &HostSide<'_>) -> String {
 		iifname "{tunnel}" drop
 	}}
 	chain from_guests {{
-		ct state invalid goto stop
-		oifname "{edges}*" ip saddr @{FLAT} ip daddr @{FLAT} accept
-		oifname "{edges}*" goto stop
-		oifname "{tunnel}" ip saddr @{FLAT} accept
-		oifname "{tunnel}" goto stop
+		oifname "{edges}*" goto to_guests
+		oifname "{tunnel}" goto to_peers
 		oifname @{OTHERS} goto stop
+		udp dport {tunnel_port} ip daddr @{PEERS} goto stop
+		ct state established accept
+		ct state invalid goto stop
 		ip daddr 169.254.0.0/16 goto stop
-		ip daddr @{PEERS} udp dport {tunnel_port} goto stop
 		ip saddr {block} accept
 		ip6 daddr {{ {NEVER_SIX} }} goto stop
 		ip6 saddr {NETWORK} accept
+		goto stop
+	}}
+	chain to_guests {{
+		ct state invalid goto stop
+		ip saddr @{FLAT} ip daddr @{FLAT} accept
+		goto stop
+	}}
+	chain to_peers {{
+		ct state invalid goto stop
+		ip saddr @{FLAT} accept
 		goto stop
 	}}
 	chain input {{

@@ -2,10 +2,11 @@
 
 use super::six;
 use crate::nft::{
-    ALLOWED, ASKERS, BLACKLIST, BLOCKED, BRIDGE, DELIVERED, DENY_OUT, EDGE, ENV_TABLE, LIMITED,
-    MEMBERS, NAME_RULES, NAMED, NAMED_PORTS, RATE_DOWN, RATE_UP, REACHABLE, REFUSED, RULES, SLOWED,
-    TAPS,
+    ALLOWED, ASKERS, BLACKLIST, BLOCKED, BRIDGE, CURBED, DELIVERED, DENIED, EDGE, ENV_TABLE, FREE,
+    LIMITED, MEMBERS, NAME_RULES, NAMED, NAMED_PORTS, OUT, RATE_DOWN, RATE_UP, REACHABLE, REFUSED,
+    RULES, SLOWED, TAPS,
 };
+use ipnet::Ipv4Net;
 use std::sync::LazyLock;
 
 /// Connections that a member may have open to the outside: a busy server's, and a small part of the
@@ -22,7 +23,7 @@ const QUESTIONS_BURST: u32 = 64;
 /// them in the host's table too, which holds 262,144 by default and must not be one guest's to fill.
 const CONNECTIONS_MAX: u32 = 16_384;
 
-/// The tables of an Env's namespace; the same for all Envs.
+/// The tables of an Env's namespace; the same for all Envs of a host, whose members have their addresses in `range`.
 ///
 /// What is counted of a port is forgotten after a minute: of members that are gone nothing may be left that fills a set, for
 /// a full one counts nobody.
@@ -30,23 +31,23 @@ const CONNECTIONS_MAX: u32 = 16_384;
 /// The bridge lets a port send from its member's two addresses only, ARP included. Frames for
 /// reserved group addresses would enter the port's own stack beside the bridge, so they are dropped
 /// where they do.
-pub(crate) fn env_rules() -> String {
-    let rules = constant_env_rules();
-    let version = hash(&rules);
+pub(crate) fn env_rules(range: Ipv4Net) -> String {
+    let (rules, version) = (without_version(range), version(range));
     format!("{rules}add element bridge {ENV_TABLE} {RULES} {{ 0x{version:08x} }}\n")
 }
 
 /// As [`env_rules`], in place of what is there, at one stroke: a member whose elements are not put back sends nothing. In a
 /// new namespace it would cost the kernel's wait for all readers of tables that never were (10 ms here).
-pub(crate) fn env_rules_anew() -> String {
-    let remove = |family| format!("table {family} {ENV_TABLE}\ndelete table {family} {ENV_TABLE}\n");
-    format!("{}{}{}", remove("bridge"), remove("inet"), env_rules())
+pub(crate) fn env_rules_anew(range: Ipv4Net) -> String {
+    let remove =
+        |family| format!("table {family} {ENV_TABLE}\ndelete table {family} {ENV_TABLE}\n");
+    format!("{}{}{}", remove("bridge"), remove("inet"), env_rules(range))
 }
 
-/// Tells the rules of one version of this program from those of another one.
-pub(crate) fn version() -> u32 {
-    static VERSION: LazyLock<u32> = LazyLock::new(|| hash(&constant_env_rules()));
-    *VERSION
+/// Tells the rules of one version of this program, and of one range, from those of another one.
+pub(crate) fn version(range: Ipv4Net) -> u32 {
+    static PROGRAM: LazyLock<u32> = LazyLock::new(|| hash(&without_version(Ipv4Net::default())));
+    *PROGRAM ^ hash(&range.to_string())
 }
 
 /// 32 bits of FNV-1a: the same in every build.
@@ -54,8 +55,8 @@ pub(crate) fn hash(text: &str) -> u32 {
     text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-fn constant_env_rules() -> String {
-    format!("{}{}{}", bridge_sets(), bridge_rules(), edge_rules())
+fn without_version(range: Ipv4Net) -> String {
+    [bridge_sets(), bridge_rules(), edge_sets(), way_out(), at_gateway(range)].concat()
 }
 
 /// What the rules between members are about.
@@ -71,8 +72,8 @@ fn bridge_sets() -> String {
 	set {TAPS} {{
 		type ifname . ether_addr
 	}}
-	set {MEMBERS} {{
-		type ifname . ether_addr . ipv4_addr
+	map {MEMBERS} {{
+		type ifname . ether_addr . ipv4_addr : verdict
 		counter
 	}}
 	set {BLACKLIST} {{
@@ -130,22 +131,35 @@ fn bridge_rules() -> String {
 		oifname @{SLOWED} drop
 		drop
 	}}
+	chain {FREE} {{
+		accept
+	}}
+	chain {CURBED} {{
+		limit name iifname map @{RATE_UP} goto slow
+		ip saddr . ip daddr @{BLACKLIST} goto block
+		accept
+	}}
 	chain from_members {{
 		type filter hook prerouting priority filter; policy drop;
+		ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 add @floods {{ iifname limit rate over {FLOOD_RATE}/second burst {FLOOD_BURST} packets }} goto slow
+		ether type ip goto four
 		iifname . ether saddr != @{TAPS} goto block
 		limit name iifname map @{RATE_UP} goto slow
-		ether daddr & 01:00:00:00:00:00 != 00:00:00:00:00:00 add @floods {{ iifname limit rate over {FLOOD_RATE}/second burst {FLOOD_BURST} packets }} goto slow
-		ether type ip ip daddr 127.0.0.0/8 goto block
-		ether type ip ip saddr . ip daddr @{BLACKLIST} goto block
-		ether type ip udp dport 67 ip frag-off & 0x3fff != 0 goto block
-		ether type ip udp dport 67 iifname . @th,288,48 != @{ASKERS} goto block
-		ether type ip iifname . ether saddr . ip saddr @{MEMBERS} accept
 		ether type ip6 goto six
-		ether type ip ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 udp dport 67 accept
-		ether type arp iifname . ether saddr . arp saddr ip != @{MEMBERS} arp saddr ip != 0.0.0.0 goto block
-		ether type arp iifname . arp saddr ether . arp saddr ip @{MEMBERS} accept
+		ether type arp iifname . arp saddr ether . arp saddr ip vmap @{MEMBERS}
 		ether type arp arp saddr ip 0.0.0.0 iifname . arp saddr ether @{TAPS} accept
 		goto block
+	}}
+	chain four {{
+		ip daddr 127.0.0.0/8 goto block
+		udp dport 67 jump question
+		iifname . ether saddr . ip saddr vmap @{MEMBERS}
+		udp dport 67 ip saddr 0.0.0.0 ip daddr 255.255.255.255 udp sport 68 iifname . ether saddr @{TAPS} accept
+		goto block
+	}}
+	chain question {{
+		ip frag-off & 0x3fff != 0 goto block
+		iifname . @th,288,48 != @{ASKERS} goto block
 	}}
 	chain between_members {{
 		type filter hook forward priority filter; policy accept;
@@ -168,22 +182,12 @@ fn bridge_rules() -> String {
     )
 }
 
-/// Between the members and the rest of the world. A connection that was let out under a name is marked with
-/// the rule that named it: it goes on when the answer is out of date, and ends with the rule. What members may ask their gateway is not tracked:
-/// nobody fills the namespace's table with it, nor with what is dropped. Connections that the host
-/// opens to them from in here are.
-fn edge_rules() -> String {
-    format!("{}{}", edge_sets(), edge_chains())
-}
-
+/// What the rules between members and the rest of the world are about.
 fn edge_sets() -> String {
     format!(
         r#"table inet {ENV_TABLE} {{
-	set {DENY_OUT} {{
-		type ipv4_addr
-	}}
-	set {LIMITED} {{
-		type ipv4_addr
+	map {OUT} {{
+		type ipv4_addr : verdict
 	}}
 	set {ALLOWED} {{
 		type ipv4_addr . ipv4_addr . inet_proto . inet_service
@@ -219,30 +223,21 @@ fn edge_sets() -> String {
     )
 }
 
-fn edge_chains() -> String {
+/// What members may ask their gateway is not tracked: nobody fills the namespace's table with it, nor with what is dropped.
+/// Connections that the host opens to them from in here are. Most packets are of TCP and to the outside, so they are let
+/// go first.
+fn at_gateway(range: Ipv4Net) -> String {
     format!(
         r#"table inet {ENV_TABLE} {{
-	chain refuse {{
-		ip saddr @{REFUSED} drop
-		meta nfproto ipv6 goto refuse_six
-		drop
-	}}
 	chain at_gateway {{
 		fib daddr type {{ local, broadcast, anycast }} notrack
-	}}
-	chain by_rule {{
-		meta l4proto {{ tcp, udp }} ip saddr . ip daddr . meta l4proto . th dport @{ALLOWED} return
-		ip saddr . ct mark @{NAME_RULES} return
-		ct mark set ip saddr . ip daddr map @{NAMED}
-		ip saddr . ct mark @{NAME_RULES} return
-		meta l4proto {{ tcp, udp }} ct mark set ip saddr . ip daddr . meta l4proto . th dport map @{NAMED_PORTS}
-		ip saddr . ct mark @{NAME_RULES} return
-		goto refuse
 	}}
 	chain asked {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "{BRIDGE}" accept
-		fib daddr oifname "{BRIDGE}" notrack
+		ip daddr {range} fib daddr oifname "{BRIDGE}" notrack
+		meta nfproto ipv6 fib daddr oifname "{BRIDGE}" notrack
+		tcp dport != 53 accept
 		udp dport {{ 53, 67 }} goto at_gateway
 		tcp dport 53 goto at_gateway
 		icmp type echo-request goto at_gateway
@@ -265,18 +260,57 @@ fn edge_chains() -> String {
 		iifname "{BRIDGE}" ct state established,related accept
 		iifname "{BRIDGE}" goto refuse
 	}}
+}}
+"#
+    )
+}
+
+/// What of the members leads out, most of it of connections that are let out already. One that was let out under a name is
+/// marked with the rule that named it: it goes on when the answer is out of date, and ends with the rule.
+fn way_out() -> String {
+    format!(
+        r#"table inet {ENV_TABLE} {{
+	chain refuse {{
+		ip saddr @{REFUSED} drop
+		meta nfproto ipv6 goto refuse_six
+		drop
+	}}
+	chain by_rule {{
+		meta l4proto {{ tcp, udp }} ip saddr . ip daddr . meta l4proto . th dport @{ALLOWED} return
+		ip saddr . ct mark @{NAME_RULES} return
+		ct mark set ip saddr . ip daddr map @{NAMED}
+		ip saddr . ct mark @{NAME_RULES} return
+		meta l4proto {{ tcp, udp }} ct mark set ip saddr . ip daddr . meta l4proto . th dport map @{NAMED_PORTS}
+		ip saddr . ct mark @{NAME_RULES} return
+		goto refuse
+	}}
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 		iifname "{EDGE}" oifname "{BRIDGE}" accept
-		iifname "{BRIDGE}" oifname "{BRIDGE}" meta nfproto ipv4 accept
 		iifname != "{BRIDGE}" drop
+		oifname "{EDGE}" goto out
+		oifname "{BRIDGE}" meta nfproto ipv4 accept
+		goto refuse
+	}}
+	chain out {{
 		ct state invalid,untracked goto refuse
 		meta nfproto ipv6 jump out_six
-		ip saddr @{DENY_OUT} ct direction original goto refuse
-		ip saddr @{LIMITED} ip saddr . ip daddr != @{REACHABLE} ct direction original jump by_rule
-		ct state new add @connections {{ ip saddr ct count over {CONNECTIONS_PER_VM_MAX} }} goto refuse
-		ct state new ct count over {CONNECTIONS_MAX} goto refuse
-		oifname "{EDGE}" accept
+		ip saddr vmap @{OUT}
+		goto counted
+	}}
+	chain {DENIED} {{
+		ct direction original goto refuse
+		accept
+	}}
+	chain {LIMITED} {{
+		ip saddr . ip daddr != @{REACHABLE} ct direction original jump by_rule
+		goto counted
+	}}
+	chain counted {{
+		ct state != new accept
+		add @connections {{ ip saddr ct count over {CONNECTIONS_PER_VM_MAX} }} goto refuse
+		ct count over {CONNECTIONS_MAX} goto refuse
+		accept
 	}}
 {six}}}
 "#,
@@ -290,6 +324,6 @@ mod tests {
 
     #[test]
     fn rules_of_an_env() {
-        insta::assert_snapshot!(env_rules());
+        insta::assert_snapshot!(env_rules_anew(Ipv4Net::new_assert([10, 0, 0, 0].into(), 8)));
     }
 }
