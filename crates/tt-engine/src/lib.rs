@@ -18,6 +18,7 @@ pub mod fake;
 pub mod firecracker;
 mod kvm;
 mod life;
+mod limit;
 mod memory;
 mod probe;
 mod process;
@@ -114,7 +115,8 @@ pub trait VmEngine: Send + Sync + fmt::Debug {
     /// Applies to a machine with a process what can be applied while it lives: that it writes to `vm.runtime_image`, and
     /// lies on what `vm.disks` says and on nothing else (see [`Hold::switch_disk`] for what may be different, and
     /// [`plan_merge`](tt_model::plan::plan_merge): what the runtime image lies on itself stays); the size
-    /// of its disk, which only grows and is told to the guest. Cheap, and without a machine nothing is done.
+    /// of its disk, which only grows and is told to the guest; with [`feat::DISK_LIMIT`](tt_model::feat::DISK_LIMIT) what the
+    /// disk may do in a second, which a machine has from its start on, whatever it began from. Cheap, and without a machine nothing is done.
     ///
     /// # Errors
     /// The machine does not do it.

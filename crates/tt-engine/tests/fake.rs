@@ -84,6 +84,11 @@ impl Fixture for World {
         self.world.disk_mb(vm.id)
     }
 
+    fn disk_limit(&self, vm: &Vm) -> (u32, u32) {
+        let (kib, ops) = self.world.disk_limit(vm.id).unwrap_or((Some(u32::MAX), None));
+        (kib.unwrap_or_default(), ops.unwrap_or_default())
+    }
+
     fn mem_mb(&self, _: &Vm) -> Option<u32> {
         None
     }

@@ -23,6 +23,10 @@ pub const ALLOWLIST_MAX: usize = 256;
 pub const RATE_KBIT_MIN: u32 = 64;
 /// Most bound of a Vm's traffic in kbit a second: the kernel counts no faster ones (100 Gbit).
 pub const RATE_KBIT_MAX: u32 = 100_000_000;
+/// Least and most KiB, or operations, that a disk can be limited to in a second.
+pub const DISK_LIMIT_MIN: u32 = 16;
+/// 64 GiB.
+pub const DISK_LIMIT_MAX: u32 = 1 << 26;
 /// Least memory of a Vm in MB.
 pub const MEM_SIZE_MIN: u32 = 32;
 /// Most snapshots of a Vm.
@@ -146,6 +150,8 @@ pub fn check_vm(spec: &VmSpec) -> Result<(), Refusal> {
     check_allowlist(spec.net_allowlist.len())?;
     check_rate("up_kbit", spec.up_kbit)?;
     check_rate("down_kbit", spec.down_kbit)?;
+    check_disk_limit("disk_kib", spec.disk_kib)?;
+    check_disk_limit("disk_ops", spec.disk_ops)?;
     check_ports(&spec.ports)
 }
 
@@ -165,6 +171,8 @@ pub fn check_update(update: &VmUpdate) -> Result<(), Refusal> {
     check_allowlist(update.net_allowlist.as_ref().map_or(0, Vec::len))?;
     check_rate("up_kbit", update.up_kbit.filter(|rate| *rate != 0))?;
     check_rate("down_kbit", update.down_kbit.filter(|rate| *rate != 0))?;
+    check_disk_limit("disk_kib", update.disk_kib.filter(|limit| *limit != 0))?;
+    check_disk_limit("disk_ops", update.disk_ops.filter(|limit| *limit != 0))?;
     check_ports(update.ports.as_deref().unwrap_or_default())
 }
 
@@ -224,6 +232,17 @@ fn check_rate(what: &str, rate: Option<u32>) -> Result<(), Refusal> {
             format!("{what} {kbit}"),
             "no connection lives with it",
             format!("give {RATE_KBIT_MIN} to {RATE_KBIT_MAX} (kbit a second)"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_disk_limit(what: &str, limit: Option<u32>) -> Result<(), Refusal> {
+    match limit {
+        Some(limit) if !(DISK_LIMIT_MIN..=DISK_LIMIT_MAX).contains(&limit) => Err(invalid(
+            format!("{what} {limit}"),
+            "no guest gets on with it, or no disk comes near it",
+            format!("give {DISK_LIMIT_MIN} to {DISK_LIMIT_MAX} (a second)"),
         )),
         _ => Ok(()),
     }
@@ -308,6 +327,9 @@ mod tests {
             VmSpec { up_kbit: Some(0), ..good.clone() },
             VmSpec { down_kbit: Some(RATE_KBIT_MIN - 1), ..good.clone() },
             VmSpec { down_kbit: Some(u32::MAX), ..good.clone() },
+            VmSpec { disk_kib: Some(0), ..good.clone() },
+            VmSpec { disk_ops: Some(DISK_LIMIT_MIN - 1), ..good.clone() },
+            VmSpec { disk_kib: Some(DISK_LIMIT_MAX + 1), ..good.clone() },
             VmSpec {
                 net_allowlist: vec!["192.0.2.0/24".parse().unwrap(); ALLOWLIST_MAX + 1],
                 ..good.clone()

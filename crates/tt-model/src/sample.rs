@@ -84,6 +84,8 @@ pub fn vm(id: u64, engine: &str, storage: StorageKind) -> Vm {
             port_map: BTreeMap::new(),
             up_kbit: None,
             down_kbit: None,
+            disk_kib: None,
+            disk_ops: None,
         },
         addr: "192.0.2.7".into(),
         machine_id: None,

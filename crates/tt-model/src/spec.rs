@@ -98,6 +98,12 @@ pub struct VmSpec {
     /// Most that it receives, in kbit (1000 bits) a second.
     #[serde(default)]
     pub down_kbit: Option<u32>,
+    /// Most that its disk reads and writes together, in KiB (2^10 bytes) a second. Not every engine can.
+    #[serde(default)]
+    pub disk_kib: Option<u32>,
+    /// Most reads and writes of its disk together, a second. Not every engine can.
+    #[serde(default)]
+    pub disk_ops: Option<u32>,
 }
 
 fn yes() -> bool {
@@ -127,6 +133,8 @@ impl VmSpec {
             net_allowlist: Vec::new(),
             up_kbit: None,
             down_kbit: None,
+            disk_kib: None,
+            disk_ops: None,
         }
     }
 }
@@ -181,6 +189,12 @@ pub struct VmUpdate {
     /// Most that it receives, in kbit (1000 bits) a second; 0 for no bound.
     #[serde(default)]
     pub down_kbit: Option<u32>,
+    /// Most that its disk reads and writes together, in KiB (2^10 bytes) a second; 0 for no bound.
+    #[serde(default)]
+    pub disk_kib: Option<u32>,
+    /// Most reads and writes of its disk together, a second; 0 for no bound.
+    #[serde(default)]
+    pub disk_ops: Option<u32>,
     /// Whether it may not open connections to the outside.
     #[serde(default)]
     pub deny_outgoing: Option<bool>,

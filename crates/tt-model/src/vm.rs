@@ -185,6 +185,12 @@ pub struct VmResource {
     /// Most that it receives, in kbit (1000 bits) a second; as much as comes if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_kbit: Option<u32>,
+    /// Most that its disk reads and writes together, in KiB (2^10 bytes) a second; as much as it can if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_kib: Option<u32>,
+    /// Most reads and writes of its disk together, a second; as many as it can if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_ops: Option<u32>,
 }
 
 /// How a Vm is reached.
@@ -231,9 +237,11 @@ pub mod feat {
     pub const EXEC: VmEngineFeat = 1 << 9;
     /// Disks that are booted by UEFI.
     pub const UEFI: VmEngineFeat = 1 << 10;
+    /// What a disk reads and writes is limited, also while its machine lives.
+    pub const DISK_LIMIT: VmEngineFeat = 1 << 11;
 
     /// All features with their names.
-    pub const NAMES: [(VmEngineFeat, &str); 11] = [
+    pub const NAMES: [(VmEngineFeat, &str); 12] = [
         (PAUSE, "pause"),
         (SUSPEND, "suspend"),
         (SHUTDOWN, "shutdown"),
@@ -245,6 +253,7 @@ pub mod feat {
         (CONSOLE, "console"),
         (EXEC, "exec"),
         (UEFI, "uefi"),
+        (DISK_LIMIT, "disk_limit"),
     ];
 
     /// The names of the bits in `features`, in the order of the bits.

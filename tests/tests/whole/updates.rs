@@ -1,5 +1,6 @@
 //! Changes of a member: what reaches a running guest, what waits for a shutdown, what is refused.
 
+use std::time::{Duration, Instant};
 use testkit::{HOST, Lab};
 
 #[test]
@@ -9,6 +10,7 @@ fn members_change_while_they_run() {
     let boot = lab.boot_id("shop/a");
     ports_come_and_go(&lab);
     disks_grow_under_a_running_guest(&lab);
+    disks_are_limited(&lab);
     names_change_for_all(&lab);
     what_makes_no_sense_is_refused(&lab);
     assert_eq!(lab.boot_id("shop/first"), boot);
@@ -47,6 +49,25 @@ fn disks_grow_under_a_running_guest(lab: &Lab) {
     // More than there was before.
     lab.sh("shop/a", "dd if=/dev/zero of=/big bs=1M count=120 2>&1 && sync && rm /big");
     assert_eq!(lab.sh("shop/a", "cat /root/old"), "old");
+}
+
+/// In the guest it takes as long as the limit says, whatever the host could do.
+fn disks_are_limited(lab: &Lab) {
+    let limits = |lab: &Lab| {
+        let resource = &lab.vm("shop", "a")["resource"];
+        (resource["disk_kib"].as_u64(), resource["disk_ops"].as_u64())
+    };
+    lab.tt(&["vm", "update", "shop/a", "--disk-kib", "1024", "--disk-ops", "500"]).good();
+    assert_eq!(limits(lab), (Some(1024), Some(500)));
+    let begin = Instant::now();
+    lab.sh("shop/a", "dd if=/dev/zero of=/slow bs=64k count=48 2>&1 && sync");
+    let took = begin.elapsed();
+    assert!(took > Duration::from_secs(2), "3 MiB at 1 MiB a second took {took:?}");
+    assert!(lab.tt(&["vm", "show", "shop/a"]).good().contains("1024 KiB/s"));
+    lab.tt(&["vm", "update", "shop/a", "--disk-kib", "15"]).fails(2, "disk_kib 15");
+    lab.tt(&["vm", "update", "shop/a", "--disk-kib", "0", "--disk-ops", "0"]).good();
+    assert_eq!(limits(lab), (None, None));
+    lab.sh("shop/a", "rm /slow");
 }
 
 fn names_change_for_all(lab: &Lab) {

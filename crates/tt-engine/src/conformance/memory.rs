@@ -28,6 +28,7 @@ pub(super) const CLAUSES: &[Clause] = &[
     ("memory of memory of memory is as good", Needs::Features(MEMORY), goes_on_for_generations),
     ("update grows the disk of a living machine", Needs::Growth, updates),
     ("update gives a living machine its limits", Needs::Limits, limits),
+    ("the disk of a living machine is limited", Needs::Features(feat::DISK_LIMIT), limits_disk),
     ("memory that no record names is removed", Needs::Features(MEMORY), removes_memory),
 ];
 
@@ -209,6 +210,38 @@ fn updates(suite: &Suite<'_>) {
         assert_eq!(suite.look(&vm), Machine::Paused);
     }
     suite.remove(&vm);
+}
+
+fn limits_disk(suite: &Suite<'_>) {
+    let limit = |vm: &mut Vm, kib: u32, ops: u32| {
+        let given = |limit: u32| Some(limit).filter(|limit| *limit > 0);
+        (vm.resource.disk_kib, vm.resource.disk_ops) = (given(kib), given(ops));
+    };
+    let has = |vm: &Vm| suite.fixture.disk_limit(vm);
+    let mut vm = suite.fixture.vm();
+    limit(&mut vm, 65_536, 1000);
+    done(suite.engine.update_vm(&vm));
+    suite.start(&vm);
+    assert_eq!(has(&vm), (65_536, 1000), "from its start on");
+    for (kib, ops) in [(1 << 20, 0), (0, 2000), (0, 0), (131_072, 3000)] {
+        limit(&mut vm, kib, ops);
+        for _ in 0..2 {
+            done(suite.engine.update_vm(&vm));
+            assert_eq!(has(&vm), (kib, ops));
+        }
+    }
+    assert!(suite.fixture.beats(&vm), "the guest stands still");
+    if suite.has(MEMORY) {
+        for (kib, ops) in [(131_072, 4000), (0, 0)] {
+            suite.suspend(&vm);
+            limit(&mut vm, kib, ops);
+            suite.start(&vm);
+            done(suite.engine.update_vm(&vm));
+            assert_eq!(has(&vm), (kib, ops), "whatever it began from");
+        }
+        assert!(suite.fixture.beats(&vm), "the guest stands still");
+    }
+    suite.forget(&vm);
 }
 
 fn limits(suite: &Suite<'_>) {

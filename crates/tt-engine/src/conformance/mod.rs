@@ -66,6 +66,10 @@ pub trait Fixture {
     /// How much memory the host lets a running machine take, in MB; `None` if that changes with the next start only.
     fn mem_mb(&self, vm: &Vm) -> Option<u32>;
 
+    /// What the disk of a running machine may do in a second, as the machine itself says: KiB and operations, 0 for as much as
+    /// it can. Only asked of an engine that can limit it.
+    fn disk_limit(&self, vm: &Vm) -> (u32, u32);
+
     /// Whether the Vm has memory on disk that is complete and named so (relative to the data directory).
     fn has_memory(&self, path: &str) -> bool;
 }

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tt_model::fault::{Fault, FaultHook, Moment};
-use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId, feat, names};
+use tt_model::{EngineFacts, StopMode, Vm, VmEngineFeat, VmId, VmResource, feat, names};
 use world::Watcher;
 
 pub use world::FakeWorld;
@@ -32,7 +32,8 @@ pub const FEATURES: VmEngineFeat = feat::PAUSE
     | feat::NAT
     | feat::FLAT
     | feat::CONSOLE
-    | feat::EXEC;
+    | feat::EXEC
+    | feat::DISK_LIMIT;
 
 /// Where side effects happen, if they do.
 #[derive(Clone)]
@@ -304,10 +305,16 @@ impl VmEngine for FakeEngine {
             return Ok(());
         }
         self.arrange(vm)?;
-        let disk_mb = vm.resource.disk_size;
-        match self.world().disk_mb(vm.id).is_some_and(|has| has < disk_mb) {
-            true => self.faults.act(effect::UPDATE, |world| {
+        let VmResource { disk_size: disk_mb, disk_kib, disk_ops, .. } = vm.resource;
+        let limit = (disk_kib, disk_ops);
+        if self.world().disk_mb(vm.id).is_some_and(|has| has < disk_mb) {
+            self.faults.act(effect::UPDATE, |world| {
                 world.change(vm.id, |fake| fake.disk_mb = disk_mb);
+            })?;
+        }
+        match self.world().disk_limit(vm.id).is_some_and(|has| has != limit) {
+            true => self.faults.act(effect::UPDATE, |world| {
+                world.change(vm.id, |fake| fake.disk_limit = limit);
             }),
             false => Ok(()),
         }

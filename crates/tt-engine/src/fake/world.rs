@@ -42,6 +42,8 @@ pub(super) struct Fake {
     /// The disk that it writes to, and what that lies on in turn.
     pub layers: Vec<String>,
     pub disk_mb: u32,
+    /// What the disk may do in a second: KiB and operations.
+    pub disk_limit: (Option<u32>, Option<u32>),
     /// The memory that it has loaded and not consumed.
     pub loaded: Option<String>,
     pub deaf: bool,
@@ -124,6 +126,11 @@ impl FakeWorld {
         self.with_process(id, |fake| fake.disk_mb)
     }
 
+    /// What the disk of the process of `id` may do in a second: KiB and operations.
+    pub fn disk_limit(&self, id: VmId) -> Option<(Option<u32>, Option<u32>)> {
+        self.with_process(id, |fake| fake.disk_limit)
+    }
+
     /// Incarnation of the process of `id`.
     pub fn incarnation(&self, id: VmId) -> Option<u32> {
         self.with_process(id, |fake| fake.incarnation)
@@ -178,6 +185,7 @@ impl FakeWorld {
             size: vm.machine,
             layers: layers(vm),
             disk_mb: vm.resource.disk_size,
+            disk_limit: (vm.resource.disk_kib, vm.resource.disk_ops),
             loaded: memory.map(|(path, _)| path),
             deaf: false,
         };
@@ -281,6 +289,7 @@ fn unstarted() -> Fake {
         size: MachineSize::default(),
         layers: Vec::new(),
         disk_mb: 0,
+        disk_limit: (None, None),
         loaded: None,
         deaf: false,
     }

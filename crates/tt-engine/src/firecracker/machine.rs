@@ -6,6 +6,7 @@ use super::request::{self, MachineSpec};
 use super::{FirecrackerConfig, Host, NAME, unusable};
 use crate::cgroup::Limits;
 use crate::life::{INCARNATION, LOADING, PAUSED};
+use crate::limit::DiskLimit;
 use crate::memory::files::Memory;
 use crate::process::{Confined, Process};
 use crate::remains::{self, MESSAGES, Remains, give, note};
@@ -70,6 +71,7 @@ impl Host {
         note(&self.remains(vm.id), BOOTED, "")?;
         let mut api = self.first_api(vm.id)?;
         request::boot(spec).iter().try_for_each(|request| api.ask(request).map(drop))?;
+        spec.limit.note_told(&self.remains(vm.id))?;
         self.forget_pause(vm.id)
     }
 
@@ -79,6 +81,8 @@ impl Host {
         write(&file, state, uid)?;
         let request = request::load(&file, &memory.ram(), &names::tap(vm.id), vm.machine.mem_size);
         self.first_api(vm.id)?.ask(&request)?;
+        // It has those of the machine whose memory it is.
+        self.limit(vm)?;
         remains::gone(fs::remove_file(&file), &file)?;
         memory.consume(layout, vm)?;
         self.go_on(vm.id)
@@ -121,6 +125,7 @@ fn describe(config: &FirecrackerConfig, vm: &Vm) -> Result<MachineSpec, EngineEr
         initramfs,
         machine_id: vm.machine_id.clone(),
         has_seed: vm.has_seed(),
+        limit: DiskLimit::of(vm),
         mac: vm.resource.mac_addr,
         tap: names::tap(vm.id),
     })

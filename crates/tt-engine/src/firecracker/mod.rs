@@ -30,7 +30,8 @@ const FEATURES: VmEngineFeat = feat::PAUSE
     | feat::NAT
     | feat::FLAT
     | feat::CONSOLE
-    | feat::EXEC;
+    | feat::EXEC
+    | feat::DISK_LIMIT;
 
 /// What the driver is told once.
 #[derive(Clone, Debug)]
@@ -147,8 +148,8 @@ impl VmEngine for FirecrackerEngine {
     fn update_vm(&self, vm: &Vm) -> Result<(), EngineError> {
         let host = self.host()?;
         match host.look(vm)? {
-            Machine::Running => host.grow(vm),
-            Machine::Paused if host.can_go_on(vm)? => host.grow(vm),
+            Machine::Running => host.update_disk(vm),
+            Machine::Paused if host.can_go_on(vm)? => host.update_disk(vm),
             _ => Ok(()),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! Paths, fields and their meaning: `src/firecracker/swagger/firecracker.yaml` in Firecracker's source.
 
+use crate::limit::DiskLimit;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub(super) struct MachineSpec {
     /// For systemd, which needs it before the agent can be asked: 32 hexadecimal digits.
     pub machine_id: Option<String>,
     pub has_seed: bool,
+    /// What its disk may do in a second.
+    pub limit: DiskLimit,
     pub mac: MacAddr,
     /// Name of the tap in the program's network namespace.
     pub tap: String,
@@ -70,7 +73,7 @@ pub(super) fn boot(spec: &MachineSpec) -> Vec<Request> {
             json!({"vcpu_count": spec.cpu_num, "mem_size_mib": spec.mem_mb, "smt": false}),
         ),
         // What the guest has synced lies on the host's disk.
-        put("/drives/disk", drive(DISK, false)),
+        put("/drives/disk", limited(drive(DISK, false), spec.limit)),
     ];
     if spec.has_seed {
         // After the other one, so that this has the name that guests know it by.
@@ -97,6 +100,24 @@ fn drive(name: &str, is_read_only: bool) -> Value {
         "cache_type": "Writeback",
         "io_engine": "Sync",
     })
+}
+
+/// The drive, with its limits if it has any.
+fn limited(mut drive: Value, limit: DiskLimit) -> Value {
+    if limit != DiskLimit::default() {
+        drive["rate_limiter"] = rate_limiter(limit);
+    }
+    drive
+}
+
+/// Two buckets of tokens. Each holds what the disk may do in a second, which so may come at once; one of no size limits
+/// nothing.
+fn rate_limiter(limit: DiskLimit) -> Value {
+    let bucket = |size: u64| {
+        let refill_ms = if size == 0 { 0 } else { 1000 };
+        json!({"size": size, "refill_time": refill_ms})
+    };
+    json!({"bandwidth": bucket(limit.bytes()), "ops": bucket(limit.operations())})
 }
 
 /// A machine that stands still and has this memory. What it changes is its own: the file is mapped privately.
@@ -141,6 +162,11 @@ pub(super) fn grow() -> Request {
     patch("/drives/disk", json!({"drive_id": DISK, "path_on_host": DISK}))
 }
 
+/// What the disk of a machine that lives may do in a second.
+pub(super) fn limit(limit: DiskLimit) -> Request {
+    patch("/drives/disk", json!({"drive_id": DISK, "rate_limiter": rate_limiter(limit)}))
+}
+
 /// What the machine does.
 pub(super) fn describe() -> Request {
     Request { method: "GET", path: "/", body: None, within: SOON }
@@ -170,6 +196,7 @@ mod tests {
             initramfs: "/t/initramfs".into(),
             machine_id: None,
             has_seed: false,
+            limit: DiskLimit::default(),
             mac: "82:17:0d:00:00:02".parse().unwrap(),
             tap: "tap7".into(),
         }
@@ -199,6 +226,12 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_whose_disk_is_limited() {
+        let limit = DiskLimit { kib: Some(2048), ops: Some(100) };
+        insta::assert_snapshot!(lines(&boot(&MachineSpec { limit, ..spec() })));
+    }
+
+    #[test]
     fn a_life_after_the_boot() {
         let (state, ram) = (Path::new("/run/tt/vm/7/state"), Path::new("/d/memory/7/3/ram"));
         insta::assert_snapshot!(lines(&[
@@ -209,6 +242,8 @@ mod tests {
             resume(),
             load(state, ram, "tap7", 256),
             grow(),
+            limit(DiskLimit { kib: Some(1024), ops: None }),
+            limit(DiskLimit::default()),
             ask_to_end(),
         ]));
     }

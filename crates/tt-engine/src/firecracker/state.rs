@@ -5,6 +5,7 @@ use super::channels::API;
 use super::request::{self, Request};
 use super::{Host, machine};
 use crate::life::{LOADING, PAUSED};
+use crate::limit::DiskLimit;
 use crate::memory::files::{self as memory, Memory};
 use crate::remains::{gone, note};
 use crate::{EngineError, Machine};
@@ -101,8 +102,24 @@ impl Host {
         Ok(())
     }
 
-    /// Brings the machine's disk to the size that the record says, and tells its guest.
-    pub fn grow(&self, vm: &Vm) -> Result<(), EngineError> {
+    /// Brings the machine's disk to what the record says.
+    pub fn update_disk(&self, vm: &Vm) -> Result<(), EngineError> {
+        self.grow(vm)?;
+        match DiskLimit::of(vm).is_told(&self.remains(vm.id)) {
+            true => Ok(()),
+            false => self.limit(vm),
+        }
+    }
+
+    /// Limits what the disk does, whatever the machine was told before.
+    pub fn limit(&self, vm: &Vm) -> Result<(), EngineError> {
+        let limit = DiskLimit::of(vm);
+        self.ask(vm.id, &request::limit(limit))?;
+        limit.note_told(&self.remains(vm.id))
+    }
+
+    /// Brings the disk to the size that the record says, and tells the guest.
+    fn grow(&self, vm: &Vm) -> Result<(), EngineError> {
         let remains = self.remains(vm.id);
         let wanted_mb = vm.resource.disk_size.to_string();
         if fs::read_to_string(remains.file(GROWN)).is_ok_and(|told| told == wanted_mb) {

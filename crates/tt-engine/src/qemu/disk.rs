@@ -1,9 +1,10 @@
-//! The disk of a living machine: how large it is, which file is on top, and what that lies on. It never looks into one.
+//! The disk of a living machine: how large it is, what it may do in a second, which file is on top, and what that lies on. It never looks into one.
 
 use super::node::{Disk, Layer, file_node, image};
 use super::qmp::Qmp;
 use super::{MONITOR, machine};
 use crate::EngineError;
+use crate::limit::DiskLimit;
 use crate::remains::{Remains, give, note};
 use serde::Deserialize;
 use serde_json::json;
@@ -26,10 +27,14 @@ const NODE: &str = "disk-";
 pub(super) struct Top {
     pub node: String,
     pub bytes: u64,
+    /// The device that it is behind.
+    pub device: String,
 }
 
 #[derive(Debug, Deserialize)]
 struct Device {
+    /// Where it stands among the machine's devices.
+    qdev: Option<String>,
     inserted: Option<Inserted>,
 }
 
@@ -88,11 +93,12 @@ fn text(vm: &Vm) -> String {
 /// The top of the machine's one disk.
 pub(super) fn top(qmp: &mut Qmp, monitor: &Path) -> Result<Top, EngineError> {
     let devices: Vec<Device> = qmp.ask("query-block")?;
-    let mut inserted = devices.into_iter().filter_map(|device| device.inserted);
-    inserted
-        .find(|inserted| inserted.node_name.starts_with(DISK))
-        .map(|i| Top { node: i.node_name, bytes: i.image.virtual_size })
-        .ok_or_else(|| no_disk(monitor))
+    let top = devices.into_iter().find_map(|Device { qdev, inserted }| {
+        let Inserted { node_name: node, image } = inserted?;
+        let device = qdev.filter(|_| node.starts_with(DISK))?;
+        Some(Top { node, bytes: image.virtual_size, device })
+    });
+    top.ok_or_else(|| no_disk(monitor))
 }
 
 fn no_disk(monitor: &Path) -> EngineError {
@@ -111,10 +117,30 @@ pub(super) fn update(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> 
         arrange(remains, vm, &known)?;
         note_chain(remains, vm)?;
     }
-    match noted(GROWN) == vm.resource.disk_size.to_string() {
-        true => Ok(()),
-        false => grow(remains, vm),
+    if noted(GROWN) != vm.resource.disk_size.to_string() {
+        grow(remains, vm)?;
     }
+    limit(remains, vm)
+}
+
+/// Limits what the disk does. A tenth of what it may do in a second may come at once, as is QEMU's default.
+pub(super) fn limit(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> {
+    let limit = DiskLimit::of(vm);
+    if limit.is_told(remains) {
+        return Ok(());
+    }
+    let monitor = remains.file(MONITOR);
+    let mut qmp = Qmp::connect(&monitor)?;
+    let device = top(&mut qmp, &monitor)?.device;
+    qmp.order(
+        "block_set_io_throttle",
+        json!({
+            "id": device,
+            "bps": limit.bytes(), "bps_rd": 0, "bps_wr": 0,
+            "iops": limit.operations(), "iops_rd": 0, "iops_wr": 0,
+        }),
+    )?;
+    limit.note_told(remains)
 }
 
 /// Grows the machine's disk to what is wanted, and tells its guest.

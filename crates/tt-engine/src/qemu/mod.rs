@@ -37,7 +37,8 @@ const FEATURES: VmEngineFeat = feat::PAUSE
     | feat::NAT
     | feat::FLAT
     | feat::CONSOLE
-    | feat::EXEC;
+    | feat::EXEC
+    | feat::DISK_LIMIT;
 /// Socket of the monitor, in the machine's directory.
 const MONITOR: &str = "qmp.sock";
 /// How guests' code is executed.

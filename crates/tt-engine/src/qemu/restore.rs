@@ -1,7 +1,7 @@
 //! From memory on disk to a running machine. It never lets a guest run whose memory could be begun from again.
 
 use super::migration::{self, Progress};
-use super::{Host, MONITOR, machine, unusable};
+use super::{Host, MONITOR, disk, machine, unusable};
 use crate::EngineError;
 use crate::memory::files::Memory;
 use crate::remains::MESSAGES;
@@ -29,10 +29,10 @@ impl Host {
             watched.map_err(|source| EngineError::Process { action: "watch", pid, source })?;
         }
         let (Some(memory), Some(state)) = (memory, state) else {
-            return Ok(());
+            return disk::limit(&remains, vm);
         };
-        let loaded =
-            self.load(vm.id, &state).and_then(|()| memory.consume(&self.config.layout, vm));
+        let loaded = self.load(vm.id, &state).and_then(|()| disk::limit(&remains, vm));
+        let loaded = loaded.and_then(|()| memory.consume(&self.config.layout, vm));
         if let Err(error) = loaded {
             let said = super::qmp::quote(self.remains(vm.id).messages(MESSAGES).trim());
             self.end(vm)?;

@@ -274,6 +274,10 @@ impl Fixture for Rig {
         None
     }
 
+    fn disk_limit(&self, _: &Vm) -> (u32, u32) {
+        unreachable!("the disk of a container is not limited")
+    }
+
     fn mem_mb(&self, vm: &Vm) -> Option<u32> {
         let name = self.layout.container(vm.id, vm.epoch);
         let id = self.docker().container(&name).must("look at a container").must("a container").id;

@@ -2,9 +2,11 @@
 //! Firecracker or its stand-in. Everything goes when the rig is dropped.
 
 use crate::{guest, host, sample};
+use serde_json::Value;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -226,6 +228,27 @@ impl Fixture for Rig {
 
     fn disk_mb(&self, vm: &Vm) -> Option<u32> {
         Some((fs::metadata(self.layout.disk(vm)).unwrap().len() >> 20) as u32)
+    }
+
+    fn disk_limit(&self, vm: &Vm) -> (u32, u32) {
+        let mut api = UnixStream::connect(self.layout.vm_dir(vm.id).join("own/api")).unwrap();
+        api.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        api.write_all(b"GET /vm/config HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let (mut answer, mut piece) = (Vec::new(), [0; 4096]);
+        // It keeps the connection; an answer is complete when what is in it can be read.
+        let config: Value = loop {
+            let count = api.read(&mut piece).unwrap();
+            answer.extend_from_slice(&piece[..count]);
+            let body = answer.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4);
+            if let Some(config) = body.and_then(|at| serde_json::from_slice(&answer[at..]).ok()) {
+                break config;
+            }
+            assert!(count > 0, "the API hung up: {}", String::from_utf8_lossy(&answer));
+        };
+        let drives = config["drives"].as_array().unwrap();
+        let disk = drives.iter().find(|drive| drive["drive_id"] == "disk").unwrap();
+        let bucket = |name: &str| disk["rate_limiter"][name]["size"].as_u64().unwrap_or_default();
+        ((bucket("bandwidth") >> 10) as u32, bucket("ops") as u32)
     }
 
     fn mem_mb(&self, _: &Vm) -> Option<u32> {

@@ -49,6 +49,7 @@ impl Fixture for Exec {
         content(vm: &Vm) -> u64;
         has_open(vm: &Vm) -> bool;
         disk_mb(vm: &Vm) -> Option<u32>;
+        disk_limit(vm: &Vm) -> (u32, u32);
         mem_mb(vm: &Vm) -> Option<u32>;
         has_memory(path: &str) -> bool;
     }

@@ -21,6 +21,8 @@ mod memory;
 #[cfg(test)]
 mod merges;
 #[cfg(test)]
+mod monitor;
+#[cfg(test)]
 #[path = "../common/pvh.rs"]
 mod pvh;
 #[cfg(test)]

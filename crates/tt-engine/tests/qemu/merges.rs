@@ -1,12 +1,11 @@
 //! What a guest sees of its disk while layers below it are merged. It writes all the time, through the device that it
 //! has; what it would read is copied off by the machine itself.
 
+use crate::monitor::Monitor;
 use crate::rig::{Rig, remove, wait_until};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::chown;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,33 +19,6 @@ const PIECES: usize = 250;
 const DISK_BYTES: usize = 1 << 20;
 /// Layers that come, one by one.
 const ROUNDS: u32 = 10;
-
-/// A conversation with the monitor.
-struct Monitor(BufReader<UnixStream>);
-
-impl Monitor {
-    fn new(rig: &Rig, vm: &Vm) -> Self {
-        let stream = UnixStream::connect(rig.layout.vm_dir(vm.id).join("qmp.sock")).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut monitor = Self(BufReader::new(stream));
-        monitor.ask("qmp_capabilities", json!({}));
-        monitor
-    }
-
-    fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        writeln!(self.0.get_mut(), "{}", json!({"execute": command, "arguments": arguments}))
-            .unwrap();
-        loop {
-            let mut line = String::new();
-            assert!(self.0.read_line(&mut line).unwrap() > 0, "the monitor hung up");
-            let answer: Value = serde_json::from_str(&line).unwrap();
-            assert_eq!(answer.get("error"), None, "{command}");
-            if let Some(result) = answer.get("return") {
-                return result.clone();
-            }
-        }
-    }
-}
 
 /// What the guest has written.
 struct Guest<'a> {

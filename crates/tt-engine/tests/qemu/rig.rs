@@ -2,7 +2,9 @@
 //! the rig is dropped.
 
 pub use crate::host::{make_network, remove, wait_until};
+use crate::monitor::Monitor;
 use crate::{guest, host, layers, sample};
+use serde_json::json;
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read, Write};
@@ -223,6 +225,15 @@ impl Fixture for Rig {
 
     fn disk_mb(&self, vm: &Vm) -> Option<u32> {
         Some((fs::metadata(self.layout.disk(vm)).unwrap().len() >> 20) as u32)
+    }
+
+    fn disk_limit(&self, vm: &Vm) -> (u32, u32) {
+        let disks = Monitor::new(self, vm).ask("query-block", json!({}));
+        let disk = disks.as_array().unwrap().iter().find(|disk| {
+            disk["inserted"]["node-name"].as_str().is_some_and(|node| node.starts_with("disk"))
+        });
+        let limit = |name: &str| disk.unwrap()["inserted"][name].as_u64().unwrap() as u32;
+        (limit("bps") >> 10, limit("iops"))
     }
 
     fn mem_mb(&self, _: &Vm) -> Option<u32> {

@@ -241,6 +241,8 @@ impl<'a> Builder<'a> {
                 port_map,
                 up_kbit: spec.up_kbit,
                 down_kbit: spec.down_kbit,
+                disk_kib: spec.disk_kib,
+                disk_ops: spec.disk_ops,
             },
             addr: match spec.net_kind {
                 NetKind::Nat => self.world.host.public_addr.to_string(),
@@ -302,7 +304,7 @@ impl<'a> Builder<'a> {
         template: &VmTemplate,
         base: Option<&KeptImage>,
     ) -> Result<String, Refusal> {
-        let wanted = wanted(spec.net_kind, template);
+        let wanted = wanted(spec, template);
         let engines = &self.world.host.engines;
         let mut reasons = Vec::new();
         for engine in engines.iter().filter(|e| spec.engine.as_ref().is_none_or(|n| *n == e.name)) {

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 pub fn host() -> Host {
     let mut host = Host { mem_size: 8192, disk_size: 100_000, ..crate::sample::host("qemu") };
-    host.engines[0].features = feat::NAT | feat::FLAT | feat::PAUSE | feat::SHUTDOWN;
+    host.engines[0].features =
+        feat::NAT | feat::FLAT | feat::PAUSE | feat::SHUTDOWN | feat::DISK_LIMIT;
     host
 }
 
@@ -250,6 +251,18 @@ fn a_guest_without_the_agent_is_seen_by_a_port() {
         assert_eq!(plan.vms[0].ready_port, decided, "{template} {asked:?}");
     }
     assert_eq!(plan(&with("agent", Some(22))).unwrap_err().code, ErrorCode::Invalid);
+}
+
+#[test]
+fn a_limit_for_the_disk_needs_an_engine_with_it() {
+    let mut host = host();
+    let limited = env(vec![VmSpec { disk_ops: Some(100), ..VmSpec::new("micro") }]);
+    let plan = plan_with(&limited, &Usage::default(), &host).unwrap();
+    assert_eq!(plan.vms[0].resource.disk_ops, Some(100));
+    host.engines[0].features &= !feat::DISK_LIMIT;
+    let refusal = plan_with(&limited, &Usage::default(), &host).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unsupported);
+    assert!(refusal.problem.contains("disk_limit"), "{}", refusal.problem);
 }
 
 #[test]

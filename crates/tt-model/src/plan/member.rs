@@ -3,10 +3,11 @@
 use super::Policy;
 use super::change::{check_living, check_manageable};
 use super::create::{Builder, Family, World, member_names};
-use super::room::{check_memory, check_sizes, exhausted};
+use super::room::{can, check_memory, check_sizes, exhausted};
 use crate::check::{VMS_PER_ENV_MAX, check_request_key, check_update, check_vm, quoted};
 use crate::{
     Env, ErrorCode, Goal, Host, NetKind, NetRule, PortMap, Refusal, Usage, Vm, VmSpec, VmUpdate,
+    feat,
 };
 use std::collections::BTreeSet;
 
@@ -213,9 +214,7 @@ fn updated(
     if let Some(rules) = &update.net_allowlist {
         new.state.net_allowlist = unique(rules);
     }
-    let rate = |wanted: Option<u32>, now| wanted.map_or(now, |kbit| Some(kbit).filter(|k| *k > 0));
-    new.resource.up_kbit = rate(update.up_kbit, new.resource.up_kbit);
-    new.resource.down_kbit = rate(update.down_kbit, new.resource.down_kbit);
+    change_rates(&mut new, update, world.host)?;
     new.state.keep_image = update.keep_image.unwrap_or(new.state.keep_image);
     new.deny_outgoing = update.deny_outgoing.unwrap_or(new.deny_outgoing);
     new.name = update.name.clone().unwrap_or(new.name);
@@ -232,6 +231,29 @@ fn updated(
         new.generation += 1;
     }
     Ok(new)
+}
+
+/// What it may do in a second; 0 takes a bound away.
+fn change_rates(new: &mut Vm, update: &VmUpdate, host: &Host) -> Result<(), Refusal> {
+    let disk = [update.disk_kib, update.disk_ops].into_iter().flatten();
+    if disk.max().is_some_and(|most| most > 0) && !can(new, host, feat::DISK_LIMIT) {
+        return Err(refuse(
+            ErrorCode::Unsupported,
+            format!("a limit for the disk of {}", new.full_name()),
+            format!("engine {} can not do: disk_limit", new.engine),
+            "leave it out",
+        ));
+    }
+    let resource = &mut new.resource;
+    for (wanted, rate) in [
+        (update.up_kbit, &mut resource.up_kbit),
+        (update.down_kbit, &mut resource.down_kbit),
+        (update.disk_kib, &mut resource.disk_kib),
+        (update.disk_ops, &mut resource.disk_ops),
+    ] {
+        *rate = wanted.map_or(*rate, |wanted| Some(wanted).filter(|wanted| *wanted > 0));
+    }
+    Ok(())
 }
 
 fn port_map(

@@ -75,9 +75,19 @@ fn destinations_and_rates_change_and_are_taken_back() {
     update(&mut vms, &VmUpdate { down_kbit: Some(64), ..none.clone() }, &mut usage).unwrap();
     assert_eq!((vms[0].resource.up_kbit, vms[0].resource.down_kbit), (Some(1000), Some(64)));
     assert!(vms[0].generation > generation);
-    let open = VmUpdate { net_allowlist: Some(vec![]), up_kbit: Some(0), ..none };
+    let disk = VmUpdate { disk_kib: Some(1024), disk_ops: Some(16), ..none.clone() };
+    update(&mut vms, &disk, &mut usage).unwrap();
+    assert_eq!((vms[0].resource.disk_kib, vms[0].resource.disk_ops), (Some(1024), Some(16)));
+    let open = VmUpdate {
+        net_allowlist: Some(vec![]),
+        up_kbit: Some(0),
+        disk_kib: Some(0),
+        disk_ops: Some(0),
+        ..none
+    };
     update(&mut vms, &open, &mut usage).unwrap();
     assert!(vms[0].state.net_allowlist.is_empty() && vms[0].resource.up_kbit.is_none());
+    assert_eq!((vms[0].resource.disk_kib, vms[0].resource.disk_ops), (None, None));
 }
 
 #[test]
@@ -95,6 +105,8 @@ fn wrong_updates_change_nothing() {
         VmUpdate { cpu_num: Some(0), ..none.clone() },
         VmUpdate { up_kbit: Some(63), ..none.clone() },
         VmUpdate { down_kbit: Some(u32::MAX), ..none.clone() },
+        VmUpdate { disk_kib: Some(15), ..none.clone() },
+        VmUpdate { disk_ops: Some(u32::MAX), ..none.clone() },
         VmUpdate { mem_size: Some(1), ..none.clone() },
         VmUpdate { mem_size: Some(8193), ..none.clone() },
         VmUpdate { name: Some(before[1].name.clone()), ..none.clone() },

@@ -2,8 +2,8 @@
 
 use crate::template::{FEATURE_DISK, FEATURE_UEFI};
 use crate::{
-    ENGINE_EXEC, EngineFacts, ErrorCode, Host, KeptImage, NetKind, Refusal, StorageKind, Usage,
-    VmEngineFeat, VmTemplate, feat,
+    ENGINE_EXEC, EngineFacts, ErrorCode, Host, KeptImage, NetKind, Refusal, StorageKind, Usage, Vm,
+    VmEngineFeat, VmSpec, VmTemplate, feat,
 };
 
 /// The host has no more of something that is counted.
@@ -76,13 +76,20 @@ pub(super) fn storage_for(host: &Host, engine: &str) -> StorageKind {
     if StorageKind::Docker.is_for(engine) { StorageKind::Docker } else { host.storage }
 }
 
-/// What an engine must be able to do for a Vm of that template that is reached so: bits of [`feat`].
-pub(super) fn wanted(net_kind: NetKind, template: &VmTemplate) -> VmEngineFeat {
-    let net = match net_kind {
+/// What an engine must be able to do for a Vm of that template: bits of [`feat`].
+pub(super) fn wanted(spec: &VmSpec, template: &VmTemplate) -> VmEngineFeat {
+    let net = match spec.net_kind {
         NetKind::Nat => feat::NAT,
         NetKind::Flatten => feat::FLAT,
     };
-    net | if template.has(FEATURE_UEFI) { feat::UEFI } else { 0 }
+    let has_limit = spec.disk_kib.or(spec.disk_ops).is_some();
+    let disk = if has_limit { feat::DISK_LIMIT } else { 0 };
+    net | disk | if template.has(FEATURE_UEFI) { feat::UEFI } else { 0 }
+}
+
+/// Whether the engine of `vm` has a feature.
+pub(super) fn can(vm: &Vm, host: &Host, feature: VmEngineFeat) -> bool {
+    host.engine(&vm.engine).is_some_and(|engine| engine.features & feature != 0)
 }
 
 /// Why `engine` can not run `template`, or what was kept of it in `base`, with the features `wanted`, if it can not.

@@ -3,11 +3,11 @@
 use super::Policy;
 use super::change::{check_living, check_manageable};
 use super::merge::needs_merge;
-use super::room::{check_memory, check_sizes, exhausted};
+use super::room::{can, check_memory, check_sizes, exhausted};
 use crate::check::{SNAPSHOTS_PER_VM_MAX, check_name, quoted};
 use crate::{
     Env, ErrorCode, Goal, Host, PortMap, Refusal, Snapshot, SnapshotSpec, SnapshotState, Trouble,
-    Usage, Vm, VmEngineFeat, feat, names,
+    Usage, Vm, feat, names,
 };
 
 /// Most disks that lie one on the other: each costs a guest's reads a little, and QEMU a file.
@@ -252,10 +252,6 @@ fn has_memory(vm: &Vm) -> bool {
     matches!(vm.goal, Goal::Running | Goal::Paused | Goal::Suspended)
 }
 
-fn can(vm: &Vm, host: &Host, feature: VmEngineFeat) -> bool {
-    host.engine(&vm.engine).is_some_and(|engine| engine.features & feature != 0)
-}
-
 fn check_apply(vm: &Vm, name: &str, host: &Host) -> Result<(), Refusal> {
     let what = || format!("snapshot {} of {}", quoted(name), vm.full_name());
     if vm.goal == Goal::Gone {
@@ -316,6 +312,8 @@ fn apply(
     vm.resource.port_map = port_map;
     vm.resource.up_kbit = wanted.up_kbit;
     vm.resource.down_kbit = wanted.down_kbit;
+    vm.resource.disk_kib = wanted.disk_kib;
+    vm.resource.disk_ops = wanted.disk_ops;
     vm.state.net_blacklist = frozen.state.net_blacklist.clone();
     vm.state.net_allowlist = frozen.state.net_allowlist.clone();
     vm.state.keep_image = frozen.state.keep_image;

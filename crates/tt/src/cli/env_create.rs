@@ -21,7 +21,7 @@ pub const VM_HELP: &str = "A member, or several alike:\n\
     [NAME=]TEMPLATE[,engine=NAME][,cpu=N][,mem=SIZE][,disk=SIZE]\n\
     [,port=PORT[/udp]]..[,net=nat|flat][,count=N][,image=ID]\n\
     [,allow=NET|NAME[:PORT[/udp]]]..[,up=KBIT][,down=KBIT]\n\
-    [,ready=PORT|running][,keep-image][,no-rand-uuid]";
+    [,disk-kib=KIB][,disk-ops=N][,ready=PORT|running][,keep-image][,no-rand-uuid]";
 
 /// Arguments of `tt env create`.
 #[derive(Args, Debug)]

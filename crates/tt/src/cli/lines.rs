@@ -199,6 +199,12 @@ pub fn vm(view: &VmView, traffic: Option<Traffic>, now: u64) -> String {
             facts.row([name, &format!("{kbit} kbit/s")]);
         }
     }
+    if let Some(kib) = resource.disk_kib {
+        facts.row(["disk moves at most", &format!("{kib} KiB/s")]);
+    }
+    if let Some(ops) = resource.disk_ops {
+        facts.row(["disk does at most", &format!("{ops} operations/s")]);
+    }
     if let Some(seen) = traffic {
         let amount = |packets: u64, bytes: u64| format!("{packets} packets, {bytes} bytes");
         facts.row(["sent", &amount(seen.sent_packets, seen.sent_bytes)]);

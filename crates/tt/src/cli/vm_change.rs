@@ -84,6 +84,12 @@ struct Wanted {
     /// Most that it receives, in kbit a second; 0 for no bound
     #[arg(long, value_name = "KBIT")]
     down: Option<u32>,
+    /// Most that its disk reads and writes together, in KiB a second; 0 for no bound
+    #[arg(long, value_name = "KIB")]
+    disk_kib: Option<u32>,
+    /// Most reads and writes of its disk together, a second; 0 for no bound
+    #[arg(long, value_name = "N")]
+    disk_ops: Option<u32>,
     /// Let it open no connections to the outside
     #[arg(long, conflicts_with = "allow_outgoing")]
     deny_outgoing: bool,
@@ -112,6 +118,8 @@ impl From<Wanted> for VmUpdate {
             net_allowlist: (wanted.no_allow || !allowed.is_empty()).then_some(allowed),
             up_kbit: wanted.up,
             down_kbit: wanted.down,
+            disk_kib: wanted.disk_kib,
+            disk_ops: wanted.disk_ops,
             deny_outgoing: all(wanted.allow_outgoing, wanted.deny_outgoing),
             keep_image: all(wanted.no_keep_image, wanted.keep_image),
         }

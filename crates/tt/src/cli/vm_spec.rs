@@ -2,18 +2,19 @@
 //! [,count=N][,image=ID][,ready=P|running][,keep-image][,no-rand-uuid]`. A pure function of the text; what a host can do with the result is not decided here.
 
 use std::str::FromStr;
-use tt_model::check::RATE_KBIT_MAX;
+use tt_model::check::{DISK_LIMIT_MAX, RATE_KBIT_MAX};
 use tt_model::check::{check_vm, quoted};
 use tt_model::units::parse_size_mb;
 use tt_model::{NetKind, Refusal, VmId, VmSpec};
 
 /// The options, as they are listed in errors.
-const OPTIONS: &str = "engine=NAME, cpu=N, mem=SIZE, disk=SIZE, port=PORT, net=nat|flat, count=N, image=ID, \
-                       ready=PORT|running, keep-image and no-rand-uuid";
+const OPTIONS: &str = "engine=NAME, cpu=N, mem=SIZE, disk=SIZE, disk-kib=KIB, disk-ops=N, port=PORT, net=nat|flat, \
+                       allow=NET|NAME, up=KBIT, down=KBIT, count=N, image=ID, ready=PORT|running, keep-image and no-rand-uuid";
 
 /// Options that are followed by `=` and a value.
-const KEYS: [&str; 12] = [
-    "engine", "cpu", "mem", "disk", "port", "net", "allow", "up", "down", "count", "image", "ready",
+const KEYS: [&str; 14] = [
+    "engine", "cpu", "mem", "disk", "disk-kib", "disk-ops", "port", "net", "allow", "up", "down",
+    "count", "image", "ready",
 ];
 /// Those that may be said several times.
 const LISTS: [&str; 2] = ["port", "allow"];
@@ -148,6 +149,8 @@ fn option(spec: &mut VmSpec, part: &str) -> Result<&'static str, VmSpecError> {
         "net" => spec.net_kind = net(value).map_err(refuse)?,
         "allow" => spec.net_allowlist.push(value.parse().map_err(|e| refuse(format!("{e}")))?),
         "up" => spec.up_kbit = Some(number(value, RATE_KBIT_MAX).map_err(refuse)?),
+        "disk-kib" => spec.disk_kib = Some(number(value, DISK_LIMIT_MAX).map_err(refuse)?),
+        "disk-ops" => spec.disk_ops = Some(number(value, DISK_LIMIT_MAX).map_err(refuse)?),
         "down" => spec.down_kbit = Some(number(value, RATE_KBIT_MAX).map_err(refuse)?),
         "image" => spec.image = Some(VmId(number(value, u64::MAX).map_err(refuse)?)),
         "ready" => spec.ready_port = Some(ready(value).map_err(refuse)?),
@@ -165,7 +168,8 @@ fn example(key: &str) -> &'static str {
         "port" => "80",
         "net" => "nat",
         "allow" => "192.0.2.0/24:443",
-        "up" | "down" => "10000",
+        "up" | "down" | "disk-kib" => "10000",
+        "disk-ops" => "500",
         "image" => "7",
         "ready" => "22",
         _ => "3",
@@ -235,7 +239,7 @@ mod tests {
     fn every_option_lands_in_its_field() {
         let spec = parse_vm_spec(
             "web=micro,engine=qemu,cpu=2,mem=1G,disk=10G,port=80,port=53/udp,net=flat,allow=192.0.2.0/24:443,\
-             allow=*.example.org:443,up=1000,down=2000,count=3,image=7,ready=80,keep-image,no-rand-uuid",
+             allow=*.example.org:443,up=1000,down=2000,disk-kib=4096,disk-ops=100,count=3,image=7,ready=80,keep-image,no-rand-uuid",
         );
         let port = |port, protocol| InnerPort { port, protocol };
         assert_eq!(
@@ -253,6 +257,8 @@ mod tests {
                     .into(),
                 up_kbit: Some(1000),
                 down_kbit: Some(2000),
+                disk_kib: Some(4096),
+                disk_ops: Some(100),
                 count: Some(3),
                 rand_uuid: false,
                 keep_image: true,

@@ -50,8 +50,15 @@ const PARTS: [(&str, &[&str]); 7] = [
     ("/vsock", &["guest_cid", "uds_path"]),
     ("/entropy", &[]),
 ];
-const DRIVE: &[&str] =
-    &["drive_id", "path_on_host", "is_root_device", "is_read_only", "cache_type", "io_engine"];
+const DRIVE: &[&str] = &[
+    "drive_id",
+    "path_on_host",
+    "is_root_device",
+    "is_read_only",
+    "cache_type",
+    "io_engine",
+    "rate_limiter",
+];
 
 impl Machine {
     pub fn new(id: String) -> Self {
@@ -71,7 +78,10 @@ impl Machine {
             ("GET", "/") => return (200, Some(self.describe())),
             ("PUT", "/actions") => self.act(&request.body),
             ("PATCH", "/vm") => self.turn(&request.body),
-            ("PATCH", "/drives/disk") if self.does != Does::NotStarted => self.reopen_disk(),
+            ("GET", "/vm/config") => return (200, Some(self.config())),
+            ("PATCH", "/drives/disk") if self.does != Does::NotStarted => {
+                self.change_disk(&request.body)
+            }
             ("PUT", "/snapshot/create") => self.save(&request.body),
             ("PUT", "/snapshot/load") => self.load(&request.body),
             ("PUT", path) => self.configure(path, &request.body),
@@ -90,6 +100,12 @@ impl Machine {
             Does::Paused => "Paused",
         };
         json!({"app_name": "Firecracker", "id": self.id, "state": state, "vmm_version": VERSION})
+    }
+
+    /// Of what it is made, as far as tests ask.
+    fn config(&self) -> Value {
+        let drives = self.parts.iter().filter(|(path, _)| path.starts_with("/drives/"));
+        json!({"drives": drives.map(|(_, drive)| drive).collect::<Vec<_>>()})
     }
 
     fn configure(&mut self, path: &str, body: &Value) -> Result<(), String> {
@@ -170,6 +186,22 @@ impl Machine {
             listener.map_err(|e| format!("Error binding to the host-side socket: {e}"))?;
         thread::spawn(move || serve_vsock(&listener));
         Ok(())
+    }
+
+    /// A bucket of no size limits nothing, and a missing one stays as it is.
+    fn change_disk(&mut self, body: &Value) -> Result<(), String> {
+        if let Some(buckets) = body["rate_limiter"].as_object() {
+            let disk = self.parts.iter_mut().find(|(path, _)| path == "/drives/disk");
+            let (_, disk) = disk.ok_or("Invalid block device ID!")?;
+            for (name, bucket) in buckets {
+                let is_none = bucket["size"] == 0 || bucket["refill_time"] == 0;
+                disk["rate_limiter"][name] = if is_none { Value::Null } else { bucket.clone() };
+            }
+        }
+        match body.get("path_on_host") {
+            Some(_) => self.reopen_disk(),
+            None => Ok(()),
+        }
     }
 
     fn reopen_disk(&mut self) -> Result<(), String> {
