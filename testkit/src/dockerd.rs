@@ -3,7 +3,7 @@
 
 use crate::oci::{Image, Node, archive};
 use crate::{Must, remains, skip, within};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,20 +25,38 @@ const APPLETS: [&str; 24] = [
 /// A daemon at work. Dropping it takes everything down.
 #[derive(Debug)]
 pub struct Dockerd {
+    kind: Kind,
     child: Option<Child>,
     dir: TempDir,
+}
+
+/// Which program it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Docker,
+    /// Podman, which answers as Docker does.
+    Podman,
 }
 
 impl Dockerd {
     /// Starts it. `None`, after it has been said for the test `name`, if this machine lacks something.
     pub fn start(name: &str) -> Option<Self> {
-        if let Some(reason) = lacks() {
+        Self::start_kind(name, Kind::Docker)
+    }
+
+    /// As [`Dockerd::start`], with Podman in its place.
+    pub fn start_podman(name: &str) -> Option<Self> {
+        Self::start_kind(name, Kind::Podman)
+    }
+
+    fn start_kind(name: &str, kind: Kind) -> Option<Self> {
+        if let Some(reason) = lacks(kind) {
             skip(name, &reason);
             return None;
         }
         let prefix = format!("ttdocker-{}-", std::process::id());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir().must("make a directory");
-        let mut dockerd = Self { child: None, dir };
+        let mut dockerd = Self { kind, child: None, dir };
         dockerd.run();
         Some(dockerd)
     }
@@ -61,19 +79,15 @@ impl Dockerd {
         let dir = self.dir.path();
         let log = File::options().create(true).append(true).open(dir.join("log"));
         let log = log.must("open the log");
-        let under = |name: &str| dir.join(name);
-        let mut command = Command::new("dockerd");
+        let mut command = match self.kind {
+            Kind::Docker => self.dockerd(),
+            Kind::Podman => self.podman(),
+        };
+        if self.kind == Kind::Podman {
+            let url = format!("unix://{}", self.socket().display());
+            command.args(["system", "service", "--time", "0", &url]);
+        }
         command
-            .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
-            .args(["--userland-proxy=false", "--live-restore=false"])
-            .arg(format!("--cgroup-parent=/{}", self.cgroup()))
-            .arg(format!("--host=unix://{}", under("docker.sock").display()))
-            .arg("--data-root")
-            .arg(under("data"))
-            .arg("--exec-root")
-            .arg(under("exec"))
-            .arg("--pidfile")
-            .arg(under("pid"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().must("share the log"))
             .stderr(log)
@@ -96,6 +110,41 @@ impl Dockerd {
             is_over || docker.server().is_ok()
         });
         assert!(is_up && !is_over, "dockerd does not come:\n{}", self.log());
+    }
+
+    fn dockerd(&self) -> Command {
+        let under = |name: &str| self.dir.path().join(name);
+        let mut command = Command::new("dockerd");
+        command
+            .args(["--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"])
+            .args(["--userland-proxy=false", "--live-restore=false"])
+            .arg(format!("--cgroup-parent=/{}", self.cgroup()))
+            .arg(format!("--host=unix://{}", under("docker.sock").display()))
+            .arg("--data-root")
+            .arg(under("data"))
+            .arg("--exec-root")
+            .arg(under("exec"))
+            .arg("--pidfile")
+            .arg(under("pid"));
+        command
+    }
+
+    /// Podman on its own files, without what it is to do.
+    fn podman(&self) -> Command {
+        let under = |name: &str| self.dir.path().join(name);
+        let mut command = Command::new("podman");
+        let settings = under("containers.conf");
+        fs::write(&settings, podman_settings()).must("write what Podman is told");
+        command
+            .env("CONTAINERS_CONF", settings)
+            .args(["--cgroup-manager=cgroupfs", "--events-backend=file", "--runtime=runc"])
+            .arg("--root")
+            .arg(under("data"))
+            .arg("--runroot")
+            .arg(under("exec"))
+            .arg("--tmpdir")
+            .arg(under("tmp"));
+        command
     }
 
     /// Kills the daemon alone, as when it crashes: its containers run on for now.
@@ -146,6 +195,27 @@ impl Dockerd {
         path
     }
 
+    /// How much memory the host lets a running container take, in bytes.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn mem_bytes(&self, container: &str) -> u64 {
+        let found = self.docker().container(container).must("look at a container");
+        let pid = found.must("a container").state.pid;
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).must("its groups");
+        // `4:memory:/path` (cgroups(7)).
+        let group = |controller: &str| {
+            let mut parts = groups.lines().map(|line| line.splitn(3, ':').skip(1));
+            parts.find_map(|mut part| (part.next() == Some(controller)).then(|| part.next())?)
+        };
+        let root = Path::new("/sys/fs/cgroup");
+        let read = |path: String| fs::read_to_string(root.join(path)).ok();
+        let limit = group("memory")
+            .and_then(|path| read(format!("memory{path}/memory.limit_in_bytes")))
+            .or_else(|| read(format!("{}/memory.max", group("")?.trim_start_matches('/'))));
+        limit.must("its limit").trim().parse().must("a number")
+    }
+
     fn signal(&mut self, signal: Signal) {
         let Some(mut child) = self.child.take() else { return };
         if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
@@ -188,6 +258,10 @@ impl Drop for Dockerd {
             crate::complain(&format!("dockerd's log ends with\n{}", tail.join("\n")));
         }
         self.end();
+        if self.kind == Kind::Podman {
+            // It leaves containers to themselves.
+            let _ = self.podman().args(["rm", "--all", "--force", "--time", "0"]).output();
+        }
         // What was left when it crashed: containerd, shims, and what runs below them.
         self.clear_cgroups();
         remains::lose_power(self.dir.path(), self.dir.path());
@@ -195,16 +269,31 @@ impl Drop for Dockerd {
     }
 }
 
-fn lacks() -> Option<String> {
+fn lacks(kind: Kind) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let has = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
-    if !has("dockerd") {
-        return Some("there is no dockerd; install docker.io".into());
+    let (program, package) = match kind {
+        Kind::Docker => ("dockerd", "docker.io"),
+        Kind::Podman => ("podman", "podman"),
+    };
+    if !has(program) {
+        return Some(format!("there is no {program}; install {package}"));
     }
     (!Path::new(BUSYBOX).is_file()).then(|| "there is no busybox; install busybox-static".into())
+}
+
+/// Podman's own bounds of files and processes are more than it may give where a host bounds root. Itself it takes no more
+/// processes than there are numbers for.
+fn podman_settings() -> String {
+    let numbers = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+    let numbers = numbers.trim().parse().unwrap_or(u64::MAX);
+    let most = |resource| getrlimit(resource).maximum.unwrap_or(numbers).min(numbers);
+    let (files, processes) = (most(Resource::Nofile), most(Resource::Nproc));
+    let bounds = format!("\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"");
+    format!("[containers]\ndefault_ulimits = [{bounds}]\n")
 }
 
 /// Kills what is in a control group and below it, and removes it once it is empty.

@@ -5,11 +5,13 @@
 #[cfg(test)]
 mod engines {
     use std::time::Duration;
-    use testkit::{CLIENT, HOST, Lab, Setup};
+    use testkit::{CLIENT, Dockerd, HOST, Lab, Setup};
 
     /// How often the Env is suspended: what one start leaves behind, the next one meets.
     const ROUNDS: u32 = 3;
-    const MEMBERS: [&str; 2] = ["q", "f"];
+    const MEMBERS: [&str; 3] = ["q", "f", "o"];
+    /// What an image of others runs.
+    const PROCESS: &str = "echo $COLOUR >/tmp/colour && exec sleep 1000000";
 
     #[test]
     fn the_small_template_has_a_form_for_each_engine() {
@@ -32,13 +34,23 @@ mod engines {
         let setup = Setup::new(name).top("storage = \"file\"");
         let setup = setup.top(&format!("firecracker.binary = {firecracker:?}"));
         let Some(mut lab) = setup.start() else { return };
-        let members = ["--vm", "q=micro,port=7", "--vm", "f=micro,engine=firecracker,port=7"];
-        lab.tt(&[&["env", "create", "mixed"], &members[..]].concat()).good();
+        let image = Dockerd::busybox(&lab.data(), &["/bin/sh", "-c", PROCESS]);
+        lab.tt(&["template", "import", "example.org/me/box", &image.to_string_lossy()]).good();
+        let members = [
+            ["--vm", "q=micro,port=7"],
+            ["--vm", "f=micro,engine=firecracker,port=7"],
+            ["--vm", "o=example.org/me/box,engine=firecracker,port=7"],
+        ];
+        lab.tt(&[&["env", "create", "mixed"], &members.concat()[..]].concat()).good();
         assert_eq!(
             MEMBERS.map(|vm| lab.vm("mixed", vm)["engine"].clone()),
-            ["qemu", "firecracker"]
+            ["qemu", "firecracker", "firecracker"]
         );
-        assert_eq!(MEMBERS.map(|vm| lab.sh(&at(vm), "hostname")), MEMBERS);
+        let name = "cat /proc/sys/kernel/hostname";
+        assert_eq!(MEMBERS.map(|vm| lab.sh(&at(vm), name)), MEMBERS);
+        lab.sh("mixed/o", "mkdir -p /root /usr/local/bin");
+        let runs = "for file in /proc/[0-9]*/comm; do read name <$file; [ $name = sleep ] && cat /tmp/colour; done; true";
+        assert_eq!(lab.sh("mixed/o", runs), "green");
         for vm in MEMBERS {
             lab.serve_echo(&at(vm), 7);
         }
@@ -59,11 +71,12 @@ mod engines {
             assert_eq!(MEMBERS.map(|vm| lab.boot_id(&at(vm))), boots, "round {round}");
         }
         reach_each_other(&lab);
-        assert_eq!(MEMBERS.map(|vm| lab.sh(&at(vm), "cat /root/file")), ["later"; 2]);
+        assert_eq!(MEMBERS.map(|vm| lab.sh(&at(vm), "cat /root/file")), ["later"; 3]);
 
         lab.tt(&["snapshot", "apply", "mixed", "s"]).good();
         assert_eq!(MEMBERS.map(|vm| lab.boot_id(&at(vm))), boots);
         assert_eq!(lab.sh("mixed/f", "cat /root/file"), "kept");
+        assert_eq!(lab.sh("mixed/o", "cat /tmp/colour"), "green");
         lab.exec("mixed/q", &["test", "-e", "/root/file"]).fails(1, "");
         reach_each_other(&lab);
         lab.tt(&["env", "destroy", "mixed"]).good();
@@ -77,7 +90,8 @@ mod engines {
 
     fn reach_each_other(lab: &Lab) {
         lab.sh("mixed/q", "ping -c 1 -W 5 f");
-        lab.sh("mixed/f", "ping -c 1 -W 5 q");
+        lab.sh("mixed/f", "ping -c 1 -W 5 o");
+        lab.sh("mixed/o", "ping -c 1 -W 5 q");
         for vm in MEMBERS {
             let port = lab.port("mixed", vm, "7");
             assert!(lab.client.reaches_tcp((HOST, port)), "{vm} from {CLIENT}");

@@ -17,7 +17,7 @@ pub const TO_RUN: [&str; 6] =
 /// What the benches need beside that.
 pub const TO_BENCH: [&str; 2] = ["docker.io", "iperf3"];
 /// What the tests need beside that.
-pub const TO_TEST: [&str; 14] = [
+pub const TO_TEST: [&str; 15] = [
     "xfsprogs",
     "btrfs-progs",
     "cpio",
@@ -29,6 +29,7 @@ pub const TO_TEST: [&str; 14] = [
     "mmdebstrap",
     "openssh-client",
     "ovmf",
+    "podman",
     "xz-utils",
     "zstd",
     "zfs-fuse",

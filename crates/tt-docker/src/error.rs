@@ -77,8 +77,13 @@ impl DockerError {
     /// Whether what was named is in a state, or in a use, that does not allow it.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
-        // Docker 20.10 says some of it as if it had failed.
-        const SAID: [&str; 3] = [" is not paused", " is already paused", " is not running"];
+        // Docker 20.10 says some of it as if it had failed, and Podman all of it.
+        const SAID: [&str; 4] = [
+            " is not paused",
+            " is already paused",
+            " is not running",
+            ": container state improper",
+        ];
         match self {
             Self::Refuse { status: 409, .. } => true,
             Self::Refuse { status: 500, problem, .. } => {

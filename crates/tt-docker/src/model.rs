@@ -1,7 +1,15 @@
 //! What of Docker's documents TT reads. Every field may be missing: daemons of ten years answer.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+
+/// What Podman calls itself.
+const PODMAN: &str = "Podman Engine";
+/// Nanoseconds of processor time a second that are one CPU.
+const CPU_NANOS: u64 = 1_000_000_000;
+/// In how many microseconds a container gets its share of processor time: as Docker has it.
+const PERIOD_US: u64 = 100_000;
 
 /// Labels of a container or an image.
 pub type Labels = BTreeMap<String, String>;
@@ -17,6 +25,66 @@ pub struct Server {
     /// The oldest one.
     #[serde(rename = "MinAPIVersion")]
     pub min_api_version: String,
+    /// The programs that it is made of, where it names them.
+    pub components: Option<Vec<Component>>,
+}
+
+/// A program of a [`Server`].
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(default, rename_all = "PascalCase")]
+pub struct Component {
+    /// E.g. `Podman Engine`.
+    pub name: String,
+    /// E.g. `4.3.1`.
+    pub version: String,
+}
+
+impl Server {
+    /// The version of Podman, if it is that which answers as Docker does.
+    #[must_use]
+    pub fn podman(&self) -> Option<&str> {
+        let mut all = self.components.iter().flatten();
+        let podman = all.find(|component| component.name == PODMAN);
+        let is_version = |text: &&str| {
+            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
+        };
+        podman.map(|component| component.version.as_str()).filter(is_version)
+    }
+}
+
+/// What a container may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory, in bytes; of swap it gets none.
+    pub mem_bytes: u64,
+    /// Processors.
+    pub cpu_num: u16,
+    /// Processes and threads.
+    pub pids: u32,
+}
+
+impl Limits {
+    /// As Docker spells them.
+    #[must_use]
+    pub fn docker(&self) -> Value {
+        json!({
+            "Memory": self.mem_bytes,
+            // With nothing on top: no swap.
+            "MemorySwap": self.mem_bytes,
+            "NanoCpus": u64::from(self.cpu_num) * CPU_NANOS,
+            "PidsLimit": self.pids,
+        })
+    }
+
+    /// As Podman does (`LinuxResources` of the OCI's runtime specification).
+    #[must_use]
+    pub fn oci(&self) -> Value {
+        json!({
+            "memory": { "limit": self.mem_bytes, "swap": self.mem_bytes },
+            "cpu": { "period": PERIOD_US, "quota": u64::from(self.cpu_num) * PERIOD_US },
+            "pids": { "limit": self.pids },
+        })
+    }
 }
 
 /// What it works with.
@@ -143,7 +211,7 @@ pub struct Config {
     /// Its labels.
     pub labels: Option<Labels>,
     /// Paths that are to be on volumes.
-    pub volumes: Option<BTreeMap<String, serde_json::Value>>,
+    pub volumes: Option<BTreeMap<String, Value>>,
 }
 
 /// An image.
@@ -178,4 +246,39 @@ pub struct Event {
 pub struct Actor {
     /// Its labels among other things.
     pub attributes: Labels,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_lack_what_they_like() {
+        let listed: Vec<Listed> = serde_json::from_str(
+            r#"[{"Id":"1","Names":["/a"],"State":"paused","Labels":{"x":"y"},"New":1},{"Names":null,"Labels":null}]"#,
+        )
+        .unwrap();
+        assert!(listed[0].has_process() && !listed[1].has_process());
+        assert_eq!((listed[0].name(), listed[0].label("x")), (Some("a"), Some("y")));
+        assert_eq!((listed[1].name(), listed[1].label("x")), (None, None));
+        let container: Container =
+            serde_json::from_str(r#"{"State":{"Pid":7,"OOMKilled":true},"Config":{"Cmd":null}}"#)
+                .unwrap();
+        assert!(container.state.oom_killed && container.state.pid == 7);
+    }
+
+    #[test]
+    fn podman_says_who_it_is_and_takes_limits_in_its_own_words() {
+        let server: Server = serde_json::from_str(
+            r#"{"Components":[{"Name":"Podman Engine","Version":"4.3.1"},{"Name":"Conmon"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(server.podman(), Some("4.3.1"));
+        let odd = r#"{"Components":[{"Name":"Podman Engine","Version":"4/../x"}]}"#;
+        assert_eq!(serde_json::from_str::<Server>(odd).unwrap().podman(), None);
+        assert_eq!(serde_json::from_str::<Server>("{}").unwrap().podman(), None);
+        let limits = Limits { mem_bytes: 64 << 20, cpu_num: 2, pids: 10 };
+        assert_eq!(limits.docker()["NanoCpus"], 2_000_000_000_u64);
+        assert_eq!(limits.oci()["cpu"]["quota"], 200_000);
+    }
 }

@@ -285,6 +285,8 @@ struct Surroundings {
     current_dir: PathBuf,
     /// Where an agent lies, best first.
     agents: Vec<PathBuf>,
+    /// Where Docker listens, or who answers as Docker does.
+    docker: PathBuf,
     /// The text of `/etc/resolv.conf`.
     resolv_conf: String,
 }
@@ -295,10 +297,12 @@ fn look_around() -> Result<Surroundings, ConfigError> {
     let beside = program.parent().unwrap_or(Path::new("/"));
     let candidates = [beside.join("tt-guest"), beside.join("../lib/tt/tt-guest")];
     let agents: Vec<PathBuf> = candidates.iter().filter(|path| path.is_file()).cloned().collect();
+    let dockers = [tt_docker::SOCKET, tt_docker::PODMAN_SOCKET].map(PathBuf::from);
     Ok(Surroundings {
         log: std::env::var("TT_LOG").ok().filter(|log| !log.is_empty()),
         current_dir: std::env::current_dir().map_err(failed("the current directory"))?,
         agents: if agents.is_empty() { candidates.into() } else { agents },
+        docker: dockers.iter().find(|socket| socket.exists()).unwrap_or(&dockers[0]).clone(),
         // A host without the file has no name server; guests then resolve each other only.
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     })

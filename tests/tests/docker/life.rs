@@ -25,6 +25,7 @@ fn a_container_and_a_machine_live_in_one_env() {
     limits_change_while_it_runs(&lab, &dockerd);
     it_rests_and_comes_back(&lab);
     a_snapshot_brings_it_back(&lab);
+    a_snapshot_of_all_brings_all_back(&lab);
     lab.assert_clean();
     drop(outside);
     what_it_holds_is_a_template_for_all_engines(&lab);
@@ -34,6 +35,28 @@ fn a_container_and_a_machine_live_in_one_env() {
     for template in ["held", "micro"] {
         lab.tt(&["template", "rm", template]).good();
     }
+    lab.finish();
+}
+
+/// By the socket of Podman, which answers as Docker does.
+#[test]
+fn a_container_of_podman_lives_like_one_of_docker() {
+    let name = "a_container_of_podman_lives_like_one_of_docker";
+    let Some(dockerd) = Dockerd::start_podman(name) else { return };
+    let Some(lab) = Setup::new(name).docker(&dockerd).start() else { return };
+    let web = "web=micro,engine=docker,mem=64M,port=80,port=53/udp";
+    lab.tt(&["env", "create", "shop", "--vm", web, "--vm", "db=micro"]).good();
+    has_its_identity(&lab);
+    they_reach_each_other_and_are_reached(&lab);
+    it_is_confined(&lab);
+    limits_change_while_it_runs(&lab, &dockerd);
+    it_rests_and_comes_back(&lab);
+    a_snapshot_brings_it_back(&lab);
+    lab.assert_clean();
+    lab.tt(&["env", "destroy", "shop"]).good();
+    lab.assert_empty();
+    assert_eq!(dockerd.docker().containers(&[]).unwrap(), [], "containers are left");
+    lab.tt(&["template", "rm", "micro"]).good();
     lab.finish();
 }
 
@@ -132,11 +155,7 @@ fn limits_change_while_it_runs(lab: &Lab, dockerd: &Dockerd) {
     let label = format!("tt.vm={}", record["id"]);
     let containers = dockerd.docker().containers(&[label]).unwrap();
     let [container] = containers.as_slice() else { panic!("{containers:?}") };
-    let group = format!("{}/{}", dockerd.cgroup(), container.id);
-    let read = |path: &str| fs::read_to_string(format!("/sys/fs/cgroup/{path}")).ok();
-    let limit = read(&format!("memory/{group}/memory.limit_in_bytes"))
-        .or_else(|| read(&format!("{group}/memory.max")));
-    assert_eq!(limit.unwrap().trim(), (96 << 20).to_string());
+    assert_eq!(dockerd.mem_bytes(&container.id), 96 << 20);
     assert_eq!(lab.vm("shop", "front")["machine"]["mem_size"], 96);
     lab.tt(&["vm", "update", "shop/front", "--name", "web"]).good();
 }
@@ -178,7 +197,10 @@ fn a_snapshot_brings_it_back(lab: &Lab) {
         );
     }
     lab.tt(&["snapshot", "rm", "shop/web", "later"]).good();
-    // Of all members at one moment: memory where the engine can, disk and a start where not.
+}
+
+/// Of all members at one moment: memory where the engine can, disk and a start where not.
+fn a_snapshot_of_all_brings_all_back(lab: &Lab) {
     lab.tt(&["snapshot", "create", "shop", "all"]).good();
     lab.sh("shop/web", "echo lost >/root/kept; sync");
     lab.tt(&["snapshot", "apply", "shop", "all"]).good();

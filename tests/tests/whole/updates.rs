@@ -45,7 +45,7 @@ fn disks_grow_under_a_running_guest(lab: &Lab) {
     let mb =
         || -> u32 { lab.sh("shop/a", "df -m / | tail -n 1 | awk '{print $2}'").parse().unwrap() };
     let has_grown = || (200..=256).contains(&mb());
-    assert!(testkit::within(std::time::Duration::from_secs(20), has_grown), "{} MB", mb());
+    assert!(testkit::within(Duration::from_secs(20), has_grown), "{} MB", mb());
     // More than there was before.
     lab.sh("shop/a", "dd if=/dev/zero of=/big bs=1M count=120 2>&1 && sync && rm /big");
     assert_eq!(lab.sh("shop/a", "cat /root/old"), "old");
@@ -73,7 +73,7 @@ fn disks_are_limited(lab: &Lab) {
 fn names_change_for_all(lab: &Lab) {
     lab.tt(&["vm", "update", "shop/a", "--name", "first"]).good();
     let renamed = || lab.exec("shop/first", &["hostname"]).out.trim() == "first";
-    assert!(testkit::within(std::time::Duration::from_secs(20), renamed));
+    assert!(testkit::within(Duration::from_secs(20), renamed));
     lab.sh("shop/b", "ping -c 1 -W 5 first");
     lab.sh("shop/first", "ping -c 1 -W 5 b && ping -c 1 -W 5 first");
     assert_ne!(lab.exec("shop/b", &["ping", "-c", "1", "-W", "2", "a"]).code, Some(0));

@@ -25,9 +25,14 @@ pub(super) fn begin(host: &Host, vm: &Vm) -> Result<(), EngineError> {
     host.has_agent().map_err(|why| EngineError::Unusable { engine: NAME, why })?;
     let name = host.config.layout.container(vm.id, vm.epoch);
     let sockets = prepare(host, vm, &name)?;
-    let entry = ensure_container(host, vm, &name)?;
+    let (entry, is_new) = ensure_container(host, vm, &name)?;
     host.config.docker.start(&name)?;
-    let begun = let_begin(host, vm, &name, Start { entry }, &sockets);
+    let begun = match is_new {
+        true => Ok(()),
+        // Those that it was made with are an earlier record's. Only one with a process takes others everywhere.
+        false => host.config.docker.update(&name, &spec::limits(vm.machine)).map_err(Into::into),
+    };
+    let begun = begun.and_then(|()| let_begin(host, vm, &name, Start { entry }, &sockets));
     if begun.is_err() {
         // What hangs on is killed by whoever finds it.
         let _ = host.kill(vm.id);
@@ -62,12 +67,15 @@ fn prepare(host: &Host, vm: &Vm, name: &str) -> Result<Sockets, EngineError> {
     })
 }
 
-/// The container, made if it is not there, with the limits of the record. Answers its image's process.
-fn ensure_container(host: &Host, vm: &Vm, name: &str) -> Result<Option<Entry>, EngineError> {
+/// The container, made with the limits of the record if it is not there. Answers its image's process, and whether it was made.
+fn ensure_container(
+    host: &Host,
+    vm: &Vm,
+    name: &str,
+) -> Result<(Option<Entry>, bool), EngineError> {
     let docker = &host.config.docker;
     if let Some(container) = docker.container(name)? {
-        docker.update(name, &spec::limits(vm.machine))?;
-        return Ok(spec::entry(&container.config));
+        return Ok((spec::entry(&container.config), false));
     }
     let image = host.config.layout.docker_image(vm.id, vm.epoch);
     let found = docker.image(&image)?.ok_or_else(|| EngineError::Read {
@@ -90,7 +98,7 @@ fn ensure_container(host: &Host, vm: &Vm, name: &str) -> Result<Option<Entry>, E
         }
         created => created?,
     }
-    Ok(entry)
+    Ok((entry, true))
 }
 
 /// Whether the size of a container's disk may be bounded.

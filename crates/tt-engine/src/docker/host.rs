@@ -62,10 +62,11 @@ impl Host {
                  reached; use one without that (`docker.socket`)"
                     .to_owned(),
             ),
-            Ok((server, info)) => Ok(Found {
-                version: server.version,
-                detail: format!("{}, API {}", info.driver, server.api_version),
-            }),
+            Ok((server, info)) => {
+                let name = server.podman().map_or("", |_| "Podman, ");
+                let detail = format!("{name}{}, API {}", info.driver, server.api_version);
+                Ok(Found { version: server.version, detail })
+            }
             Err(error) if error.is_away() => Err(format!(
                 "no Docker answers at {}; install docker.io and start it, or name its socket (`docker.socket`)",
                 docker.socket().display()
@@ -272,7 +273,7 @@ impl Host {
 
 /// What stands for all that [`Host::update`] applies.
 pub(super) fn applied(vm: &Vm) -> String {
-    format!("{} {}", spec::limits(vm.machine), vm.name)
+    format!("{} {}", spec::limits(vm.machine).docker(), vm.name)
 }
 
 /// Every id that has a directory with a container's name in it.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use std::path::Path;
-use tt_docker::Config;
+use tt_docker::{Config, Limits};
 use tt_guest::container::{AGENT, ARGUMENT, DOOR};
 use tt_guest::entry::Entry;
 use tt_model::names::{LABEL_ENTRY, LABEL_EPOCH, LABEL_INSTANCE, LABEL_VM};
@@ -10,8 +10,6 @@ use tt_model::{Layout, MachineSize, Vm};
 
 /// Processes and threads of a container: far more than services have, far fewer than a host.
 const PIDS_MAX: u32 = 4096;
-/// Nanoseconds of processor time a second that are one CPU.
-const CPU_NANOS: u64 = 1_000_000_000;
 /// What a container's root may do of what Linux knows: what changes users and files inside. No raw sockets, no devices.
 const CAPABILITIES: [&str; 10] = [
     "CHOWN",
@@ -49,7 +47,7 @@ pub(super) fn container(
         "RestartPolicy": { "Name": "no" },
         "SecurityOpt": ["no-new-privileges"],
     });
-    for (name, value) in entries(limits(vm.machine)) {
+    for (name, value) in entries(limits(vm.machine).docker()) {
         host[name] = value;
     }
     if with_size {
@@ -75,15 +73,8 @@ pub(super) fn container(
 }
 
 /// What may change while it runs.
-pub(super) fn limits(size: MachineSize) -> Value {
-    let mem_bytes = u64::from(size.mem_size) << 20;
-    json!({
-        "Memory": mem_bytes,
-        // With nothing on top: no swap.
-        "MemorySwap": mem_bytes,
-        "NanoCpus": u64::from(size.cpu_num) * CPU_NANOS,
-        "PidsLimit": PIDS_MAX,
-    })
+pub(super) fn limits(size: MachineSize) -> Limits {
+    Limits { mem_bytes: u64::from(size.mem_size) << 20, cpu_num: size.cpu_num, pids: PIDS_MAX }
 }
 
 /// The process of an image: of one that was made of a container of ours, what was noted then.

@@ -69,9 +69,10 @@ impl Host {
 
     fn boot(&self, vm: &Vm, spec: &MachineSpec) -> Result<(), EngineError> {
         note(&self.remains(vm.id), BOOTED, "")?;
+        // Before it has them: one that was not told all is no machine.
+        spec.limit.note_told(&self.remains(vm.id))?;
         let mut api = self.first_api(vm.id)?;
         request::boot(spec).iter().try_for_each(|request| api.ask(request).map(drop))?;
-        spec.limit.note_told(&self.remains(vm.id))?;
         self.forget_pause(vm.id)
     }
 

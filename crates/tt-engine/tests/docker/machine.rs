@@ -23,6 +23,14 @@ fn conforms() {
 }
 
 #[test]
+fn podman_conforms() {
+    let Some(rig) = Rig::with_podman("docker::podman_conforms") else { return };
+    table::compare("docker", &conformance::run(&rig.engine(), &rig));
+    let left = fs::read_dir(&rig.layout.run).unwrap().count();
+    assert_eq!(left, 0, "something is left below the run directory");
+}
+
+#[test]
 fn a_container_says_what_it_lacks_and_how_it_ended() {
     let Some(rig) = Rig::new("a_container_says_what_it_lacks_and_how_it_ended") else { return };
     let engine = rig.engine();

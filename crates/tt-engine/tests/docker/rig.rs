@@ -69,7 +69,20 @@ impl Rig {
             testkit::skip(name, &format!("there is no agent at {}", agent.display()));
             return None;
         }
-        let dockerd = Dockerd::start(name)?;
+        Self::with(Dockerd::start(name)?)
+    }
+
+    /// As [`Rig::new`], with Podman in Docker's place.
+    pub fn with_podman(name: &str) -> Option<Self> {
+        let agent = agent();
+        if !agent.is_file() {
+            testkit::skip(name, &format!("there is no agent at {}", agent.display()));
+            return None;
+        }
+        Self::with(Dockerd::start_podman(name)?)
+    }
+
+    fn with(dockerd: Dockerd) -> Option<Self> {
         let dir = tempfile::tempdir().must("make a directory");
         let layout = layout(dir.path());
         for dir in [&layout.data, &layout.run] {
@@ -279,13 +292,7 @@ impl Fixture for Rig {
     }
 
     fn mem_mb(&self, vm: &Vm) -> Option<u32> {
-        let name = self.layout.container(vm.id, vm.epoch);
-        let id = self.docker().container(&name).must("look at a container").must("a container").id;
-        let group = format!("{}/{id}", self.dockerd.cgroup());
-        let read = |path: String| fs::read_to_string(Path::new("/sys/fs/cgroup").join(path)).ok();
-        let limit = read(format!("memory/{group}/memory.limit_in_bytes"))
-            .or_else(|| read(format!("{group}/memory.max")));
-        let bytes: u64 = limit.must("its limit").trim().parse().must("a number");
+        let bytes = self.dockerd.mem_bytes(&self.layout.container(vm.id, vm.epoch));
         u32::try_from(bytes >> 20).ok()
     }
 

@@ -52,7 +52,7 @@ pub(super) fn resolve(
         },
         exec_program: file.exec.program.map(absolute),
         firecracker: file.firecracker.binary.unwrap_or_else(|| "firecracker".into()),
-        docker_socket: file.docker.socket.map_or_else(|| tt_docker::SOCKET.into(), absolute),
+        docker_socket: file.docker.socket.map_or_else(|| around.docker.clone(), absolute),
         storage: args.storage.unwrap_or(file.storage),
         pool: file.zfs.pool.map(|pool| pool.0),
         guest_agent: agent.or_else(|| around.agents.first().cloned()).unwrap_or_default(),

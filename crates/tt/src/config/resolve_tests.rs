@@ -9,6 +9,7 @@ fn around() -> Surroundings {
         log: None,
         current_dir: "/home/u".into(),
         agents: vec!["/usr/bin/tt-guest".into(), "/usr/lib/tt/tt-guest".into()],
+        docker: "/run/podman/podman.sock".into(),
         resolv_conf: "nameserver 192.0.2.1\n".into(),
     }
 }
@@ -39,7 +40,7 @@ fn nothing_said_is_the_documented_default() {
                 binary: format!("qemu-system-{}", std::env::consts::ARCH).into(),
                 accelerator: Accelerator::Auto,
             },
-            docker_socket: "/var/run/docker.sock".into(),
+            docker_socket: "/run/podman/podman.sock".into(),
             exec_program: None,
             firecracker: "firecracker".into(),
             storage: StorageChoice::Auto,
