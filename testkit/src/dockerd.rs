@@ -3,7 +3,9 @@
 
 use crate::oci::{Image, Node, archive};
 use crate::{Must, remains, skip, within};
+use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -92,14 +94,22 @@ impl Dockerd {
             .stdout(log.try_clone().must("share the log"))
             .stderr(log)
             .process_group(0);
-        let enter = || {
+        let is_podman = self.kind == Kind::Podman;
+        let enter = move || {
             // A test that is killed takes it along.
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             // SAFETY: this changes the namespace of the child alone.
-            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET)? };
+            unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
+            if is_podman {
+                // It mounts what it makes into folders of the host: those mounts end with it.
+                // SAFETY: as above.
+                unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
+                let inward = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+                mount_change("/", inward)?;
+            }
             Ok(())
         };
-        // SAFETY: the closure makes two system calls between fork and exec and allocates nothing.
+        // SAFETY: the closure makes few system calls between fork and exec and allocates nothing.
         unsafe { command.pre_exec(enter) };
         self.child = Some(command.spawn().must("start dockerd"));
         let docker = self.docker();
@@ -235,6 +245,22 @@ impl Dockerd {
         name.to_string_lossy().into_owned()
     }
 
+    /// Removes all containers, which would go on without their Podman, and what it leaves on the host beside its files.
+    fn clear_podman(&self) {
+        let docker = self.docker();
+        for container in docker.containers(&[]).unwrap_or_default() {
+            // One that has ended is no failure, and what stays is told by who looks for it.
+            let _ = docker.kill(&container.id, "SIGKILL");
+            within(PATIENCE, || docker.remove(&container.id).is_ok());
+        }
+        for root in remains::entries(Path::new("/sys/fs/cgroup")) {
+            // Another Podman may use it: then it refuses.
+            let _ = fs::remove_dir(root.join("libpod_parent/conmon"));
+            let _ = fs::remove_dir(root.join("libpod_parent"));
+        }
+        let _ = fs::remove_dir("/sys/fs/cgroup/libpod_parent");
+    }
+
     /// Kills what is in its control groups, and removes them.
     fn clear_cgroups(&self) {
         let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -257,11 +283,10 @@ impl Drop for Dockerd {
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             crate::complain(&format!("dockerd's log ends with\n{}", tail.join("\n")));
         }
-        self.end();
-        if self.kind == Kind::Podman {
-            // It leaves containers to themselves.
-            let _ = self.podman().args(["rm", "--all", "--force", "--time", "0"]).output();
+        if self.kind == Kind::Podman && self.child.is_some() {
+            self.clear_podman();
         }
+        self.end();
         // What was left when it crashed: containerd, shims, and what runs below them.
         self.clear_cgroups();
         remains::lose_power(self.dir.path(), self.dir.path());
