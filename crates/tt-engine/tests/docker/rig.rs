@@ -64,25 +64,21 @@ impl Plug for Pairs {
 impl Rig {
     /// Of the test `name`; none, after that was said, on a machine that lacks something.
     pub fn new(name: &str) -> Option<Self> {
-        let agent = agent();
-        if !agent.is_file() {
-            testkit::skip(name, &format!("there is no agent at {}", agent.display()));
-            return None;
-        }
-        Self::with(Dockerd::start(name)?)
+        Self::with(name, Dockerd::start)
     }
 
     /// As [`Rig::new`], with Podman in Docker's place.
     pub fn with_podman(name: &str) -> Option<Self> {
+        Self::with(name, Dockerd::start_podman)
+    }
+
+    fn with(name: &str, start: fn(&str) -> Option<Dockerd>) -> Option<Self> {
         let agent = agent();
         if !agent.is_file() {
             testkit::skip(name, &format!("there is no agent at {}", agent.display()));
             return None;
         }
-        Self::with(Dockerd::start_podman(name)?)
-    }
-
-    fn with(dockerd: Dockerd) -> Option<Self> {
+        let dockerd = start(name)?;
         let dir = tempfile::tempdir().must("make a directory");
         let layout = layout(dir.path());
         for dir in [&layout.data, &layout.run] {
