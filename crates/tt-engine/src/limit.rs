@@ -46,7 +46,45 @@ impl DiskLimit {
         note(remains, TOLD, &self.text())
     }
 
+    /// Lets `tell` tell the machine. Who dies before it is noted leaves a machine that will be told once more, whatever the record
+    /// says then.
+    pub fn give(
+        self,
+        remains: &Remains<'_>,
+        tell: impl FnOnce() -> Result<(), EngineError>,
+    ) -> Result<(), EngineError> {
+        note(remains, TOLD, "")?;
+        tell()?;
+        self.note_told(remains)
+    }
+
     fn text(self) -> String {
         format!("{} {}", self.bytes(), self.operations())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::Cgroups;
+    use tt_model::{Instance, Layout, VmId};
+
+    #[test]
+    fn what_was_not_told_to_its_end_is_told_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, run) = (dir.path().join("data"), dir.path().join("run"));
+        let layout = Layout { data, run, instance: Instance(1) };
+        let (groups, id) = (Cgroups::none(), VmId(7));
+        fs::create_dir_all(layout.vm_dir(id)).unwrap();
+        let remains = Remains { layout: &layout, groups: &groups, id };
+        let (none, some) = (DiskLimit::default(), DiskLimit { kib: Some(1024), ops: None });
+        assert!(none.is_told(&remains) && !some.is_told(&remains), "a new machine has none");
+        // The machine heard it, and the daemon died.
+        some.give(&remains, || Err(EngineError::Order { call: "limit" })).unwrap_err();
+        assert!(!none.is_told(&remains) && !some.is_told(&remains), "nobody knows what it has");
+        some.give(&remains, || Ok(())).unwrap();
+        assert!(!none.is_told(&remains) && some.is_told(&remains));
+        none.give(&remains, || Ok(())).unwrap();
+        assert!(none.is_told(&remains) && !some.is_told(&remains));
     }
 }

@@ -1,6 +1,5 @@
-//! The crash sweep: the daemon dies before and after every side effect and every commit, for every
-//! pair of goals and every goal after the restart. Each time the next daemon reaches the goal,
-//! leaves nothing over, and a further visit does nothing.
+//! The crash sweep: the daemon dies before and after every side effect and every commit, for every pair of goals and every goal
+//! after the restart. Each time the next daemon reaches the goal, leaves nothing over, and a further visit does nothing.
 
 #[cfg(test)]
 #[path = "world/sweep.rs"]
@@ -350,6 +349,7 @@ fn death_at_every_step_of_an_update_ends_as_asked() {
     let update = VmUpdate {
         mem_size: Some(256),
         disk_size: Some(96),
+        disk_kib: Some(1024),
         ports: Some(vec!["80".parse().unwrap(), "53/udp".parse().unwrap()]),
         net_blacklist: Some(vec![[192, 0, 2, 9].into()]),
         deny_outgoing: Some(true),

@@ -150,8 +150,8 @@ pub fn check_vm(spec: &VmSpec) -> Result<(), Refusal> {
     check_allowlist(spec.net_allowlist.len())?;
     check_rate("up_kbit", spec.up_kbit)?;
     check_rate("down_kbit", spec.down_kbit)?;
-    check_disk_limit("disk_kib", spec.disk_kib)?;
-    check_disk_limit("disk_ops", spec.disk_ops)?;
+    check_disk_limit("disk_kib", "KiB", spec.disk_kib)?;
+    check_disk_limit("disk_ops", "operations", spec.disk_ops)?;
     check_ports(&spec.ports)
 }
 
@@ -171,8 +171,8 @@ pub fn check_update(update: &VmUpdate) -> Result<(), Refusal> {
     check_allowlist(update.net_allowlist.as_ref().map_or(0, Vec::len))?;
     check_rate("up_kbit", update.up_kbit.filter(|rate| *rate != 0))?;
     check_rate("down_kbit", update.down_kbit.filter(|rate| *rate != 0))?;
-    check_disk_limit("disk_kib", update.disk_kib.filter(|limit| *limit != 0))?;
-    check_disk_limit("disk_ops", update.disk_ops.filter(|limit| *limit != 0))?;
+    check_disk_limit("disk_kib", "KiB", update.disk_kib.filter(|limit| *limit != 0))?;
+    check_disk_limit("disk_ops", "operations", update.disk_ops.filter(|limit| *limit != 0))?;
     check_ports(update.ports.as_deref().unwrap_or_default())
 }
 
@@ -237,12 +237,12 @@ fn check_rate(what: &str, rate: Option<u32>) -> Result<(), Refusal> {
     }
 }
 
-fn check_disk_limit(what: &str, limit: Option<u32>) -> Result<(), Refusal> {
+fn check_disk_limit(what: &str, unit: &str, limit: Option<u32>) -> Result<(), Refusal> {
     match limit {
         Some(limit) if !(DISK_LIMIT_MIN..=DISK_LIMIT_MAX).contains(&limit) => Err(invalid(
             format!("{what} {limit}"),
             "no guest gets on with it, or no disk comes near it",
-            format!("give {DISK_LIMIT_MIN} to {DISK_LIMIT_MAX} (a second)"),
+            format!("give {DISK_LIMIT_MIN} to {DISK_LIMIT_MAX} ({unit} a second)"),
         )),
         _ => Ok(()),
     }

@@ -33,6 +33,8 @@ pub struct Scope {
     pub cpus: &'static [u16],
     /// Sizes of disks that it may ask for, in MB.
     pub disks: &'static [u32],
+    /// What disks may be limited to: KiB and operations a second; 0 is no limit.
+    pub disk_limits: &'static [(u32, u32)],
     /// What can be blocked.
     pub addresses: &'static [Ipv4Addr],
     /// Whether it has a clock of its own, and its power can fail.
@@ -47,6 +49,7 @@ pub const FAKES: Scope = Scope {
     mems: &[16, 32, 48, 64, 80, 96, 112, 128],
     cpus: &[1, 2, 3, 4, 5],
     disks: &[64, 80, 96, 112, 128, 144],
+    disk_limits: &[(0, 0), (1024, 0), (0, 500), (2048, 1000)],
     addresses: &[Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(198, 51, 100, 2)],
     is_fake: true,
 };
@@ -59,6 +62,7 @@ pub const GUESTS: Scope = Scope {
     mems: &[16, 112, 128, 160],
     cpus: &[1, 2, 4097],
     disks: &[64, 80, 96, 128],
+    disk_limits: &[(0, 0), (65_536, 0), (65_536, 4000)],
     addresses: &[crate::CLIENT, Ipv4Addr::new(198, 51, 100, 2)],
     is_fake: false,
 };
@@ -257,6 +261,11 @@ fn update(scope: &'static Scope) -> impl Strategy<Value = VmUpdate> {
         one_of(scope.cpus).prop_map(move |n| VmUpdate { cpu_num: Some(n), ..none() }),
         one_of(scope.mems).prop_map(move |mb| VmUpdate { mem_size: Some(mb), ..none() }),
         one_of(scope.disks).prop_map(move |mb| VmUpdate { disk_size: Some(mb), ..none() }),
+        one_of(scope.disk_limits).prop_map(move |(kib, ops)| VmUpdate {
+            disk_kib: Some(kib),
+            disk_ops: Some(ops),
+            ..none()
+        }),
         ports().prop_map(move |ports| VmUpdate { ports: Some(ports), ..none() }),
         name(&MEMBERS).prop_map(move |name| VmUpdate { name: Some(name), ..none() }),
         addresses(scope).prop_map(move |list| VmUpdate { net_blacklist: Some(list), ..none() }),

@@ -26,6 +26,8 @@ impl Model {
         vm.name = update.name.clone().unwrap_or(vm.name.clone());
         vm.now.size = MachineSize { cpu_num, mem_size };
         vm.now.disk_mb = disk_mb;
+        let (kib, ops) = vm.now.disk_limit;
+        vm.now.disk_limit = (update.disk_kib.unwrap_or(kib), update.disk_ops.unwrap_or(ops));
         if let Some(ports) = &update.ports {
             vm.now.ports = ports.iter().copied().collect();
         }

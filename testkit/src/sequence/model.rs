@@ -94,6 +94,8 @@ pub struct Moment {
     pub size: MachineSize,
     /// The size of its disk, in MB.
     pub disk_mb: u32,
+    /// KiB and operations of its disk in a second; 0 for as much as it can.
+    pub disk_limit: (u32, u32),
     /// What it publishes.
     pub ports: BTreeSet<InnerPort>,
     /// What it can not connect to.
@@ -247,14 +249,14 @@ impl Model {
             machine,
             size: machine,
             disk_mb: image.map_or(TEMPLATE_MB, |image| image.disk_mb),
+            disk_limit: (0, 0),
             ports: spec.ports.iter().copied().collect(),
             blacklist: spec.net_blacklist.iter().chain(blacklist).copied().collect(),
             denies,
             keeps: spec.keep_image,
         };
-        let name = spec.name.clone().must("a name");
-        let (base, snapshots) = (spec.image, BTreeMap::new());
-        Vm { name, goal: Goal::Running, now, grace_end: 0, base, snapshots }
+        let (name, base) = (spec.name.clone().must("a name"), spec.image);
+        Vm { name, goal: Goal::Running, now, grace_end: 0, base, snapshots: BTreeMap::new() }
     }
 
     fn destroy(&mut self, env: &str) -> Option<()> {

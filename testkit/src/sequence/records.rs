@@ -61,6 +61,8 @@ fn record(expected: &model::Vm, vm: &Vm, chosen: &mut Chosen, slack: u64) -> Res
     same("name and goal", (&vm.name, vm.goal), (&expected.name, expected.goal))?;
     same("machine, size", (vm.machine, vm.resource.machine()), (now.machine, now.size))?;
     same("size of the disk", vm.resource.disk_size, now.disk_mb)?;
+    let limit = [vm.resource.disk_kib, vm.resource.disk_ops].map(Option::unwrap_or_default);
+    same("limit of the disk", limit.into(), now.disk_limit)?;
     let state = VmState {
         during_stop: expected.goal != Goal::Running,
         keep_image: now.keeps,

@@ -114,8 +114,7 @@ impl Host {
     /// Limits what the disk does, whatever the machine was told before.
     pub fn limit(&self, vm: &Vm) -> Result<(), EngineError> {
         let limit = DiskLimit::of(vm);
-        self.ask(vm.id, &request::limit(limit))?;
-        limit.note_told(&self.remains(vm.id))
+        limit.give(&self.remains(vm.id), || self.ask(vm.id, &request::limit(limit)))
     }
 
     /// Brings the disk to the size that the record says, and tells the guest.

@@ -1,6 +1,7 @@
 //! From a machine to QEMU's arguments. A pure function: it opens nothing and decides nothing but spelling.
 
 use super::Accelerator;
+use super::args::Args;
 use super::begin::{self, Boot};
 use super::node::{Disk, nodes};
 use serde_json::json;
@@ -41,7 +42,9 @@ pub(super) struct MachineSpec {
     /// The agent's channel.
     pub agent: Channel,
     pub monitor: Channel,
-    /// Stand still, and take a machine's state: when and from where.
+    /// Whether it stands still until it is let go on.
+    pub waits: bool,
+    /// Whether it takes a machine's state: when and from where.
     pub incoming: Option<Incoming>,
 }
 
@@ -103,10 +106,13 @@ pub(super) fn argv(spec: &MachineSpec) -> Vec<OsString> {
         args.pair("-chardev", listening(END, fd));
     }
     seed(&mut args, spec);
+    if spec.waits {
+        args.flag("-S");
+    }
     match spec.incoming {
         None => {}
-        Some(Incoming::Fd(fd)) => args.flag("-S").pair("-incoming", format!("fd:{fd}")),
-        Some(Incoming::Deferred) => args.flag("-S").pair("-incoming", "defer"),
+        Some(Incoming::Fd(fd)) => args.pair("-incoming", format!("fd:{fd}")),
+        Some(Incoming::Deferred) => args.pair("-incoming", "defer"),
     }
     args.0
 }
@@ -241,24 +247,6 @@ fn driver(spec: &MachineSpec, kind: &str) -> String {
     }
 }
 
-#[derive(Default)]
-pub(super) struct Args(Vec<OsString>);
-
-impl Args {
-    fn flag(&mut self, flag: &str) -> &mut Self {
-        self.0.push(flag.into());
-        self
-    }
-
-    pub(super) fn pair(&mut self, option: &str, value: impl Into<OsString>) {
-        self.flag(option).0.push(value.into());
-    }
-
-    fn device(&mut self, device: serde_json::Value) {
-        self.pair("-device", device.to_string());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -283,6 +271,7 @@ mod tests {
             console: Channel::Listening(11),
             agent: Channel::Listening(12),
             monitor: Channel::Listening(13),
+            waits: false,
             incoming: None,
         }
     }
@@ -357,7 +346,7 @@ mod tests {
         let mut spec = spec(Accelerator::Tcg, kernel(Some(QBOOT)));
         let file = "/var/lib/tt/memory/7/3/ram";
         spec.ram = Ram::Private { file: file.into(), read_only: true };
-        spec.incoming = Some(Incoming::Deferred);
+        (spec.waits, spec.incoming) = (true, Some(Incoming::Deferred));
         insta::assert_snapshot!(lines(&spec));
         spec.ram = Ram::Private { file: file.into(), read_only: false };
         assert!(!lines(&spec).contains("readonly"));
@@ -372,6 +361,7 @@ mod tests {
             console: Channel::Null,
             agent: Channel::Null,
             monitor: Channel::Connected(13),
+            waits: true,
             incoming: Some(Incoming::Fd(15)),
             ..spec(Accelerator::Tcg, kernel(Some(QBOOT)))
         };

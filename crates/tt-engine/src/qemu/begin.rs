@@ -1,6 +1,6 @@
 //! What a machine begins with, as QEMU is told of it: a kernel, a BIOS or UEFI. As pure as the rest of its arguments.
 
-use super::argv::Args;
+use super::args::Args;
 use super::node::{Disk, nodes};
 use serde_json::json;
 use std::path::PathBuf;

@@ -123,24 +123,23 @@ pub(super) fn update(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> 
     limit(remains, vm)
 }
 
-/// Limits what the disk does. A tenth of what it may do in a second may come at once, as is QEMU's default.
+/// Limits what the disk does, unless the machine was told so. As in Firecracker, what it may do in a second may come at once
+/// (`docs/throttle.txt` of QEMU's source).
 pub(super) fn limit(remains: &Remains<'_>, vm: &Vm) -> Result<(), EngineError> {
     let limit = DiskLimit::of(vm);
     if limit.is_told(remains) {
         return Ok(());
     }
+    let (bytes, operations) = (limit.bytes(), limit.operations());
     let monitor = remains.file(MONITOR);
     let mut qmp = Qmp::connect(&monitor)?;
     let device = top(&mut qmp, &monitor)?.device;
-    qmp.order(
-        "block_set_io_throttle",
-        json!({
-            "id": device,
-            "bps": limit.bytes(), "bps_rd": 0, "bps_wr": 0,
-            "iops": limit.operations(), "iops_rd": 0, "iops_wr": 0,
-        }),
-    )?;
-    limit.note_told(remains)
+    let order = json!({
+        "id": device,
+        "bps": bytes, "bps_max": bytes, "bps_rd": 0, "bps_wr": 0,
+        "iops": operations, "iops_max": operations, "iops_rd": 0, "iops_wr": 0,
+    });
+    limit.give(remains, || qmp.order("block_set_io_throttle", order))
 }
 
 /// Grows the machine's disk to what is wanted, and tells its guest.

@@ -6,6 +6,7 @@ use super::node::Disk;
 use super::{Accelerator, MONITOR, NAME, QemuConfig, boot, disk};
 use crate::cgroup::Limits;
 use crate::life::{INCARNATION, LOADING, PAUSED};
+use crate::limit::DiskLimit;
 use crate::memory::files::Memory;
 use crate::process::{Confined, Process};
 use crate::remains::{self, MESSAGES, Remains, give, note};
@@ -29,7 +30,7 @@ const SIGNAL: &str = ": terminating on signal ";
 const CPU_NUM_MAX: u16 = 255;
 
 /// Makes everything that the machine needs, then its process, which boots or, with `memory`, stands still and waits for
-/// its state. To be called when there is nothing of it.
+/// its state; or for the limits of its disk, if it has some. To be called when there is nothing of it.
 pub(super) fn start(
     config: &QemuConfig,
     usable: &Usable,
@@ -63,6 +64,7 @@ pub(super) fn start(
         listen(&remains.file(MONITOR))?,
         listen(&remains.own(END))?,
     ];
+    let waits = memory.is_some() || DiskLimit::of(vm) != DiskLimit::default();
     let [tap, console, agent, monitor, end] = fds.each_ref().map(AsRawFd::as_raw_fd);
     let spec = MachineSpec {
         name: format!("tt-{}-{}", layout.instance, vm.id),
@@ -82,11 +84,14 @@ pub(super) fn start(
         console: Channel::Listening(console),
         agent: Channel::Listening(agent),
         monitor: Channel::Listening(monitor),
+        waits,
         incoming: memory.map(|_| Incoming::Deferred),
     };
     if memory.is_some() {
         // Until it has loaded its memory nobody may let it run.
         note(remains, LOADING, "")?;
+    }
+    if waits {
         note(remains, PAUSED, "")?;
     }
     disk::note_chain(remains, vm)?;

@@ -1,6 +1,7 @@
 //! The QEMU driver: a confined, detached process for each machine, found again by its cgroup. It keeps no machine in
 //! memory and never waits for a guest.
 
+mod args;
 mod argv;
 mod begin;
 mod boot;

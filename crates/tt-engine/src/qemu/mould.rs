@@ -91,6 +91,7 @@ pub(super) fn start(
         console: Channel::Null,
         agent: Channel::Null,
         monitor: Channel::Connected(its_monitor),
+        waits: true,
         incoming: Some(Incoming::Fd(its_feed)),
     };
     let confined = Confined {

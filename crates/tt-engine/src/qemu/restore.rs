@@ -3,6 +3,7 @@
 use super::migration::{self, Progress};
 use super::{Host, MONITOR, disk, machine, unusable};
 use crate::EngineError;
+use crate::life::PAUSED;
 use crate::memory::files::Memory;
 use crate::remains::MESSAGES;
 use std::io::Write;
@@ -29,7 +30,10 @@ impl Host {
             watched.map_err(|source| EngineError::Process { action: "watch", pid, source })?;
         }
         let (Some(memory), Some(state)) = (memory, state) else {
-            return disk::limit(&remains, vm);
+            return match remains.file(PAUSED).exists() {
+                true => self.resume(vm),
+                false => Ok(()),
+            };
         };
         let loaded = self.load(vm.id, &state).and_then(|()| disk::limit(&remains, vm));
         let loaded = loaded.and_then(|()| memory.consume(&self.config.layout, vm));

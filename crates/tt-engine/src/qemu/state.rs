@@ -1,7 +1,7 @@
 //! What there is of a machine, and how it stands still, goes on and ends. It starts nothing.
 
 use super::qmp::Qmp;
-use super::{Host, MONITOR, machine, migration, mould};
+use super::{Host, MONITOR, disk, machine, migration, mould};
 use crate::life::{LOADING, Life, PAUSED};
 use crate::memory::files::{self as memory, Memory};
 use crate::remains::{Remains, gone, note};
@@ -64,6 +64,7 @@ impl Host {
     pub fn resume(&self, vm: &Vm) -> Result<(), EngineError> {
         // Left by a daemon that died before it killed the machine: what was suspended is this machine.
         memory::consume_suspended(&self.config.layout, vm)?;
+        disk::limit(&self.remains(vm.id), vm)?;
         self.go_on(vm.id)
     }
 

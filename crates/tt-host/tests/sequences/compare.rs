@@ -88,7 +88,10 @@ fn machine(world: &World, model: &Model, vm: &Vm) -> Result<(), String> {
     same("size", machines.size(vm.id), Some(expected.now.machine))?;
     same("incarnation", machines.incarnation(vm.id), Some(vm.incarnation))?;
     same("open disk", machines.image(vm.id), Some(vm.runtime_image.clone()))?;
-    same("size of the open disk", machines.disk_mb(vm.id), Some(expected.now.disk_mb))
+    same("size of the open disk", machines.disk_mb(vm.id), Some(expected.now.disk_mb))?;
+    let limit = machines.disk_limit(vm.id).unwrap_or_default();
+    let limit = (limit.0.unwrap_or_default(), limit.1.unwrap_or_default());
+    same("limit of the open disk", limit, expected.now.disk_limit)
 }
 
 fn images(world: &World, model: &Model, facts: &mut Facts) -> Result<(), String> {

@@ -292,6 +292,8 @@ impl World {
             assert!(nets.denied.contains(&vm.id));
             let has_machine = matches!(rest, Goal::Running | Goal::Paused);
             assert_eq!(self.machines.disk_mb(vm.id), has_machine.then_some(96));
+            let limit = has_machine.then_some((Some(1024), None));
+            assert_eq!(self.machines.disk_limit(vm.id), limit);
             let mem_mb = self.machines.size(vm.id).map(|size| size.mem_size);
             assert_eq!(mem_mb, has_machine.then_some(vm.machine.mem_size));
             assert_eq!(vm.needs_restart(), rest != Goal::Stopped, "{rest:?}");
