@@ -16,6 +16,7 @@ mod error;
 pub mod exec;
 pub mod fake;
 pub mod firecracker;
+mod jail;
 mod kvm;
 mod life;
 mod limit;

@@ -3,10 +3,10 @@
 
 use crate::EngineError;
 use crate::cgroup::Cgroups;
+use crate::jail::Jail;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::Mode;
 use rustix::io::FdFlags;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Gid, Pid, PidfdFlags, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 use std::ffi::OsString;
@@ -20,8 +20,6 @@ use std::time::Duration;
 
 /// Descriptors that a program may have open: disks, sockets and worker pipes need a few dozen.
 const NOFILE_MAX: u64 = 1024;
-/// Numbers of the device that taps are opened with (`devices.txt` of the kernel's documentation).
-const TUN: (u32, u32) = (10, 200);
 /// How often a cgroup is read until every process in it got its signal: one that forks meanwhile may escape a round.
 const KILL_ROUNDS: u32 = 10;
 
@@ -32,7 +30,7 @@ pub(crate) struct Confined<'a> {
     pub program: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
-    /// Its working directory.
+    /// Its working directory; with a jail that names its own.
     pub dir: &'a File,
     /// Its user and its group.
     pub uid: u32,
@@ -42,9 +40,8 @@ pub(crate) struct Confined<'a> {
     pub doors: &'a [File],
     /// The network namespace that it is in, for a program that opens its tap by name; `None`: an empty one of its own.
     pub netns: Option<&'a File>,
-    /// Whether it has a device of its own to open its tap with, because the host's is for root alone. It then has a mount
-    /// namespace of its own, too.
-    pub owns_tun: bool,
+    /// The only part of the file system that it sees; `None`: what its user may see of the host's.
+    pub jail: Option<Jail>,
     /// What it inherits beside its standard streams, under the same numbers.
     pub fds: &'a [OwnedFd],
     /// Its standard input and output; `None`: nothing.
@@ -73,16 +70,15 @@ impl Confined<'_> {
         let doors: Vec<_> = self.doors.iter().map(AsRawFd::as_raw_fd).collect();
         let fds: Vec<_> = self.fds.iter().map(AsRawFd::as_raw_fd).collect();
         let dir = self.dir.as_raw_fd();
-        let (netns, owns_tun) = (self.netns.map(AsRawFd::as_raw_fd), self.owns_tun);
+        let netns = self.netns.map(AsRawFd::as_raw_fd);
         let (uid, extra) = (self.uid, self.extra_group.map(Gid::from_raw));
         let child = move || {
             // SAFETY: `self` keeps these descriptors open until the child has executed the program or failed.
             let borrow = |fd: &i32| unsafe { BorrowedFd::borrow_raw(*fd) };
             enter(parent, doors.iter().map(borrow))?;
-            if owns_tun {
-                make_tun(uid)?;
-            }
-            confine(borrow(&dir), netns.as_ref().map(borrow), uid, extra.as_slice())?;
+            rustix::process::fchdir(borrow(&dir))?;
+            self.jail.as_ref().map_or(Ok(()), Jail::enter)?;
+            confine(netns.as_ref().map(borrow), uid, extra.as_slice())?;
             keep(fds.iter().map(borrow))
         };
         // SAFETY: the closure runs between fork and exec; it makes system calls on values that were prepared before,
@@ -107,12 +103,7 @@ fn enter<'a>(parent: Pid, doors: impl Iterator<Item = BorrowedFd<'a>>) -> io::Re
     Ok(())
 }
 
-fn confine(
-    dir: BorrowedFd<'_>,
-    netns: Option<BorrowedFd<'_>>,
-    uid: u32,
-    extra: &[Gid],
-) -> io::Result<()> {
+fn confine(netns: Option<BorrowedFd<'_>>, uid: u32, extra: &[Gid]) -> io::Result<()> {
     rustix::process::setsid()?;
     rustix::process::umask(Mode::from_raw_mode(0o077));
     for (resource, limit) in [(Resource::Nofile, NOFILE_MAX), (Resource::Core, 0)] {
@@ -127,26 +118,12 @@ fn confine(
     }
     // SAFETY: no descriptor is shared; only the namespaces of this process change.
     unsafe { rustix::thread::unshare_unsafe(namespaces)? };
-    rustix::process::fchdir(dir)?;
     let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
     rustix::thread::set_thread_groups(extra)?;
     rustix::thread::set_thread_res_gid(group, group, group)?;
     rustix::thread::set_thread_res_uid(user, user, user)?;
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
-}
-
-/// Gives the coming program a device of its own to open taps with.
-fn make_tun(uid: u32) -> io::Result<()> {
-    // SAFETY: no descriptor is shared; only the namespace of this process changes.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS)? };
-    // What is mounted from here on is seen by this process alone; what the host unmounts goes here, too.
-    mount_change(c"/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
-    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
-    mount(c"tun", c"/dev/net", c"tmpfs", flags, Some(c"mode=755,size=4k"))?;
-    let (path, mode) = (c"/dev/net/tun", Mode::RUSR | Mode::WUSR);
-    mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(TUN.0, TUN.1))?;
-    Ok(rustix::fs::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(uid)))?)
 }
 
 /// Lets exactly `fds` and the standard streams through the coming exec.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use tt_model::{Layout, VmId};
 
 /// Below a machine's directory: its program's working directory, the only place it can write to.
-const OWN: &str = "own";
+pub(crate) const OWN: &str = "own";
 /// Below a machine's directory: there from just before the process is made until its remains are removed.
 const BEGUN: &str = "begun";
 /// Below a machine's directory: its program's messages.

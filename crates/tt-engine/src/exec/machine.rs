@@ -62,7 +62,7 @@ pub(super) fn start(host: &Host, vm: &Vm) -> Result<(), EngineError> {
         extra_group: None,
         doors: &doors,
         netns: None,
-        owns_tun: false,
+        jail: None,
         fds: &fds,
         stdio: None,
         stderr,

@@ -2,6 +2,7 @@
 //! Firecracker makes its own sockets; whoever connects checks who answers.
 
 use super::request::{DISK, SEED};
+use super::view::inside;
 use crate::EngineError;
 use crate::remains::{Remains, gone};
 use rustix::fs::{FileType, Mode, mknodat};
@@ -38,16 +39,12 @@ fn pipe(path: &Path) -> Result<File, EngineError> {
 }
 
 /// Lets the machine find its disks under names that are the same for its whole life and in all that goes on from its memory.
-pub(super) fn link_disks(
-    remains: &Remains<'_>,
-    disk: &Path,
-    seed: Option<&Path>,
-) -> Result<(), EngineError> {
-    for (name, target) in [(DISK, Some(disk)), (SEED, seed)] {
+pub(super) fn link_disks(remains: &Remains<'_>, has_seed: bool) -> Result<(), EngineError> {
+    for (name, is_there) in [(DISK, true), (SEED, has_seed)] {
         let link = remains.own(name);
         gone(fs::remove_file(&link), &link)?;
-        if let Some(target) = target {
-            symlink(target, &link).map_err(|e| make(&link, e))?;
+        if is_there {
+            symlink(inside(name), &link).map_err(|e| make(&link, e))?;
         }
     }
     Ok(())

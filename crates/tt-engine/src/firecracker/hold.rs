@@ -155,9 +155,12 @@ impl Capture {
         let remains = self.host.remains(self.vm.id);
         remains.make_cgroup(&limits(self.vm.machine, true))?;
         let is_sparse = remains.file(BOOTED).exists() && never_swaps();
-        let mem_mb = self.vm.machine.mem_size;
-        let request = request::save(STATE.as_ref(), &self.ram, is_sparse, mem_mb);
-        self.host.ask(self.vm.id, &request).map_err(|error| {
+        let (id, mem_mb) = (self.vm.id, self.vm.machine.mem_size);
+        let ram = self.host.show_saved(id, &self.ram)?;
+        let saved = self.host.ask(id, &request::save(STATE.as_ref(), &ram, is_sparse, mem_mb));
+        // Whatever came of it: what it is shown takes room, though its name is gone.
+        let hidden = self.host.hide_saved(id);
+        saved.and(hidden).map_err(|error| {
             let problem = format!("{} {}", crate::error::chain(&error), last_words(&remains));
             self.failed(problem)
         })

@@ -4,11 +4,9 @@ use super::{FirecrackerConfig, Host, NAME};
 use crate::cgroup::Cgroups;
 use crate::memory::files::Writer;
 use crate::watch::Watcher;
-use crate::{Wake, probe, remains};
-use std::collections::BTreeSet;
+use crate::{Wake, jail, probe, remains};
 use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,10 +24,6 @@ const SWAPS: &str = "/proc/swaps";
 pub(super) struct Usable {
     /// The program, as it is started.
     pub program: PathBuf,
-    /// The group that a machine has to be in to use KVM.
-    pub kvm_group: Option<u32>,
-    /// Whether the host's device for taps is for root alone, so that each machine needs one of its own.
-    pub owns_tun: bool,
     pub version: String,
     /// How machines are executed, for people.
     pub detail: String,
@@ -68,18 +62,14 @@ fn check(config: &FirecrackerConfig, mut missing: Vec<String>) -> Result<Usable,
                 .to_owned(),
         );
     }
-    let tun = fs::metadata(TUN);
-    if tun.is_err() {
+    if fs::metadata(TUN).is_err() {
         missing.push(format!("there is no {TUN}: load the module `tun`"));
     }
     if let Err(error) = remains::make_run_dir(&config.layout) {
         missing.push(crate::error::chain(&error));
     }
-    let dirs = [config.layout.run.as_path(), &config.layout.data, &program];
-    let closed: BTreeSet<_> = dirs.into_iter().filter_map(remains::impassable).collect();
-    for closed in closed {
-        let closed = closed.display();
-        missing.push(format!("machines' users can not pass {closed}: `chmod o+x {closed}`"));
+    if let Err(error) = jail::needs_libraries(&program) {
+        missing.push(format!("{} is no program of this processor ({error})", program.display()));
     }
     let kvm = match config.needs_kvm {
         true => probe::of_host().map(Some),
@@ -88,8 +78,6 @@ fn check(config: &FirecrackerConfig, mut missing: Vec<String>) -> Result<Usable,
     match (kvm, missing.is_empty()) {
         (Ok(kvm), true) => Ok(Usable {
             program,
-            kvm_group: kvm.and_then(|kvm| kvm.group),
-            owns_tun: tun.is_ok_and(|tun| tun.mode() & 0o006 != 0o006),
             version,
             detail: kvm.map_or("a stand-in, without kvm".to_owned(), |kvm| {
                 format!("kvm: a test guest ran in {} us", kvm.run.as_micros())

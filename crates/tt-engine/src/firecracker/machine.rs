@@ -1,8 +1,9 @@
 //! One machine: from the plan to a running process, and from what is left to how it ended.
 
-use super::channels::{API, console, link_disks};
+use super::channels::{API, console};
 use super::host::Usable;
-use super::request::{self, MachineSpec};
+use super::request::{self, MachineSpec, SEED};
+use super::view::{self, INITRAMFS, KERNEL, PROGRAM, inside};
 use super::{FirecrackerConfig, Host, NAME, unusable};
 use crate::cgroup::Limits;
 use crate::life::{INCARNATION, LOADING, PAUSED};
@@ -14,7 +15,7 @@ use crate::{EngineError, Machine, seed, tap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tt_model::template::FEATURE_KERNEL;
 use tt_model::{MachineSize, Vm, names};
 
@@ -26,11 +27,9 @@ const THREADS: u32 = 16;
 /// Firecracker's bound of processors.
 const CPU_NUM_MAX: u16 = 32;
 /// Below a machine's directory: what its program says of its own life. It may write to it, and not put another in its place.
-const LOG: &str = "log";
-/// Below a machine's directory: the seed disk.
-const SEED: &str = "seed";
+pub(super) const LOG: &str = "log";
 /// Below a machine's directory: what it begins from beside its memory.
-const STATE: &str = "state";
+pub(super) const STATE: &str = "state";
 /// Below a machine's directory: there if the guest has booted in this process, so that what it never touched is zero.
 pub(super) const BOOTED: &str = "booted";
 /// What Firecracker says last when its guest has reset the machine, which is how one of its guests ends.
@@ -47,15 +46,16 @@ impl Host {
         let state = memory.as_ref().map(|m| m.check(&usable.writer(), vm.machine)).transpose()?;
         let spec = describe(&self.config, vm)?;
         let remains = self.remains(vm.id);
-        let process = start(&self.config, usable, &remains, vm)?;
+        let begins = memory.as_ref().zip(state.as_deref());
+        let process = start(&self.config, usable, &remains, vm, begins)?;
         let pid = process.pid;
         tracing::debug!(vm = %vm.id, pid, from_memory = memory.is_some(), "machine started");
         if let Some(watcher) = &self.watcher {
             let watched = watcher.watch(vm.id, process);
             watched.map_err(|source| EngineError::Process { action: "watch", pid, source })?;
         }
-        let begun = match memory.zip(state) {
-            Some((memory, state)) => self.load(vm, &memory, &state).map_err(|error| {
+        let begun = match memory {
+            Some(memory) => self.load(vm, &memory).map_err(|error| {
                 let problem = format!("{} {}", crate::error::chain(&error), last_words(&remains));
                 EngineError::Load { path: memory.dir, problem }
             }),
@@ -76,16 +76,14 @@ impl Host {
         self.forget_pause(vm.id)
     }
 
-    fn load(&self, vm: &Vm, memory: &Memory, state: &[u8]) -> Result<(), EngineError> {
-        let layout = &self.config.layout;
-        let (uid, file) = (layout.uid(vm.id), self.remains(vm.id).file(STATE));
-        write(&file, state, uid)?;
-        let request = request::load(&file, &memory.ram(), &names::tap(vm.id), vm.machine.mem_size);
+    fn load(&self, vm: &Vm, memory: &Memory) -> Result<(), EngineError> {
+        let request = request::load(&names::tap(vm.id), vm.machine.mem_size);
         self.first_api(vm.id)?.ask(&request)?;
         // It has those of the machine whose memory it is.
         self.limit(vm)?;
-        remains::gone(fs::remove_file(&file), &file)?;
-        memory.consume(layout, vm)?;
+        let state = self.remains(vm.id).file(STATE);
+        remains::gone(fs::remove_file(&state), &state)?;
+        memory.consume(&self.config.layout, vm)?;
         self.go_on(vm.id)
     }
 }
@@ -110,7 +108,7 @@ fn describe(config: &FirecrackerConfig, vm: &Vm) -> Result<MachineSpec, EngineEr
         return refuse("a template without a kernel", "it has no firmware; use one with a kernel");
     }
     let dir = config.layout.template(vm);
-    let (kernel, initramfs) = (dir.join("kernel"), dir.join("initramfs"));
+    let (kernel, initramfs) = (dir.join(KERNEL), dir.join(INITRAMFS));
     let mut magic = [0; ELF.len()];
     File::open(&kernel).and_then(|mut f| f.read_exact(&mut magic)).map_err(read(&kernel))?;
     if magic != ELF {
@@ -122,8 +120,6 @@ fn describe(config: &FirecrackerConfig, vm: &Vm) -> Result<MachineSpec, EngineEr
     Ok(MachineSpec {
         cpu_num,
         mem_mb: mem_size,
-        kernel,
-        initramfs,
         machine_id: vm.machine_id.clone(),
         has_seed: vm.has_seed(),
         limit: DiskLimit::of(vm),
@@ -132,12 +128,14 @@ fn describe(config: &FirecrackerConfig, vm: &Vm) -> Result<MachineSpec, EngineEr
     })
 }
 
-/// Makes everything that the machine needs, then its process, which waits to be told what it is.
+/// Makes everything that the machine needs, then its process, which waits to be told what it is. `begins`: the memory that it
+/// begins from, and its state.
 fn start(
     config: &FirecrackerConfig,
     usable: &Usable,
     remains: &Remains<'_>,
     vm: &Vm,
+    begins: Option<(&Memory, &[u8])>,
 ) -> Result<Process, EngineError> {
     let layout = &config.layout;
     let seed = match vm.has_seed() {
@@ -154,11 +152,13 @@ fn start(
     let doors = remains.make_cgroup(&limits(vm.machine, false))?;
     give(&disk, Some(uid), uid)?;
     let stderr = remains.make_messages(MESSAGES)?;
-    let log = remains.file(LOG);
     drop(remains.make_messages(LOG)?);
-    give(&log, Some(uid), uid)?;
-    let seed = seed.map(|image| write(&remains.file(SEED), &image, uid)).transpose()?;
-    link_disks(remains, &disk, seed.as_deref())?;
+    give(&remains.file(LOG), Some(uid), uid)?;
+    for (name, bytes) in [(SEED, seed.as_deref()), (STATE, begins.map(|(_, state)| state))] {
+        bytes.map_or(Ok(()), |bytes| write(&remains.file(name), bytes, uid))?;
+    }
+    let memory = begins.map(|(memory, _)| memory);
+    let jail = view::make(layout, &usable.program, remains, vm, memory)?;
     let stdio = console(remains)?;
     note(remains, INCARNATION, &vm.incarnation.to_string())?;
     // Until it runs nobody may take it for a machine that does.
@@ -167,14 +167,14 @@ fn start(
     remains.begin()?;
     let name = format!("tt-{}-{}", layout.instance, vm.id);
     let confined = Confined {
-        program: usable.program.clone(),
-        args: argv(&name, &log),
+        program: inside(PROGRAM),
+        args: argv(&name),
         dir: &dir,
         uid,
-        extra_group: usable.kvm_group,
+        extra_group: None,
         doors: &doors,
         netns: Some(&netns),
-        owns_tun: usable.owns_tun,
+        jail: Some(jail),
         fds: &[],
         stdio: Some(stdio),
         stderr,
@@ -185,22 +185,21 @@ fn start(
 }
 
 /// Firecracker's arguments, without the program. Of what it says only its own life is kept: guests provoke the rest.
-fn argv(name: &str, log: &Path) -> Vec<std::ffi::OsString> {
+fn argv(name: &str) -> Vec<std::ffi::OsString> {
     let words = ["--id", name, "--api-sock", API, "--level", "Info", "--module", "firecracker"];
     let mut argv: Vec<_> = words.map(Into::into).into();
-    argv.extend(["--log-path".into(), log.into()]);
+    argv.extend(["--log-path".into(), inside(LOG).into()]);
     argv
 }
 
 /// Lays a file beside the machine's channels, where it may read it.
-fn write(path: &Path, bytes: &[u8], uid: u32) -> Result<PathBuf, EngineError> {
+fn write(path: &Path, bytes: &[u8], uid: u32) -> Result<(), EngineError> {
     remains::gone(fs::remove_file(path), path)?;
     let mut options = OpenOptions::new();
     let made = options.create_new(true).write(true).mode(0o600).open(path);
     made.and_then(|mut file| io::Write::write_all(&mut file, bytes))
         .map_err(|source| EngineError::Make { what: "file", path: path.to_owned(), source })?;
-    remains::open_to(path, uid)?;
-    Ok(path.to_owned())
+    remains::open_to(path, uid)
 }
 
 /// How a machine without a process ended.
@@ -279,6 +278,6 @@ mod tests {
 
     #[test]
     fn the_program_is_told_where_its_channels_are() {
-        insta::assert_snapshot!(format!("{:?}", argv("tt-0001-7", Path::new("/run/tt/vm/7/log"))));
+        insta::assert_snapshot!(format!("{:?}", argv("tt-0001-7")));
     }
 }

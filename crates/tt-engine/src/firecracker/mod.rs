@@ -8,6 +8,7 @@ mod host;
 mod machine;
 mod request;
 mod state;
+mod view;
 
 use crate::cgroup::Cgroups;
 use crate::life::Life;

@@ -2,9 +2,11 @@
 //!
 //! Paths, fields and their meaning: `src/firecracker/swagger/firecracker.yaml` in Firecracker's source.
 
+use super::machine::STATE;
+use super::view::{INITRAMFS, KERNEL, RAM, inside};
 use crate::limit::DiskLimit;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 use tt_model::MacAddr;
 
@@ -39,8 +41,6 @@ pub(super) struct Request {
 pub(super) struct MachineSpec {
     pub cpu_num: u16,
     pub mem_mb: u32,
-    pub kernel: PathBuf,
-    pub initramfs: PathBuf,
     /// For systemd, which needs it before the agent can be asked: 32 hexadecimal digits.
     pub machine_id: Option<String>,
     pub has_seed: bool,
@@ -63,8 +63,8 @@ pub(super) fn boot(spec: &MachineSpec) -> Vec<Request> {
         put(
             "/boot-source",
             json!({
-                "kernel_image_path": spec.kernel,
-                "initrd_path": spec.initramfs,
+                "kernel_image_path": inside(KERNEL),
+                "initrd_path": inside(INITRAMFS),
                 "boot_args": COMMAND_LINE.to_owned() + &machine_id.collect::<String>(),
             }),
         ),
@@ -120,11 +120,11 @@ fn rate_limiter(limit: DiskLimit) -> Value {
     json!({"bandwidth": bucket(limit.bytes()), "ops": bucket(limit.operations())})
 }
 
-/// A machine that stands still and has this memory. What it changes is its own: the file is mapped privately.
-pub(super) fn load(state: &Path, ram: &Path, tap: &str, mem_mb: u32) -> Request {
+/// A machine that stands still and has the memory that it is shown. What it changes is its own: the file is mapped privately.
+pub(super) fn load(tap: &str, mem_mb: u32) -> Request {
     let body = json!({
-        "snapshot_path": state,
-        "mem_backend": {"backend_type": "File", "backend_path": ram},
+        "snapshot_path": inside(STATE),
+        "mem_backend": {"backend_type": "File", "backend_path": inside(RAM)},
         "network_overrides": [{"iface_id": "net", "host_dev_name": tap}],
         "resume_vm": false,
     });
@@ -192,8 +192,6 @@ mod tests {
         MachineSpec {
             cpu_num: 2,
             mem_mb: 256,
-            kernel: "/t/kernel".into(),
-            initramfs: "/t/initramfs".into(),
             machine_id: None,
             has_seed: false,
             limit: DiskLimit::default(),
@@ -233,14 +231,13 @@ mod tests {
 
     #[test]
     fn a_life_after_the_boot() {
-        let (state, ram) = (Path::new("/run/tt/vm/7/state"), Path::new("/d/memory/7/3/ram"));
         insta::assert_snapshot!(lines(&[
             describe(),
             pause(),
-            save(Path::new("state"), Path::new("/d/memory/7/3.new/ram"), true, 256),
-            save(Path::new("state"), Path::new("/d/memory/7/4.new/ram"), false, 256),
+            save(Path::new("state"), Path::new("/saved"), true, 256),
+            save(Path::new("state"), Path::new("/saved"), false, 256),
             resume(),
-            load(state, ram, "tap7", 256),
+            load("tap7", 256),
             grow(),
             limit(DiskLimit { kib: Some(1024), ops: None }),
             limit(DiskLimit::default()),

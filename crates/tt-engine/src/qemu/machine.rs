@@ -104,7 +104,7 @@ pub(super) fn start(
         extra_group: usable.kvm_group,
         doors: &doors,
         netns: None,
-        owns_tun: false,
+        jail: None,
         fds: &fds,
         stdio: None,
         stderr,

@@ -3,6 +3,7 @@
 use crate::host::{remove, wait_until};
 use crate::rig::Rig;
 use crate::table;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -56,20 +57,55 @@ fn is_confined_on(rig: &Rig) {
     // The one that has its tap, and nothing of the host's.
     assert_eq!(inode(&proc.join("ns/net")), inode(&rig.layout.netns(vm.env_id)));
     assert_ne!(inode(&proc.join("ns/ipc")), inode(Path::new("/proc/self/ns/ipc")));
-    assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), rig.layout.vm_dir(vm.id).join("own"));
+    assert_eq!(inode(&proc.join("cwd")), inode(&rig.layout.vm_dir(vm.id).join("own")));
     let group = fs::read_to_string(proc.join("cgroup")).unwrap();
     assert!(group.contains(rig.layout.cgroup(vm.id).to_str().unwrap()), "{group}");
     for entry in fs::read_dir(proc.join("fd")).unwrap().flatten() {
         let Ok(target) = fs::read_link(entry.path()) else { continue };
         let name = target.to_str().unwrap();
-        let known = ["socket:", "anon_inode:", "pipe:", "/dev/net/tun", "/dev/kvm", "/dev/urandom"];
-        let own = [rig.layout.vm_dir(vm.id), rig.layout.disk(&vm), rig.layout.template(&vm)];
-        assert!(
-            known.iter().any(|k| name.starts_with(k)) || own.iter().any(|o| target.starts_with(o)),
-            "{entry:?} is {name}"
-        );
+        let messages = rig.layout.vm_dir(vm.id).join("messages");
+        let known = ["socket:", "anon_inode:", "pipe:", "/dev/", "/disk", "/log", "/kernel"];
+        let pipe = rig.layout.console_pipes(vm.id).contains(&target);
+        let is_known = known.iter().any(|k| name.starts_with(k)) || pipe || target == messages;
+        assert!(is_known, "{entry:?} is {name}");
     }
+    sees_little(rig, &proc);
+    let path = names::memory(vm.id, 1);
+    let mut hold = engine.prepare_hold(&vm, Some(&path)).unwrap();
+    hold.pause().unwrap();
+    hold.release().unwrap();
+    assert!(hold.finish().unwrap());
+    sees_little(rig, &proc);
     remove(&engine, &vm);
+    engine.remove_stray_memory(vm.id).unwrap();
+}
+
+/// All that the program finds is what a machine needs that boots.
+fn sees_little(rig: &Rig, proc: &Path) {
+    let is_static =
+        !String::from_utf8_lossy(&fs::read(rig.program()).unwrap()).contains("/ld-linux");
+    let names = |dir: &str| {
+        let entries = fs::read_dir(proc.join("root").join(dir)).unwrap().flatten();
+        entries.map(|e| e.file_name().into_string().unwrap()).collect::<BTreeSet<_>>()
+    };
+    let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<_>>();
+    let mut shown = set(&["disk", "firecracker", "initramfs", "kernel", "log", "own"]);
+    if !is_static {
+        shown.extend(set(&["lib", "lib64"]));
+    }
+    let mounts = fs::read_to_string(proc.join("mountinfo")).unwrap();
+    let mounts = mounts.lines().filter_map(|line| line.split(' ').nth(4)?.strip_prefix('/'));
+    let mounts: BTreeSet<String> =
+        mounts.filter(|at| !at.starts_with("usr/")).map(str::to_owned).collect();
+    let mut wanted = shown.clone();
+    wanted.insert(String::new());
+    assert_eq!(mounts, wanted);
+    shown.extend(set(&["dev", "saved"]));
+    if !is_static {
+        shown.insert("usr".into());
+    }
+    assert_eq!(names(""), shown);
+    assert_eq!((names("dev"), names("dev/net")), (set(&["kvm", "net", "urandom"]), set(&["tun"])));
 }
 
 #[test]

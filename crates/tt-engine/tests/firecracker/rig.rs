@@ -5,7 +5,7 @@ use crate::{guest, host, sample};
 use serde_json::Value;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -81,6 +81,11 @@ impl Rig {
 
     pub fn path(&self) -> &Path {
         self.dir.as_ref().unwrap().path()
+    }
+
+    /// The program that is Firecracker here.
+    pub fn program(&self) -> &Path {
+        &self.binary
     }
 
     pub fn config(&self) -> FirecrackerConfig {
@@ -221,9 +226,11 @@ impl Fixture for Rig {
     }
 
     fn has_open(&self, vm: &Vm) -> bool {
-        let disk = self.layout.disk(vm);
+        // By what it is: the program knows it under another name.
+        let file = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+        let disk = file(&self.layout.disk(vm));
         let fds = fs::read_dir(format!("/proc/{}/fd", self.pid(vm.id))).unwrap();
-        fds.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == disk))
+        fds.flatten().any(|fd| disk.is_some() && file(&fd.path()) == disk)
     }
 
     fn disk_mb(&self, vm: &Vm) -> Option<u32> {
