@@ -5,8 +5,9 @@ use crate::oci::{Image, Node, archive};
 use crate::{Must, remains, skip, within};
 use rustix::mount::{MountPropagationFlags, mount_change};
 use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process};
-use rustix::thread::{UnshareFlags, unshare_unsafe};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,6 +30,8 @@ const APPLETS: [&str; 24] = [
 pub struct Dockerd {
     kind: Kind,
     child: Option<Child>,
+    /// Where Podman mounts, in all of its lives: its containers outlive it.
+    mounts: Option<File>,
     dir: TempDir,
 }
 
@@ -58,7 +61,7 @@ impl Dockerd {
         }
         let prefix = format!("ttdocker-{}-", std::process::id());
         let dir = tempfile::Builder::new().prefix(&prefix).tempdir().must("make a directory");
-        let mut dockerd = Self { kind, child: None, dir };
+        let mut dockerd = Self { kind, child: None, mounts: None, dir };
         dockerd.run();
         Some(dockerd)
     }
@@ -95,12 +98,16 @@ impl Dockerd {
             .stderr(log)
             .process_group(0);
         let is_podman = self.kind == Kind::Podman;
+        let mounts = self.mounts.as_ref().map(|mounts| mounts.try_clone().must("share a handle"));
         let enter = move || {
             // A test that is killed takes it along.
             rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             // SAFETY: this changes the namespace of the child alone.
             unsafe { unshare_unsafe(UnshareFlags::NEWNET)? };
-            if is_podman {
+            if let Some(mounts) = &mounts {
+                let kind = Some(LinkNameSpaceType::Mount);
+                move_into_link_name_space(mounts.as_fd(), kind)?;
+            } else if is_podman {
                 // It mounts what it makes into folders of the host: those mounts end with it.
                 // SAFETY: as above.
                 unsafe { unshare_unsafe(UnshareFlags::NEWNS)? };
@@ -111,7 +118,12 @@ impl Dockerd {
         };
         // SAFETY: the closure makes few system calls between fork and exec and allocates nothing.
         unsafe { command.pre_exec(enter) };
-        self.child = Some(command.spawn().must("start dockerd"));
+        let child = command.spawn().must("start dockerd");
+        if is_podman && self.mounts.is_none() {
+            let mounts = format!("/proc/{}/ns/mnt", child.id());
+            self.mounts = Some(File::open(mounts).must("hold where it mounts"));
+        }
+        self.child = Some(child);
         let docker = self.docker();
         let mut is_over = false;
         let is_up = within(PATIENCE, || {

@@ -26,6 +26,8 @@ use std::time::Duration;
 pub const SOCKET: &str = "/var/run/docker.sock";
 /// Where Podman listens by default, if it was told to (`podman.socket`), and answers as Docker does.
 pub const PODMAN_SOCKET: &str = "/run/podman/podman.sock";
+/// Begins the paths of Podman's own interface: the first version of it that takes new limits.
+const LIBPOD: &str = "/v4.3.0/libpod";
 /// The version of the API that everything here is written for, and what newer daemons still speak (Docker 25 to 29).
 const API: (u32, u32) = (1, 44);
 /// The oldest one that has everything that is asked for (Docker 20.10).
@@ -56,11 +58,16 @@ pub struct Docker {
 /// What a daemon has said of itself, and says again for as long as it runs.
 #[derive(Debug, Default)]
 struct Known {
-    /// Begins every path, once it is agreed on.
-    prefix: Option<String>,
-    /// Its version, if it is Podman.
-    podman: Option<String>,
+    agreed: Option<Agreed>,
     info: Option<Info>,
+}
+
+/// How a daemon is talked to.
+#[derive(Clone, Debug)]
+struct Agreed {
+    /// Begins every path.
+    prefix: String,
+    is_podman: bool,
 }
 
 /// What is asked, and how long it may take.
@@ -97,9 +104,7 @@ impl Docker {
         };
         let answer = self.send(&call, JSON, &mut io::empty(), 0)?;
         let server: Server = document(call.action, answer)?;
-        let agreed = agree(&server)?;
-        let podman = server.podman().map(str::to_owned);
-        *self.known() = Known { prefix: Some(agreed), podman, info: None };
+        *self.known() = Known { agreed: Some(agree(&server)?), info: None };
         Ok(server)
     }
 
@@ -184,13 +189,13 @@ impl Docker {
     /// What it says.
     pub fn update(&self, name: &str, limits: &Limits) -> Result<(), DockerError> {
         let action = "limit a container";
-        let path = self.path(&format!("/containers/{name}/update"))?;
-        let podman = self.known().podman.clone();
-        // Podman takes new limits at its own interface only (`/containers/NAME/update` of Docker's came with Podman 5).
-        let (path, body) = match podman {
-            None => (path, limits.docker()),
-            Some(version) => (format!("/v{version}/libpod/containers/{name}/update"), limits.oci()),
+        let Agreed { prefix, is_podman } = self.agreed()?;
+        // Docker's `/containers/NAME/update` came with Podman 5.
+        let (prefix, body) = match is_podman {
+            false => (prefix.as_str(), limits.docker()),
+            true => (LIBPOD, limits.oci()),
         };
+        let path = format!("{prefix}/containers/{name}/update");
         let (body, call) =
             (body.to_string(), Call { action, method: "POST", path, patience: SLOW });
         self.send(&call, JSON, &mut body.as_bytes(), body.len() as u64).map(drop)
@@ -281,12 +286,12 @@ impl Docker {
 
     /// The path in the version that was agreed on.
     fn path(&self, path: &str) -> Result<String, DockerError> {
-        let known = self.known().prefix.clone();
-        let prefix = match known {
-            Some(prefix) => prefix,
-            None => agree(&self.server()?)?,
-        };
-        Ok(format!("{prefix}{path}"))
+        Ok(format!("{}{path}", self.agreed()?.prefix))
+    }
+
+    fn agreed(&self) -> Result<Agreed, DockerError> {
+        let known = self.known().agreed.clone();
+        known.map_or_else(|| agree(&self.server()?), Ok)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -345,8 +350,8 @@ fn found<T>(result: Result<T, DockerError>) -> Result<Option<T>, DockerError> {
     }
 }
 
-/// How every path begins: the newest version that both sides speak.
-fn agree(server: &Server) -> Result<String, DockerError> {
+/// On the newest version that both sides speak.
+fn agree(server: &Server) -> Result<Agreed, DockerError> {
     let read = |text: &str| {
         let (major, minor) = text.split_once('.')?;
         Some((major.parse().ok()?, minor.parse().ok()?))
@@ -355,7 +360,8 @@ fn agree(server: &Server) -> Result<String, DockerError> {
     let min: (u32, u32) = read(&server.min_api_version).unwrap_or(API_MIN);
     match max.map(|max| max.min(API)) {
         Some(agreed) if agreed >= API_MIN && agreed >= min => {
-            Ok(format!("/v{}.{}", agreed.0, agreed.1))
+            let prefix = format!("/v{}.{}", agreed.0, agreed.1);
+            Ok(Agreed { prefix, is_podman: server.is_podman() })
         }
         _ => Err(DockerError::Version {
             min: bounded(&server.min_api_version),
@@ -386,7 +392,8 @@ mod tests {
                 min_api_version: min.into(),
                 ..Server::default()
             };
-            assert_eq!(agree(&server).ok().as_deref(), agreed, "{min} to {max}");
+            let prefix = agree(&server).ok().map(|agreed| agreed.prefix);
+            assert_eq!(prefix.as_deref(), agreed, "{min} to {max}");
         }
     }
 }

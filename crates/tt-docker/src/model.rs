@@ -40,15 +40,10 @@ pub struct Component {
 }
 
 impl Server {
-    /// The version of Podman, if it is that which answers as Docker does.
+    /// Whether it is Podman that answers as Docker does.
     #[must_use]
-    pub fn podman(&self) -> Option<&str> {
-        let mut all = self.components.iter().flatten();
-        let podman = all.find(|component| component.name == PODMAN);
-        let is_version = |text: &&str| {
-            !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
-        };
-        podman.map(|component| component.version.as_str()).filter(is_version)
+    pub fn is_podman(&self) -> bool {
+        self.components.iter().flatten().any(|component| component.name == PODMAN)
     }
 }
 
@@ -269,14 +264,21 @@ mod tests {
 
     #[test]
     fn podman_says_who_it_is_and_takes_limits_in_its_own_words() {
-        let server: Server = serde_json::from_str(
-            r#"{"Components":[{"Name":"Podman Engine","Version":"4.3.1"},{"Name":"Conmon"}]}"#,
-        )
-        .unwrap();
-        assert_eq!(server.podman(), Some("4.3.1"));
-        let odd = r#"{"Components":[{"Name":"Podman Engine","Version":"4/../x"}]}"#;
-        assert_eq!(serde_json::from_str::<Server>(odd).unwrap().podman(), None);
-        assert_eq!(serde_json::from_str::<Server>("{}").unwrap().podman(), None);
+        for (text, is_podman) in [
+            (
+                r#"{"Components":[{"Name":"Podman Engine","Version":"4.3.1"},{"Name":"Conmon"}]}"#,
+                true,
+            ),
+            (r#"{"Components":[{"Name":"Podman Engine","Version":"5.0.0-rc1"}]}"#, true),
+            (r#"{"Components":[{"Name":"Engine","Version":"20.10.24"}]}"#, false),
+            ("{}", false),
+        ] {
+            assert_eq!(
+                serde_json::from_str::<Server>(text).unwrap().is_podman(),
+                is_podman,
+                "{text}"
+            );
+        }
         let limits = Limits { mem_bytes: 64 << 20, cpu_num: 2, pids: 10 };
         assert_eq!(limits.docker()["NanoCpus"], 2_000_000_000_u64);
         assert_eq!(limits.oci()["cpu"]["quota"], 200_000);

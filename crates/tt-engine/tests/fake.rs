@@ -111,8 +111,16 @@ fn the_table_has_a_row_for_each_clause_and_a_column_for_each_engine() {
     let mut rows: Vec<_> = conformance::names().collect();
     rows.sort_unstable();
     assert!(table.keys().eq(rows.iter()), "{:?}", table.keys());
-    let columns =
-        ["docker", "exec", "fake", "firecracker", "firecracker, stand-in", "qemu-kvm", "qemu-tcg"];
+    let columns = [
+        "docker",
+        "exec",
+        "fake",
+        "firecracker",
+        "firecracker, stand-in",
+        "podman",
+        "qemu-kvm",
+        "qemu-tcg",
+    ];
     assert!(table.values().all(|row| row.keys().eq(columns.iter())), "{table:?}");
 }
 

@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use serde::Deserialize;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tt_model::plan::Policy;
@@ -298,11 +299,13 @@ fn look_around() -> Result<Surroundings, ConfigError> {
     let candidates = [beside.join("tt-guest"), beside.join("../lib/tt/tt-guest")];
     let agents: Vec<PathBuf> = candidates.iter().filter(|path| path.is_file()).cloned().collect();
     let dockers = [tt_docker::SOCKET, tt_docker::PODMAN_SOCKET].map(PathBuf::from);
+    // Docker's socket outlives a Docker that was removed.
+    let answers = |socket: &&PathBuf| UnixStream::connect(socket).is_ok();
     Ok(Surroundings {
         log: std::env::var("TT_LOG").ok().filter(|log| !log.is_empty()),
         current_dir: std::env::current_dir().map_err(failed("the current directory"))?,
         agents: if agents.is_empty() { candidates.into() } else { agents },
-        docker: dockers.iter().find(|socket| socket.exists()).unwrap_or(&dockers[0]).clone(),
+        docker: dockers.iter().find(answers).unwrap_or(&dockers[0]).clone(),
         // A host without the file has no name server; guests then resolve each other only.
         resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
     })

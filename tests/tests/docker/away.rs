@@ -73,6 +73,37 @@ fn docker_and_containers_that_go_away_are_noticed_and_healed() {
     lab.finish();
 }
 
+/// Unlike Docker's, they have no use for it while they run.
+#[test]
+fn containers_go_on_without_the_service_of_podman() {
+    let name = "containers_go_on_without_the_service_of_podman";
+    let Some(mut dockerd) = Dockerd::start_podman(name) else { return };
+    let Some(mut lab) = Setup::new(name).docker(&dockerd).start() else { return };
+    lab.tt(&["env", "create", "shop", "--vm", "web=micro,engine=docker,mem=64M"]).good();
+    let begin = |lab: &Lab| lab.sh("shop/web", "cut -d' ' -f22 /proc/1/stat");
+    let begun = begin(&lab);
+    dockerd.kill();
+    is_told(&lab, "Docker does not answer");
+    dockerd.run();
+    is_healed(&lab);
+    assert_eq!(begin(&lab), begun);
+
+    dockerd.kill();
+    lab.kill9();
+    lab.restart();
+    is_told(&lab, "Docker does not answer");
+    dockerd.run();
+    is_healed(&lab);
+    assert_eq!(begin(&lab), begun);
+    lab.tt(&["vm", "stop", "shop/web"]).good();
+    lab.tt(&["vm", "start", "shop/web"]).good();
+    is_healed(&lab);
+    lab.tt(&["env", "destroy", "shop"]).good();
+    lab.assert_empty();
+    assert_eq!(dockerd.docker().containers(&[]).unwrap(), []);
+    lab.finish();
+}
+
 /// The member's status says why it is not what it should be.
 #[track_caller]
 fn is_told(lab: &Lab, why: &str) {

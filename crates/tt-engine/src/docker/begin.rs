@@ -106,7 +106,8 @@ fn bounds_disks(info: &Info) -> bool {
     let status = info.driver_status.iter().flatten();
     match info.driver.as_str() {
         "btrfs" | "zfs" | "devicemapper" => true,
-        "overlay2" => {
+        // Podman's name for it has no number.
+        "overlay2" | "overlay" => {
             status.clone().any(|(name, value)| name == "Backing Filesystem" && value == "xfs")
         }
         _ => false,
@@ -186,6 +187,7 @@ mod tests {
         for (driver, backing, bounded) in [
             ("overlay2", "xfs", true),
             ("overlay2", "extfs", false),
+            ("overlay", "xfs", true),
             ("btrfs", "", true),
             ("zfs", "", true),
             ("vfs", "xfs", false),

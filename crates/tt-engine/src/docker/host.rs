@@ -63,12 +63,13 @@ impl Host {
                     .to_owned(),
             ),
             Ok((server, info)) => {
-                let name = server.podman().map_or("", |_| "Podman, ");
-                let detail = format!("{name}{}, API {}", info.driver, server.api_version);
+                let name = if server.is_podman() { "Podman, " } else { "" };
+                let socket = docker.socket().display();
+                let detail = format!("{name}{}, API {}, {socket}", info.driver, server.api_version);
                 Ok(Found { version: server.version, detail })
             }
             Err(error) if error.is_away() => Err(format!(
-                "no Docker answers at {}; install docker.io and start it, or name its socket (`docker.socket`)",
+                "no Docker answers at {}; install docker.io or podman and start its service, or name its socket (`docker.socket`)",
                 docker.socket().display()
             )),
             Err(error) => Err(crate::error::chain(&error)),

@@ -22,7 +22,7 @@ pub(super) const INITRAMFS: &str = "initramfs";
 pub(super) const RAM: &str = "ram";
 /// Where a machine writes its memory to, while it does.
 const SAVED: &str = "saved";
-/// Below a machine's directory: there if its program has such a root. Those of daemons before 0.1.1 have the host's.
+/// Below a machine's directory: there if its program has such a root. Those of earlier daemons have the host's.
 const JAILED: &str = "jailed";
 
 /// The path of a thing in a machine's root.

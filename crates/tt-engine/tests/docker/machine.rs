@@ -17,17 +17,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[test]
 fn conforms() {
     let Some(rig) = Rig::new("docker::conforms") else { return };
-    all_clauses(&rig);
+    all_clauses(&rig, "docker");
 }
 
 #[test]
 fn podman_conforms() {
     let Some(rig) = Rig::with_podman("docker::podman_conforms") else { return };
-    all_clauses(&rig);
+    all_clauses(&rig, "podman");
 }
 
-fn all_clauses(rig: &Rig) {
-    table::compare("docker", &conformance::run(&rig.engine(), rig));
+fn all_clauses(rig: &Rig, column: &str) {
+    table::compare(column, &conformance::run(&rig.engine(), rig));
     let left = fs::read_dir(&rig.layout.run).unwrap().count();
     assert_eq!(left, 0, "something is left below the run directory");
 }

@@ -266,6 +266,24 @@ fn a_limit_for_the_disk_needs_an_engine_with_it() {
 }
 
 #[test]
+fn a_template_runs_where_it_has_a_form_for() {
+    let mut host = host();
+    let other = EngineFacts { name: "firecracker".into(), ..host.engines[0].clone() };
+    let first = host.engines[0].name.clone();
+    host.engines.insert(0, other);
+    let planned = |engine: Option<&str>| {
+        let engine = engine.map(str::to_owned);
+        let spec = env(vec![VmSpec { engine, ..VmSpec::new("disk") }]);
+        plan_with(&spec, &Usage::default(), &host).map(|plan| plan.vms[0].engine.clone())
+    };
+    assert_eq!(planned(None).unwrap(), first, "the host's first engine can not");
+    assert_eq!(planned(Some(&first)).unwrap(), first);
+    let refusal = planned(Some("firecracker")).unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unsupported);
+    assert!(refusal.problem.contains("firecracker: template micro is for: qemu"), "{refusal}");
+}
+
+#[test]
 fn a_disk_for_uefi_needs_an_engine_with_it() {
     let mut host = host();
     let spec = env(vec![VmSpec::new("uefi")]);
