@@ -81,10 +81,15 @@ impl Recipe {
         // What was not asked for.
         config.as_object_mut().must("a configuration").retain(|_, part| !part.is_null());
         let template = record["template"]["path"].as_str().must("a template");
+        let template = lab.data().join(template);
+        // Names of files in the root that it has under TT.
+        for (path, file) in [("kernel_image_path", "kernel"), ("initrd_path", "initramfs")] {
+            config["boot-source"][path] = template.join(file).display().to_string().into();
+        }
         Self {
             program,
             config,
-            backing: lab.data().join(template).join("disk.raw"),
+            backing: template.join("disk.raw"),
             disk_mb: record["resource"]["disk_size"].as_u64().must("a disk size"),
             setup: set_up_of(lab, "bench", "a"),
         }
