@@ -7,7 +7,7 @@ use crate::cache::{self, Cache};
 use crate::elements::{Change, Element, Elements, Set};
 use crate::member::{Known, set};
 use crate::named::{self, Bounds, LIFE_MAX_SECONDS, Opened, Place, Step};
-use crate::nft::{NAMED, NAMED_PORTS};
+use crate::nft::{NAMED, NAMED_PORTS, NAMED_PORTS_SIX, NAMED_SIX};
 use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::io;
@@ -133,9 +133,14 @@ fn changes(steps: &[Step]) -> Vec<Change<'static>> {
         }
         change
     };
-    vec![of_map(NAMED), of_map(NAMED_PORTS)]
+    [NAMED, NAMED_PORTS, NAMED_SIX, NAMED_PORTS_SIX].map(of_map).into()
 }
 
-fn map_of((_, port): Place) -> Set<'static> {
-    set(if port.is_some() { NAMED_PORTS } else { NAMED })
+fn map_of((addr, port): Place) -> Set<'static> {
+    set(match (addr.is_ipv4(), port.is_some()) {
+        (true, false) => NAMED,
+        (true, true) => NAMED_PORTS,
+        (false, false) => NAMED_SIX,
+        (false, true) => NAMED_PORTS_SIX,
+    })
 }

@@ -121,7 +121,7 @@ impl NetnsNetwork {
                 if is_attached {
                     return Ok((None, is_new));
                 }
-                Ok((Some((inside.open_gate(gateway)?, inside.known()?)), is_new))
+                Ok((Some((inside.open_gate(gateway)?, inside.known(self.config.range)?)), is_new))
             };
             if netns::exists(&path) {
                 return netns::enter(&path, || set(Inside::open()?));
@@ -148,7 +148,7 @@ impl NetnsNetwork {
             }
             let open = || {
                 let mut inside = Inside::open()?;
-                Ok((inside.open_gate(gateway)?, inside.known()?))
+                Ok((inside.open_gate(gateway)?, inside.known(self.config.range)?))
             };
             match netns::enter(&path, open) {
                 Ok((sockets, known)) => made.gate.attach(env, sockets, known)?,

@@ -7,8 +7,9 @@ use crate::limit::Limit;
 use crate::named::{self, Bounds};
 use crate::nft::{
     ALLOWED, ALLOWED_SIX, ASKERS, BLACKLIST, BLOCKED, CURBED, DELIVERED, DENIED, DENY_OUT_SIX,
-    ENV_TABLE, FREE, LIMITED, LIMITED_SIX, MEMBERS, MEMBERS_SIX, NAME_RULES, NAMED, NAMED_PORTS,
-    OUT, RATE_DOWN, RATE_UP, REACHABLE, REACHABLE_SIX, REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
+    ENV_TABLE, FREE, LIMITED, LIMITED_SIX, MEMBERS, MEMBERS_SIX, NAME_RULES, NAME_RULES_SIX, NAMED,
+    NAMED_PORTS, NAMED_PORTS_SIX, NAMED_SIX, OUT, RATE_DOWN, RATE_UP, REACHABLE, REACHABLE_SIX,
+    REFUSED, REFUSED_SIX, RULES, SLOWED, TAPS,
 };
 use crate::{NetworkError, rules};
 use ipnet::{IpNet, Ipv4Net};
@@ -216,7 +217,7 @@ impl Inside {
 }
 
 /// Sets of the table that stands between members and the rest of the world.
-const EDGE_SETS: [&str; 12] = [
+const EDGE_SETS: [&str; 15] = [
     OUT,
     ALLOWED,
     REACHABLE,
@@ -228,6 +229,9 @@ const EDGE_SETS: [&str; 12] = [
     LIMITED_SIX,
     ALLOWED_SIX,
     REACHABLE_SIX,
+    NAMED_SIX,
+    NAMED_PORTS_SIX,
+    NAME_RULES_SIX,
     REFUSED_SIX,
 ];
 
@@ -308,7 +312,7 @@ fn wanted(member: &Member) -> Vec<(&'static str, Vec<u8>, BTreeSet<Element>)> {
         (OUT, ip.clone(), out_rule(member).into_iter().collect()),
         (ALLOWED, ip.clone(), ranges(member, member.ip.into(), true)),
         (REACHABLE, ip.clone(), ranges(member, member.ip.into(), false)),
-        (NAME_RULES, ip, name_rules(member)),
+        (NAME_RULES, ip, name_rules(member, member.ip.into())),
     ];
     all.extend(six::wanted(member));
     all
@@ -347,10 +351,10 @@ fn bytes(addr: IpAddr) -> Vec<u8> {
     }
 }
 
-/// The rules with names, as the next daemon reads them.
-fn name_rules(member: &Member) -> BTreeSet<Element> {
+/// The rules with names of member, which has `own` among such addresses, as the next daemon reads them.
+fn name_rules(member: &Member, own: IpAddr) -> BTreeSet<Element> {
     let element = |rule: &NetRule| {
-        let key = [member.ip.octets(), named::mark(rule).to_ne_bytes()].concat();
+        let key = [&bytes(own)[..], &named::mark(rule).to_ne_bytes()].concat();
         Element { comment: Some(rule.to_string()), ..Element::of_key(key) }
     };
     let rules = member.allowlist.iter().filter(|rule| rule.name().is_some());

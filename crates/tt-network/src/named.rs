@@ -6,11 +6,11 @@ use crate::element::Element;
 use crate::rules;
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{DNSClass, RData};
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
-use tt_model::{InnerPort, NetRule, Protocol};
+use tt_model::{InnerPort, NetRule, Protocol, six};
 
 /// Addresses that are open to one member; the one that ends first makes room.
 pub(crate) const OPEN_PER_MEMBER_MAX: usize = 512;
@@ -37,6 +37,13 @@ const NEAR: [(Ipv4Addr, u8); 9] = [
     (Ipv4Addr::new(192, 0, 0, 0), 24),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(224, 0, 0, 0), 3),
+];
+/// The same by IPv6, beside where no guest gets at all: unique local addresses, site-local ones as they once were, groups
+/// (RFC 4193, RFC 3879, RFC 4291).
+const NEAR_SIX: [Ipv6Net; 3] = [
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7),
+    Ipv6Net::new_assert(Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10),
+    Ipv6Net::new_assert(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8),
 ];
 
 /// What the resolver does for a member beside its Env's names.
@@ -76,7 +83,7 @@ pub(crate) fn member_of(element: &Element) -> Option<Ipv4Addr> {
 }
 
 /// An address, and a port of it if not all are meant.
-pub(crate) type Place = (Ipv4Addr, Option<InnerPort>);
+pub(crate) type Place = (IpAddr, Option<InnerPort>);
 
 /// A place that is open to a member, as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,9 +96,21 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn read(element: &Element) -> Option<Self> {
-        let (addresses, port) = element.key.split_at_checked(8)?;
-        let (member, addr) = addresses.split_at(4);
+    /// Of a member of `range`.
+    pub(crate) fn read(element: &Element, range: Ipv4Net) -> Option<Self> {
+        let (member, addr, port): (_, IpAddr, _) = match element.key.len() {
+            8 | 16 => {
+                let (addresses, port) = element.key.split_first_chunk::<8>()?;
+                let [a, b, c, d, addr @ ..] = *addresses;
+                (Ipv4Addr::new(a, b, c, d), addr.into(), port)
+            }
+            _ => {
+                let (member, rest) = element.key.split_first_chunk::<16>()?;
+                let (addr, port) = rest.split_first_chunk::<16>()?;
+                let [first, ..] = range.addr().octets();
+                (six::owner((*member).into(), first)?, (*addr).into(), port)
+            }
+        };
         let port = match port {
             [] => None,
             [protocol, _, _, _, high, low, _, _] => {
@@ -102,8 +121,8 @@ impl Entry {
             _ => return None,
         };
         Some(Self {
-            member: (*member.first_chunk::<4>()?).into(),
-            place: ((*addr.first_chunk::<4>()?).into(), port),
+            member,
+            place: (addr, port),
             mark: u32::from_ne_bytes(*element.data.as_ref()?.first_chunk::<4>()?),
             life: Duration::from_millis(element.life_ms?),
         })
@@ -122,7 +141,11 @@ impl Entry {
 
 /// The key of the element for a place.
 pub(crate) fn key(member: Ipv4Addr, (addr, port): Place) -> Vec<u8> {
-    [&member.octets()[..], &addr.octets(), &port.map(port_bytes).unwrap_or_default()].concat()
+    let port = port.map(port_bytes).unwrap_or_default();
+    match addr {
+        IpAddr::V4(addr) => [&member.octets()[..], &addr.octets(), &port].concat(),
+        IpAddr::V6(addr) => [&six::address(member).octets()[..], &addr.octets(), &port].concat(),
+    }
 }
 
 /// What is to become of the kernel's elements.
@@ -253,7 +276,7 @@ fn write(member: Ipv4Addr, place: Place, open: &mut Open, now: Instant) -> Optio
 
 /// The name that was asked for, in lower case, and the addresses that an answer says it has, through
 /// whatever other names.
-fn told(answer: &[u8]) -> Option<(String, Vec<(Ipv4Addr, Duration)>)> {
+fn told(answer: &[u8]) -> Option<(String, Vec<(IpAddr, Duration)>)> {
     let message = Message::from_vec(answer).ok()?;
     let [query] = message.queries.as_slice() else { return None };
     let is_whole = message.metadata.response_code == ResponseCode::NoError
@@ -272,18 +295,29 @@ fn told(answer: &[u8]) -> Option<(String, Vec<(Ipv4Addr, Duration)>)> {
         let Some((to, of_link)) = next else { break };
         (owner, age) = (to, age.min(of_link));
     }
-    let addresses = records().filter_map(|record| match record.data {
-        RData::A(addr) if record.name == *owner => {
-            let life = Duration::from_secs(age.min(record.ttl).into());
-            Some((addr.0, life.max(LIFE_MIN)))
-        }
-        _ => None,
+    let addresses = records().filter(|record| record.name == *owner).filter_map(|record| {
+        let addr: IpAddr = match record.data {
+            RData::A(addr) => addr.0.into(),
+            RData::AAAA(addr) => addr.0.into(),
+            _ => return None,
+        };
+        let life = Duration::from_secs(age.min(record.ttl).into());
+        Some((addr, life.max(LIFE_MIN)))
     });
     let addresses = addresses.take(ADDRESSES_MAX).collect();
     Some((crate::answer::text(query), addresses))
 }
 
-fn is_near(addr: Ipv4Addr, range: Ipv4Net) -> bool {
+fn is_near(addr: IpAddr, range: Ipv4Net) -> bool {
+    let addr = match addr {
+        IpAddr::V4(addr) => addr,
+        IpAddr::V6(addr) => {
+            let mut never = rules::NEVER_SIX.split(", ").map(str::parse::<Ipv6Net>);
+            // The rules are none if one of these were no network.
+            return NEAR_SIX.iter().any(|net| net.contains(&addr))
+                || never.any(|net| net.is_ok_and(|net| net.contains(&addr)));
+        }
+    };
     let is_in = |(net, length): &(Ipv4Addr, u8)| {
         Ipv4Net::new(*net, *length).is_ok_and(|net| net.contains(&addr))
     };

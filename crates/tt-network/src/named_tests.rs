@@ -2,7 +2,7 @@
 
 use super::*;
 use hickory_proto::op::Query;
-use hickory_proto::rr::rdata::{A, CNAME};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, Record, RecordType};
 
 const MEMBER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -13,6 +13,10 @@ fn name(text: &str) -> Name {
 
 fn a(owner: &str, age: u32, addr: [u8; 4]) -> Record {
     Record::from_rdata(name(owner), age, RData::A(A(addr.into())))
+}
+
+fn aaaa(owner: &str, age: u32, addr: &str) -> Record {
+    Record::from_rdata(name(owner), age, RData::AAAA(AAAA(addr.parse().unwrap())))
 }
 
 fn alias(owner: &str, age: u32, to: &str) -> Record {
@@ -62,6 +66,8 @@ fn an_answer_opens_its_addresses_for_its_life() {
     assert_eq!(opens(&["*.example.org:443"], &told), is("192.0.2.7:443", 300));
     assert!(opens(&["example.org"], &told).is_empty());
     assert!(opens(&["192.0.2.0/24"], &told).is_empty(), "no rule with a name");
+    let told = answer("a.org.", vec![aaaa("a.org.", 300, "2001:db8::7")]);
+    assert_eq!(opens(&["a.org"], &told), is("2001:db8::7", 300));
     for (age, life) in [(0, 60), (61, 61), (u32::MAX, LIFE_MAX_SECONDS.into())] {
         let told = answer("a.org.", vec![a("a.org.", age, [192, 0, 2, 7])]);
         assert_eq!(opens(&["a.org"], &told), is("192.0.2.7", life));
@@ -110,6 +116,21 @@ fn no_name_leads_near() {
     ] {
         let told = answer("a.org.", vec![a("a.org.", 70, addr)]);
         assert!(opens(&["a.org"], &told).is_empty(), "{addr:?}");
+    }
+    for addr in [
+        "::",
+        "::1",
+        "::ffff:192.0.2.7",
+        "64:ff9b::c000:207",
+        "fe80::1",
+        "fec0::1",
+        "ff02::1",
+        "fd00:ec2::254",
+        "fd12:3456::1",
+        "fd74:7465:6e76:0:8017:dff:fe01:203",
+    ] {
+        let told = answer("a.org.", vec![aaaa("a.org.", 70, addr)]);
+        assert!(opens(&["a.org"], &told).is_empty(), "{addr}");
     }
     let other: Ipv4Net = "198.18.0.0/16".parse().unwrap();
     let told = answer("a.org.", vec![a("a.org.", 70, [198, 18, 0, 1])]);
@@ -164,7 +185,8 @@ fn what_is_open_is_bounded_and_the_oldest_makes_room() {
     }
     assert_eq!(opened.of[&MEMBER].len(), OPEN_PER_MEMBER_MAX);
     let removed = steps.iter().filter_map(|step| match step {
-        Step::Remove(_, (addr, _)) => Some(addr.octets()[3]),
+        Step::Remove(_, (IpAddr::V4(addr), _)) => Some(addr.octets()[3]),
+        Step::Remove(..) => panic!("{step:?}"),
         Step::Write(..) => None,
     });
     assert_eq!(removed.collect::<Vec<_>>(), (0..10).collect::<Vec<_>>());
@@ -172,12 +194,16 @@ fn what_is_open_is_bounded_and_the_oldest_makes_room() {
 
 #[test]
 fn elements_are_read_as_they_were_written() {
+    let addrs = ["192.0.2.7", "2001:db8::7"].map(|text| text.parse::<IpAddr>().unwrap());
     for port in [None, Some("443".parse().unwrap()), Some("53/udp".parse().unwrap())] {
-        let place = ([192, 0, 2, 7].into(), port);
-        let entry = Entry { member: MEMBER, place, mark: 7, life: Duration::from_millis(1500) };
-        assert_eq!(Entry::read(&entry.element()), Some(entry));
+        for place in addrs.map(|addr| (addr, port)) {
+            let entry = Entry { member: MEMBER, place, mark: 7, life: Duration::from_millis(1500) };
+            assert_eq!(Entry::read(&entry.element(), range()), Some(entry));
+        }
     }
-    assert_eq!(Entry::read(&Element::of_key(vec![1; 7])), None);
+    for length in [7, 15, 31, 33, 41] {
+        assert_eq!(Entry::read(&Element::of_key(vec![1; length]), range()), None);
+    }
 }
 
 #[test]

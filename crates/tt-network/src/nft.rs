@@ -71,6 +71,9 @@ pub(crate) const MEMBERS_SIX: &str = "members6";
 pub(crate) const BLACKLIST_SIX: &str = "blacklist6";
 /// Sets in the namespace: addresses of members that may connect to some destinations only, and of those that may to none.
 pub(crate) const LIMITED_SIX: &str = "limited6";
+pub(crate) const NAMED_SIX: &str = "named6";
+pub(crate) const NAMED_PORTS_SIX: &str = "named_ports6";
+pub(crate) const NAME_RULES_SIX: &str = "name_rules6";
 pub(crate) const DENY_OUT_SIX: &str = "deny_out6";
 /// As those without the digit, for IPv6.
 pub(crate) const REACHABLE_SIX: &str = "reachable6";

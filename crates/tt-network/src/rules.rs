@@ -9,7 +9,7 @@ mod env;
 mod six;
 
 pub(crate) use env::{env_rules, env_rules_anew, hash, version};
-use six::NEVER as NEVER_SIX;
+pub(crate) use six::NEVER as NEVER_SIX;
 
 /// What the host's table is made for.
 #[derive(Clone, Debug)]

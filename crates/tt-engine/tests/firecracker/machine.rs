@@ -120,6 +120,39 @@ fn a_machine_is_confined_for_real() {
     }
 }
 
+/// What cloud-init in the guest reads is a second disk, also of a machine that goes on from memory.
+fn has_its_seed_on(rig: &Rig) {
+    let engine = rig.engine();
+    assert_eq!(engine.init(Arc::new(|_| {})).unusable, None);
+    let mut vm = rig.vm();
+    vm.template.features.push("cloud-init".into());
+    vm.user_data = Some("#cloud-config\n".into());
+    for _ in 0..2 {
+        engine.start_vm(&vm).unwrap();
+        assert!(rig.beats(&vm));
+        let seed = rig.layout.vm_dir(vm.id).join("seed");
+        assert!(rig.has_file_open(&vm, &seed), "its seed is not open");
+        engine.stop_vm(&vm, StopMode::Suspend).unwrap();
+        wait_until("it is suspended", || {
+            matches!(engine.look(&vm), Ok(Machine::Exited { .. } | Machine::Absent))
+        });
+        engine.stop_vm(&vm, StopMode::Kill).unwrap();
+    }
+    engine.remove_stray_memory(vm.id).unwrap();
+}
+
+#[test]
+fn a_machine_has_its_seed() {
+    has_its_seed_on(&Rig::new());
+}
+
+#[test]
+fn a_machine_has_its_seed_for_real() {
+    if let Some(rig) = Rig::real("a_machine_has_its_seed_for_real") {
+        has_its_seed_on(&rig);
+    }
+}
+
 #[test]
 fn what_is_missing_is_named_and_nothing_is_left() {
     let rig = Rig::new();

@@ -126,6 +126,14 @@ impl Rig {
         all.into_iter().filter(|dir| dir.exists()).collect()
     }
 
+    /// Whether a machine's process has a file open. It may know it under another name.
+    pub fn has_file_open(&self, vm: &Vm, path: &Path) -> bool {
+        let file = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+        let wanted = file(path);
+        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid(vm.id))).unwrap();
+        fds.flatten().any(|fd| wanted.is_some() && file(&fd.path()) == wanted)
+    }
+
     fn say(&self, vm: &Vm, byte: u8) {
         let [typed, _] = self.layout.console_pipes(vm.id);
         let mut options = OpenOptions::new();
@@ -226,11 +234,7 @@ impl Fixture for Rig {
     }
 
     fn has_open(&self, vm: &Vm) -> bool {
-        // By what it is: the program knows it under another name.
-        let file = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
-        let disk = file(&self.layout.disk(vm));
-        let fds = fs::read_dir(format!("/proc/{}/fd", self.pid(vm.id))).unwrap();
-        fds.flatten().any(|fd| disk.is_some() && file(&fd.path()) == disk)
+        self.has_file_open(vm, &self.layout.disk(vm))
     }
 
     fn disk_mb(&self, vm: &Vm) -> Option<u32> {

@@ -5,7 +5,8 @@ use crate::NetworkError;
 use crate::element::Element;
 use crate::env::Inside;
 use crate::named::{self, Bounds, Entry};
-use crate::nft::{DENIED, NAME_RULES, NAMED, NAMED_PORTS, OUT};
+use crate::nft::{DENIED, NAME_RULES, NAMED, NAMED_PORTS, NAMED_PORTS_SIX, NAMED_SIX, OUT};
+use ipnet::Ipv4Net;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
@@ -19,8 +20,8 @@ pub(crate) struct Known {
 }
 
 impl Inside {
-    /// Reads it.
-    pub(crate) fn known(&mut self) -> Result<Known, NetworkError> {
+    /// Reads it, of an Env whose members have their addresses in `range`.
+    pub(crate) fn known(&mut self, range: Ipv4Net) -> Result<Known, NetworkError> {
         let mut known = Known::default();
         for element in self.read_if_there(OUT)? {
             let is_denied = element.chain.as_deref() == Some(DENIED);
@@ -34,8 +35,9 @@ impl Inside {
                 known.bounds.entry(member).or_default().names.push(rule);
             }
         }
-        for set in [NAMED, NAMED_PORTS] {
-            known.opened.extend(self.read_if_there(set)?.iter().filter_map(Entry::read));
+        for set in [NAMED, NAMED_PORTS, NAMED_SIX, NAMED_PORTS_SIX] {
+            let elements = self.read_if_there(set)?;
+            known.opened.extend(elements.iter().filter_map(|of| Entry::read(of, range)));
         }
         Ok(known)
     }

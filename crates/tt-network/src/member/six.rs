@@ -1,10 +1,11 @@
 //! What a member has in the sets for IPv6: what follows from its record as the elements for IPv4 do.
 
-use super::{Member, name_bytes, port_key, ranges};
+use super::{Member, name_bytes, name_rules, port_key, ranges};
 use crate::element::Element;
 use crate::env::six::addresses;
 use crate::nft::{
-    ALLOWED_SIX, BLACKLIST_SIX, DENY_OUT_SIX, LIMITED_SIX, REACHABLE_SIX, REFUSED_SIX, TARGETS,
+    ALLOWED_SIX, BLACKLIST_SIX, DENY_OUT_SIX, LIMITED_SIX, NAME_RULES_SIX, REACHABLE_SIX,
+    REFUSED_SIX, TARGETS,
 };
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,6 +28,7 @@ pub(super) fn wanted(member: &Member) -> Vec<Wanted> {
         let ranges = ranges(member, own.into(), with_port);
         all.push((set, own.octets().to_vec(), ranges));
     }
+    all.push((NAME_RULES_SIX, own.octets().to_vec(), name_rules(member, own.into())));
     for addr in addresses(member.ip) {
         let own = addr.octets().to_vec();
         let own_if = |is: bool| match is {

@@ -7,13 +7,13 @@
 
 use crate::nft::{
     ALLOWED_SIX, ASKERS, BLACKLIST_SIX, BLOCKED, DENY_OUT_SIX, LIMITED_SIX, MEMBERS_SIX,
-    REACHABLE_SIX, REFUSED_SIX, TARGETS,
+    NAME_RULES_SIX, NAMED_PORTS_SIX, NAMED_SIX, REACHABLE_SIX, REFUSED_SIX, TARGETS,
 };
 
 /// Where no guest gets by IPv6: other Envs and ends of edges (`tt_model::six::SITE`), its host's links, where clouds keep
 /// secrets, and what stands for addresses of IPv4 (RFC 4291 2.5.5, RFC 6052, RFC 8215, RFC 4380, RFC 3056), for which a
 /// guest has IPv4, with rules of its own. The Env refuses it at once, its host once more.
-pub(super) const NEVER: &str = "fd74:7465:6e76::/48, fe80::/10, fd00:ec2::/32, fd20:ce::/32, \
+pub(crate) const NEVER: &str = "fd74:7465:6e76::/48, fe80::/10, fd00:ec2::/32, fd20:ce::/32, \
     fd00:c1::/32, fd00:42::/32, fd00:a9fe::/32, ::/96, ::ffff:0:0/96, \
     64:ff9b::/96, 64:ff9b:1::/48, 2001::/32, 2002::/16";
 
@@ -94,6 +94,17 @@ pub(super) fn edge_sets() -> String {
 		type ipv6_addr . ipv6_addr
 		flags interval
 	}}
+	map {NAMED_SIX} {{
+		type ipv6_addr . ipv6_addr : mark
+		flags timeout
+	}}
+	map {NAMED_PORTS_SIX} {{
+		type ipv6_addr . ipv6_addr . inet_proto . inet_service : mark
+		flags timeout
+	}}
+	set {NAME_RULES_SIX} {{
+		type ipv6_addr . mark
+	}}
 	set {REFUSED_SIX} {{
 		type ipv6_addr
 		counter
@@ -116,6 +127,11 @@ pub(super) fn edge_chains(connections_max: u32) -> String {
 	}}
 	chain by_rule_six {{
 		meta l4proto {{ tcp, udp }} ip6 saddr . ip6 daddr . meta l4proto . th dport @{ALLOWED_SIX} return
+		ip6 saddr . ct mark @{NAME_RULES_SIX} return
+		ct mark set ip6 saddr . ip6 daddr map @{NAMED_SIX}
+		ip6 saddr . ct mark @{NAME_RULES_SIX} return
+		meta l4proto {{ tcp, udp }} ct mark set ip6 saddr . ip6 daddr . meta l4proto . th dport map @{NAMED_PORTS_SIX}
+		ip6 saddr . ct mark @{NAME_RULES_SIX} return
 		goto refuse_six
 	}}
 	chain out_six {{

@@ -5,16 +5,17 @@ use crate::lab::{
     ARRIVES, CLIENT, Echo, GATEWAY, Guest, HOST, Lab, NEVER, Space, UPSTREAM, echoes, is_cut, run,
 };
 use crate::names::{Reply, ask, data};
+use crate::six::{self, CLIENT_SIX, HOST_SIX, lead_out};
 use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
-use tt_model::EnvId;
+use tt_model::{EnvId, six as addresses};
 use tt_network::{EnvNames, Network};
 
 /// Other addresses of the client's.
@@ -24,7 +25,7 @@ const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const NOTHING: Reply = Some((ResponseCode::NXDomain, Vec::new()));
 
 /// Name to addresses, or to another name.
-type Table = Arc<Mutex<BTreeMap<String, Result<Vec<Ipv4Addr>, String>>>>;
+type Table = Arc<Mutex<BTreeMap<String, Result<Vec<IpAddr>, String>>>>;
 
 /// A server that knows a table and counts what it is asked.
 struct Server {
@@ -49,8 +50,9 @@ impl Server {
         Self { table, asked, is_over, thread: Some(thread) }
     }
 
-    fn set(&self, name: &str, addrs: &[Ipv4Addr]) {
-        self.table.lock().unwrap().insert(name.to_owned(), Ok(addrs.to_vec()));
+    fn set<A: Copy + Into<IpAddr>>(&self, name: &str, addrs: &[A]) {
+        let addrs = addrs.iter().map(|addr| (*addr).into()).collect();
+        self.table.lock().unwrap().insert(name.to_owned(), Ok(addrs));
     }
 
     fn alias(&self, name: &str, to: &str) {
@@ -85,7 +87,13 @@ fn serve(socket: &UdpSocket, table: &Table, asked: &AtomicUsize) {
     }
     match table.get(&owner) {
         Some(Ok(addrs)) => {
-            message.add_answers(addrs.iter().map(|addr| record(&owner, RData::A(A(*addr)))));
+            let data = addrs.iter().map(|addr| match addr {
+                IpAddr::V4(addr) => RData::A(A(*addr)),
+                IpAddr::V6(addr) => RData::AAAA(AAAA(*addr)),
+            });
+            let kind = message.queries[0].query_type();
+            let data = data.filter(|data| data.record_type() == kind);
+            message.add_answers(data.map(|data| record(&owner, data)));
         }
         _ => message.metadata.response_code = ResponseCode::NXDomain,
     }
@@ -243,5 +251,47 @@ fn a_hostile_name_server_opens_nothing_near() {
         allow(lab, &mut guest, &["evil.example", "192.168.7.0/24"]);
         let private = [false, false, false, false, true, false];
         assert!(reaches_only(&guest.space, places, private));
+    });
+}
+
+/// As by IPv4; and what is not open is refused at once.
+#[test]
+fn a_name_opens_its_ipv6_addresses_too() {
+    Lab::run(|lab| {
+        lead_out(lab);
+        lab.net.init().unwrap();
+        let (mut guest, other) = (six::guest(lab, EnvId(1), 0), six::guest(lab, EnvId(2), 0));
+        let _echoes = [7, 8].map(|port| six::echo(&lab.client, port));
+        let _near = [&lab.host, &other.space].map(|space| six::echo(space, 7));
+        let server = Server::start(&lab.host);
+        for name in ["a.example.", "b.example."] {
+            server.set(name, &[CLIENT_SIX]);
+        }
+        let near = [HOST_SIX, addresses::HOST_END, six::addr(&other)];
+        server.set("evil.example.", &near);
+        let places = [(CLIENT_SIX, 7), (CLIENT_SIX, 8)];
+        let opens = |guest: &Guest, name: &str, wanted: [bool; 2]| {
+            ask(&guest.space, name, RecordType::AAAA).unwrap();
+            assert_eq!(places.map(|to| guest.space.connect(to, ARRIVES).is_ok()), wanted, "{name}");
+        };
+        allow(lab, &mut guest, &["a.example", "b.example:7", "evil.example"]);
+        opens(&guest, "c.example.", [false, false]);
+        opens(&guest, "evil.example.", [false, false]);
+        for to in near.map(|addr| (addr, 7)) {
+            assert!(guest.space.connect(to, NEVER).is_err(), "{to:?}");
+        }
+        opens(&guest, "b.example.", [true, false]);
+        let mut of_b = guest.space.open(places[0]);
+        opens(&guest, "a.example.", [true, true]);
+        let mut of_a = guest.space.open(places[1]);
+        // The next daemon knows the rules and what is open before it is told of the member.
+        lab.restart();
+        assert_eq!(places.map(|to| guest.space.reaches(to)), [true, true]);
+        allow(lab, &mut guest, &["a.example"]);
+        assert!(echoes(&mut of_b) && echoes(&mut of_a), "the other name leads there, too");
+        assert_eq!(places.map(|to| guest.space.reaches(to)), [true, true]);
+        allow(lab, &mut guest, &["b.example:7"]);
+        assert!(is_cut(&mut of_a) && is_cut(&mut of_b));
+        assert_eq!(places.map(|to| guest.space.connect(to, ARRIVES).is_ok()), [false, false]);
     });
 }

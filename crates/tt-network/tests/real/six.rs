@@ -19,7 +19,7 @@ pub fn lead_out(lab: &Lab) {
 }
 
 /// A member whose stand-in has its IPv6 address, too.
-fn guest(lab: &Lab, env: EnvId, index: usize) -> Guest {
+pub fn guest(lab: &Lab, env: EnvId, index: usize) -> Guest {
     let guest = lab.guest(env, index);
     let gateway = six::link_local(GATEWAY);
     guest.space.ip(&format!("addr add {}/64 dev eth0 nodad", addr(&guest)));
@@ -27,12 +27,12 @@ fn guest(lab: &Lab, env: EnvId, index: usize) -> Guest {
     guest
 }
 
-fn addr(guest: &Guest) -> Ipv6Addr {
+pub fn addr(guest: &Guest) -> Ipv6Addr {
     six::address(guest.addr())
 }
 
 /// A server on IPv6.
-fn echo(space: &crate::lab::Space, port: u16) -> Echo {
+pub fn echo(space: &crate::lab::Space, port: u16) -> Echo {
     Echo::at(space, (Ipv6Addr::UNSPECIFIED, port).into())
 }
 
