@@ -9,7 +9,8 @@ use crate::elements::Elements;
 use crate::link::{Link, Links, Route};
 use crate::member::{Member, fail};
 use crate::nft::{self, BRIDGE, EDGE, ENV_TABLE};
-use crate::{NetworkError, rules, sysctl, tap};
+use crate::sysctl::{self, Folder};
+use crate::{NetworkError, rules, tap};
 use ipnet::Ipv4Net;
 use std::collections::BTreeSet;
 use std::io;
@@ -32,24 +33,26 @@ pub(crate) const BRIDGE_MTU: u16 = 1500;
 const PLUGGED: &str = "eth0";
 
 /// Sysctls of a new namespace, before it has any link.
-const SYSCTLS: [(&str, &str); 7] = [
-    // Ports of the bridge need no addresses; bridge and edge are switched on (`env/six.rs`).
-    ("ipv6/conf/default/disable_ipv6", "1"),
-    ("ipv4/ip_forward", "1"),
+const SYSCTLS: [(&str, &str); 6] = [
+    ("ip_forward", "1"),
     // Inherited from the host otherwise, in whatever state that is.
-    ("ipv4/conf/all/rp_filter", "1"),
-    ("ipv4/conf/all/accept_redirects", "0"),
-    ("ipv4/conf/all/send_redirects", "0"),
-    ("ipv4/conf/default/send_redirects", "0"),
-    ("ipv4/conf/default/accept_source_route", "0"),
+    ("conf/all/rp_filter", "1"),
+    ("conf/all/accept_redirects", "0"),
+    ("conf/all/send_redirects", "0"),
+    ("conf/default/send_redirects", "0"),
+    ("conf/default/accept_source_route", "0"),
 ];
 /// Sysctls of a new bridge. Guests take the whole range for their neighbourhood; the gateway answers
 /// for all of it that has no port here, so that members of other hosts are reached through it.
 const BRIDGE_SYSCTLS: [(&str, &str); 2] =
-    [("ipv4/conf/br0/proxy_arp", "1"), ("ipv4/neigh/br0/proxy_delay", "0")];
-/// Only where the kernel can hand bridged frames to iptables: it must not.
-const SYSCTLS_BRIDGE: [&str; 2] =
-    ["bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-arptables"];
+    [("conf/br0/proxy_arp", "1"), ("neigh/br0/proxy_delay", "0")];
+/// Only where the kernel can hand bridged frames to iptables: it must not, for what passes the bridge is no matter of the
+/// tables for what is routed.
+const SYSCTLS_BRIDGE: [(&str, &str); 3] = [
+    ("bridge-nf-call-iptables", "0"),
+    ("bridge-nf-call-ip6tables", "0"),
+    ("bridge-nf-call-arptables", "0"),
+];
 
 /// What all members of an Env share.
 #[derive(Clone, Copy, Debug)]
@@ -107,18 +110,17 @@ impl Inside {
             Some(nft::load(ENV_TABLE, &rules::env_rules_anew(plan.range))?)
         };
         let bridge = self.links.find(BRIDGE)?;
+        let mut six = None;
         if bridge.is_none() {
-            for (name, value) in SYSCTLS {
-                sysctl::set_if_there(name, value)?;
-            }
-            for name in SYSCTLS_BRIDGE {
-                sysctl::set_if_there(name, "0")?;
-            }
+            let four = Folder::open("ipv4")?;
+            four.set(&SYSCTLS)?;
+            // Ports of the bridge need no addresses; bridge and edge are switched on (`env/six.rs`).
+            six = Folder::find("ipv6")?;
+            six.iter().try_for_each(|six| six.set(&[("conf/default/disable_ipv6", "1")]))?;
+            Folder::find("bridge")?.map_or(Ok(()), |switches| switches.set(&SYSCTLS_BRIDGE))?;
             let mac = MacAddr::of_ip(plan.gateway);
             self.links.make_bridge(BRIDGE, mac)?;
-            for (name, value) in BRIDGE_SYSCTLS {
-                sysctl::set(name, value)?;
-            }
+            four.set(&BRIDGE_SYSCTLS)?;
         }
         let was_up = bridge.is_some_and(|bridge| bridge.is_up);
         if !was_up {
@@ -136,7 +138,7 @@ impl Inside {
         }
         // What an earlier version left has other rules, and no IPv6; a bridge that is set up anew has lost it.
         if !has_edge || loading.is_some() || !was_up {
-            self.ensure_six(plan)?;
+            self.ensure_six(plan, six)?;
         }
         Ok(loading)
     }

@@ -8,6 +8,7 @@ use crate::elements::Elements;
 use crate::env::HOST_END;
 use crate::link::{Links, Route};
 use crate::ports::Ports;
+use crate::sysctl::Folder;
 use crate::tracked::Connections;
 use crate::{
     NetworkConfig, NetworkError, Peer, TUNNEL_ID, facts, foreign, netns, nft, peers, rules, sysctl,
@@ -25,12 +26,25 @@ use tt_model::{EnvId, Layout, NetKind, Vm, VmId};
 
 /// How the tables of all daemons begin, see [`Layout::nft_table`].
 const TABLES: &str = "tt_";
+/// Sysctls of the outer end of an edge.
+const EDGE_SYSCTLS: [(&str, &str); 5] = [
+    // What the host asks of a member through 127.0.0.1 leaves and comes back here.
+    ("route_localnet", "1"),
+    ("rp_filter", "1"),
+    ("forwarding", "1"),
+    ("accept_redirects", "0"),
+    ("send_redirects", "0"),
+];
 
 /// The namespace that the daemon runs in, prepared for Envs.
 #[derive(Debug)]
 pub(crate) struct Host {
     layout: Layout,
     namespace: File,
+    /// Of the host's links.
+    conf: Folder,
+    /// The same of IPv6, if the kernel has it.
+    conf_six: Option<Folder>,
     links: Mutex<Links>,
     ports: Mutex<Ports>,
     flat: Mutex<Addresses>,
@@ -69,6 +83,8 @@ impl Host {
         let host = Self {
             layout,
             namespace,
+            conf: Folder::open("ipv4/conf")?,
+            conf_six: Folder::find("ipv6/conf")?,
             links,
             ports,
             flat,
@@ -203,8 +219,8 @@ impl Host {
         let index = match links.find(&name)? {
             Some(edge) if edge.is_up => edge.index,
             Some(edge) => {
-                set_edge_sysctls(&name)?;
-                way_out::open_edge(&mut links, edge.index, &name)?;
+                self.conf.below(&name)?.set(&EDGE_SYSCTLS)?;
+                way_out::open_edge(&mut links, self.conf_six.as_ref(), (edge.index, &name))?;
                 links.add_address(edge.index, HOST_END.into())?;
                 links.set_up(edge.index, &name)?;
                 edge.index
@@ -212,7 +228,7 @@ impl Host {
             None => links.index(&name)?,
         };
         links.set_route(&Route::to(member.into(), Some(index)), None)?;
-        way_out::lead_to(&mut links, (index, &name), member)
+        way_out::lead_to(&mut links, self.conf_six.as_ref(), (index, &name), member)
     }
 
     /// Removes a member's route, if it leads to that Env.
@@ -330,20 +346,6 @@ pub(crate) fn metric(layout: &Layout) -> u32 {
 /// Where it is noted what we changed for the whole host.
 fn record(layout: &Layout) -> PathBuf {
     layout.run.join("sysctls")
-}
-
-fn set_edge_sysctls(edge: &str) -> Result<(), NetworkError> {
-    for (name, value) in [
-        // What the host asks of a member through 127.0.0.1 leaves and comes back here.
-        ("route_localnet", "1"),
-        ("rp_filter", "1"),
-        ("forwarding", "1"),
-        ("accept_redirects", "0"),
-        ("send_redirects", "0"),
-    ] {
-        sysctl::set(&format!("ipv4/conf/{edge}/{name}"), value)?;
-    }
-    Ok(())
 }
 
 fn make_dir(path: &Path) -> Result<(), NetworkError> {

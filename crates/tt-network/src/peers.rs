@@ -134,14 +134,12 @@ fn set_elements(config: &NetworkConfig, peers: &[Peer]) -> Result<(), NetworkErr
 
 fn set_sysctls(tunnel: &str) -> Result<(), NetworkError> {
     sysctl::set_if_there(&format!("ipv6/conf/{tunnel}/disable_ipv6"), "1")?;
-    for (name, value) in [
+    let switches = [
         // Clients of another host come through it, too: their way back is another one.
         ("rp_filter", "2"),
         ("forwarding", "1"),
         ("accept_redirects", "0"),
         ("send_redirects", "0"),
-    ] {
-        sysctl::set(&format!("ipv4/conf/{tunnel}/{name}"), value)?;
-    }
-    Ok(())
+    ];
+    sysctl::Folder::open(&format!("ipv4/conf/{tunnel}"))?.set(&switches)
 }

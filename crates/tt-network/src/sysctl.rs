@@ -2,26 +2,83 @@
 //! daemon changes for the whole host is written down first, so that it can be taken back.
 
 use crate::NetworkError;
-use std::fs;
+use rustix::fs::{Mode, OFlags};
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 const FORWARD: &str = "ipv4/ip_forward";
+/// How a folder is opened.
+const FOLDER: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+/// More than any of the switches that are set here says: numbers.
+const VALUE_BYTES_MAX: usize = 64;
 
-/// Writes `value`, unless it is there already.
-pub(crate) fn set(name: &str, value: &str) -> Result<(), NetworkError> {
-    let path = path(name);
-    let now = read(&path)?;
-    if now.trim_ascii_end() == value {
-        return Ok(());
-    }
-    write(&path, value)
+/// A folder of switches, held open: the kernel looks for the first name below `/proc/sys/net` among those of all namespaces.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    dir: OwnedFd,
+    path: PathBuf,
 }
 
-/// As [`set`], where the kernel has that switch.
+impl Folder {
+    /// Of the calling thread's namespace.
+    pub(crate) fn open(name: &str) -> Result<Self, NetworkError> {
+        let path = path(name);
+        let dir = rustix::fs::open(&path, FOLDER, Mode::empty());
+        Ok(Self { dir: dir.map_err(|source| fail("open", &path, source.into()))?, path })
+    }
+
+    /// As [`Folder::open`], where the kernel has it.
+    pub(crate) fn find(name: &str) -> Result<Option<Self>, NetworkError> {
+        match Self::open(name) {
+            Err(NetworkError::UseFile { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                Ok(None)
+            }
+            opened => opened.map(Some),
+        }
+    }
+
+    /// A folder in it.
+    pub(crate) fn below(&self, name: &str) -> Result<Self, NetworkError> {
+        let path = self.path.join(name);
+        let dir = rustix::fs::openat(&self.dir, name, FOLDER, Mode::empty());
+        Ok(Self { dir: dir.map_err(|source| fail("open", &path, source.into()))?, path })
+    }
+
+    /// Writes each value to the switch of that name, unless it is there already.
+    pub(crate) fn set(&self, switches: &[(&str, &str)]) -> Result<(), NetworkError> {
+        switches.iter().try_for_each(|(name, value)| {
+            self.change(name, value).map_err(|source| fail("set", &self.path.join(name), source))
+        })
+    }
+
+    fn change(&self, name: &str, value: &str) -> io::Result<()> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        let switch = File::from(rustix::fs::openat(&self.dir, name, flags, Mode::empty())?);
+        let mut now = [0; VALUE_BYTES_MAX];
+        let length = switch.read_at(&mut now, 0)?;
+        match now[..length].trim_ascii_end() == value.as_bytes() {
+            true => Ok(()),
+            // A switch takes what is written to its beginning, whatever was read.
+            false => switch.write_all_at(value.as_bytes(), 0),
+        }
+    }
+}
+
+/// Writes `value`, unless it is there already, where the kernel has that switch.
 pub(crate) fn set_if_there(name: &str, value: &str) -> Result<(), NetworkError> {
-    if path(name).exists() { set(name, value) } else { Ok(()) }
+    let path = path(name);
+    match fs::read_to_string(&path) {
+        Ok(now) if now.trim_ascii_end() == value => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => write(&path, value),
+        Err(source) => Err(fail("read", &path, source)),
+    }
 }
 
 /// Whether the kernel has IPv6 at all.

@@ -1,8 +1,9 @@
 //! IPv6 on the host's side: edges, the way to each member, and forwarding, where the host itself has a way out. Where it
 //! has none its kernel says so to guests, and nothing of the host is changed.
 
+use crate::NetworkError;
 use crate::link::Links;
-use crate::{NetworkError, sysctl};
+use crate::sysctl::{self, Folder};
 use ipnet::Ipv6Net;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -27,25 +28,26 @@ pub fn ways_out_six() -> Result<Option<Vec<String>>, NetworkError> {
     Ok(Some(ways.iter().filter_map(named).map(|link| link.name.clone()).collect()))
 }
 
-/// Switches IPv6 on at the outer end of an edge.
-pub(crate) fn open_edge(links: &mut Links, edge: u32, name: &str) -> Result<(), NetworkError> {
-    if !sysctl::has_six() {
-        return Ok(());
-    }
+/// Switches IPv6 on at the outer end of an edge. `conf`: switches of the host's links; none if the kernel has no IPv6.
+pub(crate) fn open_edge(
+    links: &mut Links,
+    conf: Option<&Folder>,
+    (edge, name): (u32, &str),
+) -> Result<(), NetworkError> {
+    let Some(conf) = conf else { return Ok(()) };
     // It has the address that guests are answered from, and no other one.
-    for (switch, value) in [("addr_gen_mode", "1"), ("disable_ipv6", "0")] {
-        sysctl::set(&format!("ipv6/conf/{name}/{switch}"), value)?;
-    }
+    conf.below(name)?.set(&[("addr_gen_mode", "1"), ("disable_ipv6", "0")])?;
     links.add_address_six(edge, six::HOST_END.into())
 }
 
 /// Leads the address that follows from `member` to an edge.
 pub(crate) fn lead_to(
     links: &mut Links,
+    conf: Option<&Folder>,
     (edge, name): (u32, &str),
     member: Ipv4Addr,
 ) -> Result<(), NetworkError> {
-    if !sysctl::has_six() {
+    if conf.is_none() {
         return Ok(());
     }
     let to = Ipv6Net::from(six::address(member));
@@ -53,7 +55,7 @@ pub(crate) fn lead_to(
         return Ok(());
     }
     // The edge of an earlier version has no IPv6.
-    open_edge(links, edge, name)?;
+    open_edge(links, conf, (edge, name))?;
     links.set_route_six(to, edge, Some(NEXT_HOP))
 }
 

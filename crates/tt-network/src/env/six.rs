@@ -1,9 +1,10 @@
 //! IPv6 inside an Env's namespace: the gateway's addresses, the way out, and each member's neighbour and route.
 
 use super::{BRIDGE, EDGE, Inside, PLUGGED, Plan};
+use crate::NetworkError;
 use crate::link::Links;
 use crate::member::Member;
-use crate::{NetworkError, sysctl};
+use crate::sysctl::{self, Folder};
 use ipnet::Ipv6Net;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use tt_model::six;
@@ -13,24 +14,27 @@ const NEXT_HOP: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// Bits of the network of a link.
 const LINK_PREFIX: u8 = 64;
 
-/// Switches of a link that has the addresses which it is given, and no others. Its ports have none at all.
-const SYSCTLS: [(&str, &str); 2] = [("addr_gen_mode", "1"), ("disable_ipv6", "0")];
+/// Switches. Bridge and edge have the addresses which they are given, and no others; ports of the bridge have none at all.
+const SYSCTLS: [(&str, &str); 6] = [
+    ("conf/all/forwarding", "1"),
+    ("conf/lo/disable_ipv6", "0"),
+    ("conf/br0/addr_gen_mode", "1"),
+    ("conf/br0/disable_ipv6", "0"),
+    ("conf/edge0/addr_gen_mode", "1"),
+    ("conf/edge0/disable_ipv6", "0"),
+];
 
 impl Inside {
-    /// Makes what is missing of IPv6 at bridge and edge. Where the kernel has none, nothing is.
-    pub(super) fn ensure_six(&mut self, plan: &Plan<'_>) -> Result<(), NetworkError> {
-        if !sysctl::has_six() {
-            return Ok(());
-        }
-        // As for IPv4: what passes the bridge is no matter of the tables for what is routed.
-        sysctl::set_if_there("bridge/bridge-nf-call-ip6tables", "0")?;
-        sysctl::set("ipv6/conf/all/forwarding", "1")?;
-        sysctl::set("ipv6/conf/lo/disable_ipv6", "0")?;
-        for link in [BRIDGE, EDGE] {
-            for (name, value) in SYSCTLS {
-                sysctl::set(&format!("ipv6/conf/{link}/{name}"), value)?;
-            }
-        }
+    /// Makes what is missing of IPv6 at bridge and edge. Where the kernel has none, nothing is. `six`: its switches, if they
+    /// are open.
+    pub(super) fn ensure_six(
+        &mut self,
+        plan: &Plan<'_>,
+        six: Option<Folder>,
+    ) -> Result<(), NetworkError> {
+        let found = six.map_or_else(|| Folder::find("ipv6"), |six| Ok(Some(six)))?;
+        let Some(switches) = found else { return Ok(()) };
+        switches.set(&SYSCTLS)?;
         let (bridge, edge) = (self.links.index(BRIDGE)?, self.links.index(EDGE)?);
         let of_link = Ipv6Net::new_assert(six::link_local(plan.gateway), LINK_PREFIX);
         self.links.add_address_six(bridge, of_link)?;
@@ -76,10 +80,7 @@ pub(crate) fn addresses(ip: Ipv4Addr) -> [Ipv6Addr; 2] {
 
 /// Lets the calling thread's namespace have IPv6 on what was plugged into it, before that is up.
 pub(super) fn allow_plugged() -> Result<(), NetworkError> {
-    if !sysctl::has_six() {
-        return Ok(());
-    }
-    sysctl::set(&format!("ipv6/conf/{PLUGGED}/disable_ipv6"), "0")
+    sysctl::set_if_there(&format!("ipv6/conf/{PLUGGED}/disable_ipv6"), "0")
 }
 
 /// Gives what was plugged in its address and the way out.

@@ -111,7 +111,6 @@ pub(super) fn edge_sets() -> String {
 	}}
 	set connections6 {{
 		type ipv6_addr
-		size 4096
 		flags dynamic
 	}}
 "
