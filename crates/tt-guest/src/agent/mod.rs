@@ -17,6 +17,7 @@ mod process;
 mod refusal;
 mod session;
 mod setup;
+mod setups;
 mod six;
 mod spawn;
 mod stage1;

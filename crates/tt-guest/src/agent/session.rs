@@ -2,7 +2,6 @@
 //! stands still holds up no other, and a new host is heard at once.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,13 +14,11 @@ use super::link::Input;
 use super::log::{explain, say};
 use super::outbox::Epoch;
 use super::refusal::Refusal;
+use super::setups::Setups;
 use super::stream::Stream;
 use super::{Agent, copy, exec, power, setup, spawn, time};
 
 const AGENT_VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// Set-ups that may wait for each other: one that a former host began, and one of each of its successors.
-const MAX_SETUPS: usize = 4;
 
 /// A host that connected before the guest ran has said `Hello` already: the port hands it over this soon after it was
 /// opened, and the host need not be asked for it.
@@ -44,7 +41,7 @@ struct Session<'a> {
     streams: Streams,
     /// The host was told that there is no session, and has not answered.
     announced: bool,
-    setups: Arc<(AtomicUsize, Mutex<()>)>,
+    setups: Arc<Setups>,
 }
 
 /// Serves the channel for ever.
@@ -232,26 +229,23 @@ impl Session<'_> {
 
     fn set_up(&mut self, epoch: Epoch, setup: Setup) {
         let (agent, setups) = (Arc::clone(self.agent), Arc::clone(&self.setups));
-        if setups.0.fetch_add(1, Ordering::Relaxed) >= MAX_SETUPS {
-            setups.0.fetch_sub(1, Ordering::Relaxed);
+        if !setups.add(&setup) {
             return self
                 .agent
                 .outbox
                 .tell_now(&setup::failed("setup", "too many set-ups wait already"));
         }
-        let finish = Arc::clone(&self.setups);
         let started = super::thread("setup", move || {
-            let turn = setups.1.lock().unwrap_or_else(PoisonError::into_inner);
-            let answer = setup::run(&agent, &setup);
+            let (turn, newest) = setups.take_turn(setup);
+            let answer = setup::run(&agent, &newest);
             // If the session has ended, the next host asks again.
             let _ = agent.outbox.tell(epoch, &answer);
             drop(turn);
-            setups.0.fetch_sub(1, Ordering::Relaxed);
             agent.tell_entry();
             setup::note_ready(&agent, &answer);
         });
         if let Err(error) = started {
-            finish.0.fetch_sub(1, Ordering::Relaxed);
+            self.setups.give_up();
             self.agent.outbox.tell_now(&setup::failed("setup", &error.to_string()));
         }
     }
