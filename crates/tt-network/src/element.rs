@@ -1,7 +1,7 @@
 //! One element of a set or map, as bytes and back. It never knows what it means.
 
-use crate::nfnetlink::parse;
-use netlink_packet_core::DefaultNla;
+use crate::nfnetlink::{attribute, parse};
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_netfilter::nftables::{
     DataAttribute, ListAttribute, SetElementAttribute, Verdict, VerdictAttribute,
 };
@@ -19,6 +19,7 @@ const NFTA_SET_ELEM_USERDATA: u16 = 6;
 const NFTA_SET_ELEM_EXPR: u16 = 7;
 const NFTA_SET_ELEM_OBJREF: u16 = 9;
 const NFTA_SET_ELEM_KEY_END: u16 = 10;
+const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_COUNTER_BYTES: u16 = 1;
 const NFTA_COUNTER_PACKETS: u16 = 2;
@@ -43,6 +44,8 @@ pub(crate) struct Element {
     pub(crate) chain: Option<String>,
     /// How long it stays, for ever if missing; of one that was read, what is left of that.
     pub(crate) life_ms: Option<u64>,
+    /// What it begins to count from; of one that was read, nothing.
+    pub(crate) count: Option<Count>,
 }
 
 impl Element {
@@ -56,6 +59,7 @@ impl Element {
             object: None,
             chain: None,
             life_ms: None,
+            count: None,
         }
     }
 
@@ -66,7 +70,7 @@ impl Element {
 }
 
 /// Packets that passed an element, and their bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Count {
     pub(crate) packets: u64,
     pub(crate) bytes: u64,
@@ -97,6 +101,10 @@ pub(crate) fn emit_element(element: Element) -> ListAttribute<SetElementAttribut
         let verdict = vec![VerdictAttribute::Code(Verdict::Goto), VerdictAttribute::Chain(chain)];
         attributes.push(SetElementAttribute::Data(DataAttribute::Verdict(verdict)));
     }
+    if let Some(count) = element.count {
+        let expression = DefaultNla::new(NFTA_SET_ELEM_EXPR | NLA_F_NESTED, counter(count));
+        attributes.push(SetElementAttribute::Other(expression));
+    }
     if let Some(comment) = element.comment {
         let mut text = comment.into_bytes();
         text.push(0);
@@ -106,6 +114,16 @@ pub(crate) fn emit_element(element: Element) -> ListAttribute<SetElementAttribut
         attributes.push(SetElementAttribute::UserData(bytes));
     }
     ListAttribute::Element(attributes)
+}
+
+/// The expression of a counter that has counted so much.
+fn counter(count: Count) -> Vec<u8> {
+    let data = [
+        attribute(NFTA_COUNTER_BYTES, &count.bytes.to_be_bytes()),
+        attribute(NFTA_COUNTER_PACKETS, &count.packets.to_be_bytes()),
+    ];
+    let name = attribute(NFTA_EXPR_NAME, b"counter\0");
+    [name, attribute(NFTA_EXPR_DATA | NLA_F_NESTED, &data.concat())].concat()
 }
 
 pub(crate) fn read_element(bytes: &[u8]) -> io::Result<Option<Element>> {

@@ -1,6 +1,6 @@
 //! What a member has in the sets and maps of its Env's rules: made, changed, counted and removed.
 
-use crate::element::Element;
+use crate::element::{Count, Element};
 use crate::elements::{Change, Set};
 use crate::env::{Inside, six::addresses};
 use crate::limit::Limit;
@@ -95,7 +95,9 @@ impl Inside {
         let blacklist = self.difference(BLACKLIST, &member.ip.octets(), listed(member))?;
         if !blacklist.is_one_batch() {
             // From here to the end the set answers neither the old record nor the new one.
-            let unmarked = now.iter().map(|now| Element { comment: None, ..now.clone() }).collect();
+            let count = self.sent(member)?;
+            let unmarked =
+                now.iter().map(|now| Element { comment: None, count, ..now.clone() }).collect();
             let unmark =
                 Change { set: set(MEMBERS), remove: now.into_iter().collect(), add: unmarked };
             self.change(vec![unmark])?;
@@ -109,8 +111,20 @@ impl Inside {
         // Last, so that a new member sends nothing before the rest is there.
         let six = six::member_elements(member);
         changes.push(self.difference(MEMBERS_SIX, &tap_key(member), six)?);
-        changes.push(self.difference(MEMBERS, &tap_key(member), BTreeSet::from([marked]))?);
+        let mut last = self.difference(MEMBERS, &tap_key(member), BTreeSet::from([marked]))?;
+        if now.is_some() {
+            // It takes the place of one that has counted; what passes in between is not.
+            let count = self.sent(member)?;
+            last.add = last.add.into_iter().map(|new| Element { count, ..new }).collect();
+        }
+        changes.push(last);
         self.change(changes)
+    }
+
+    /// What its element has counted.
+    fn sent(&mut self, member: &Member) -> Result<Option<Count>, NetworkError> {
+        let count = self.elements.count(set(MEMBERS), &member_key(member));
+        count.map(Some).map_err(|e| fail("read", MEMBERS, e))
     }
 
     /// Whether a member has its place in the rules, whatever became of its port.

@@ -185,6 +185,17 @@ fn what_a_member_sends_gets_and_may_not_is_counted() {
             assert!(own(count).contains(&blocked), "{blocked} instead of {count}");
         }
         assert!(own(0).contains(&traffic(&friend).blocked_packets));
+        let sent = traffic(&guest);
+        for (blacklist, up_kbit) in
+            [(vec![HOST.into()], None), (vec![], Some(8000)), (vec![], None)]
+        {
+            let mut changed = guest.vm.clone();
+            (changed.state.net_blacklist, changed.resource.up_kbit) = (blacklist, up_kbit);
+            lab.net.set_net(&changed).unwrap();
+            let now = traffic(&guest);
+            assert!(now.sent_packets >= sent.sent_packets, "{now:?} after {sent:?}");
+            assert!(now.sent_bytes >= sent.sent_bytes, "{now:?} after {sent:?}");
+        }
         lab.restart();
         lab.net.set_net(&guest.vm).unwrap();
         let blocked = lab.net.traffic(&guest.vm).unwrap().blocked_packets;
