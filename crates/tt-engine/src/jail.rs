@@ -1,7 +1,10 @@
 //! A root directory of a program's own: what it is shown of the host, and nothing else. It is made before the program is, so that
 //! what is missing is named, and it is gone when the program ends: it lies in the program's mount namespace alone.
 
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chownat, makedev, mkdirat, mknodat};
+use crate::process::Process;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, Uid, chmodat, chownat, makedev, mkdirat, mknodat,
+};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -17,8 +20,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
-
-use crate::process::Process;
 
 /// Room for names: nothing else lies in the root itself.
 const ROOT_BYTES: &str = "64k";
@@ -165,7 +166,10 @@ fn attach(tree: &OwnedFd, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
 }
 
 fn make_dir(root: &OwnedFd, name: &CStr) -> io::Result<()> {
-    Ok(mkdirat(root, name, Mode::from_raw_mode(0o755))?)
+    let mode = Mode::from_raw_mode(0o755);
+    mkdirat(root, name, mode)?;
+    // The umask may have taken away what the program needs.
+    Ok(chmodat(root, name, mode, AtFlags::empty())?)
 }
 
 fn make_file(root: &OwnedFd, name: &CStr) -> io::Result<()> {

@@ -7,6 +7,7 @@ use crate::watch::Watcher;
 use crate::{Wake, jail, probe, remains};
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -68,8 +69,12 @@ fn check(config: &FirecrackerConfig, mut missing: Vec<String>) -> Result<Usable,
     if let Err(error) = remains::make_run_dir(&config.layout) {
         missing.push(crate::error::chain(&error));
     }
+    let shown = program.display();
     if let Err(error) = jail::needs_libraries(&program) {
-        missing.push(format!("{} is no program of this processor ({error})", program.display()));
+        missing.push(format!("{shown} is no ELF program of 64 bits ({error})"));
+    }
+    if fs::metadata(&program).is_ok_and(|meta| meta.mode() & 0o001 == 0) {
+        missing.push(format!("machines' users can not run {shown}: `chmod o+x {shown}`"));
     }
     let kvm = match config.needs_kvm {
         true => probe::of_host().map(Some),

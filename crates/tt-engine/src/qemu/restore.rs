@@ -30,9 +30,13 @@ impl Host {
             watched.map_err(|source| EngineError::Process { action: "watch", pid, source })?;
         }
         let (Some(memory), Some(state)) = (memory, state) else {
-            return match remains.file(PAUSED).exists() {
-                true => self.resume(vm),
-                false => Ok(()),
+            if !remains.file(PAUSED).exists() {
+                return Ok(());
+            }
+            return match self.resume(vm) {
+                // How it ended, a look tells.
+                Err(_) if !self.life(vm.id).stays()? => Ok(()),
+                resumed => resumed,
             };
         };
         let loaded = self.load(vm.id, &state).and_then(|()| disk::limit(&remains, vm));

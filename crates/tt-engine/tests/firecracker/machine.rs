@@ -4,7 +4,7 @@ use crate::host::{remove, wait_until};
 use crate::rig::Rig;
 use crate::table;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -197,6 +197,16 @@ fn hosts_that_lack_something_say_what() {
     assert!(why.contains("storage `file`"), "{why}");
     let why = facts(FirecrackerConfig { binary: "/no/firecracker".into(), ..rig.config() });
     assert!(why.contains("install a release"), "{why}");
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    mode(rig.program(), 0o700);
+    let why = facts(rig.config());
+    assert!(why.contains("can not run") && why.contains("chmod o+x"), "{why}");
+    // A wrapper has no shell in its root.
+    let script = rig.path().join("wrapper");
+    fs::write(&script, "#!/bin/sh\necho Firecracker v1.15.1\n").unwrap();
+    mode(&script, 0o755);
+    let why = facts(FirecrackerConfig { binary: script, ..rig.config() });
+    assert!(why.contains("no ELF program"), "{why}");
 }
 
 #[test]
@@ -206,7 +216,7 @@ fn a_refused_machine_says_why_and_is_gone() {
     engine.init(Arc::new(|_| {}));
     let vm = rig.vm();
     // Somebody else's: found out by the program, not before.
-    fs::set_permissions(rig.layout.template(&vm).join("kernel"), fs::Permissions::from_mode(0o600))
+    fs::set_permissions(rig.layout.template(&vm).join("kernel"), Permissions::from_mode(0o600))
         .unwrap();
     let refused = engine.start_vm(&vm).unwrap_err().to_string();
     assert!(refused.contains("Cannot load kernel"), "{refused}");

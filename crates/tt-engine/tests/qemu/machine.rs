@@ -162,16 +162,20 @@ fn a_program_that_refuses_says_why() {
     let rig = Rig::new();
     let engine = rig.engine();
     engine.init(Arc::new(|_| {}));
-    let vm = rig.layered_vm().unwrap();
+    let mut vm = rig.layered_vm().unwrap();
     fs::write(rig.layout.disk(&vm), [7; 4096]).unwrap();
-    engine.start_vm(&vm).unwrap();
-    wait_until("its end", || engine.look(&vm).unwrap() != Machine::Running);
-    let Machine::Exited { clean: false, why } = engine.look(&vm).unwrap() else {
-        panic!("it did not refuse");
-    };
-    let problem = "Image is not in qcow2 format";
-    assert!(why.ends_with(problem) && !why.contains("-blockdev"), "{why}");
-    remove(&engine, &vm);
+    // One with a limit stands still until it is told.
+    for limit in [None, Some(1024)] {
+        vm.resource.disk_kib = limit;
+        engine.start_vm(&vm).unwrap();
+        wait_until("its end", || engine.look(&vm).unwrap() != Machine::Running);
+        let Machine::Exited { clean: false, why } = engine.look(&vm).unwrap() else {
+            panic!("it did not refuse");
+        };
+        let problem = "Image is not in qcow2 format";
+        assert!(why.ends_with(problem) && !why.contains("-blockdev"), "{why}");
+        remove(&engine, &vm);
+    }
 }
 
 /// As if a machine's cgroup had been lost: its twin gets neither its tap nor its disk.
