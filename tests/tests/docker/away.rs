@@ -84,6 +84,7 @@ fn containers_go_on_without_the_service_of_podman() {
     let begun = begin(&lab);
     dockerd.kill();
     is_told(&lab, "Docker does not answer");
+    assert_eq!(begin(&lab), begun, "it answers all the while");
     dockerd.run();
     is_healed(&lab);
     assert_eq!(begin(&lab), begun);

@@ -166,7 +166,7 @@ fn is_paused(vm: &Vm) -> Refusal {
 }
 
 /// Whether an agent can answer in the guest, or is about to again: one that was ready is waited for when it is opened, as
-/// after the daemon's start.
+/// after the daemon's start. What is wrong with its disk or network meanwhile does not keep it from answering.
 fn check_agent(vm: &Vm, can_exec: bool, status: Option<&VmStatus>) -> Result<(), Refusal> {
     check_machine(vm)?;
     let refuse = |code, problem: String, remedy: &str| {
@@ -191,9 +191,7 @@ fn check_agent(vm: &Vm, can_exec: bool, status: Option<&VmStatus>) -> Result<(),
     }
     match status {
         Some(VmStatus { phase: Phase::Ready, .. }) => Ok(()),
-        Some(VmStatus { phase: Phase::Guest, ready_ms: Some(_), generation, .. })
-            if *generation == vm.generation =>
-        {
+        Some(VmStatus { ready_ms: Some(_), generation, .. }) if *generation == vm.generation => {
             Ok(())
         }
         status => {
