@@ -1,5 +1,6 @@
 //! A container as a member of an Env, against the same image run by Docker itself on its default bridge.
 
+use crate::create::breakdown;
 use crate::docker::{self, Docker};
 use crate::table::{Row, median};
 use std::fs;
@@ -25,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub fn over_docker() -> Vec<Row> {
     let (host, client) = testkit::spaces();
     let measured = docker::with(&host, |docker| {
-        let lab = Setup::new("bench").within(&host, &client).docker_at(docker.socket()).start()?;
+        let setup = Setup::new("bench").log("info,tt_host=debug").within(&host, &client);
+        let lab = setup.docker_at(docker.socket()).start()?;
         let saved = Dockerd::busybox(lab.dir(), &ARGV).display().to_string();
         lab.tt(&["template", "import", "example.org/bench/sleep", &saved]).good();
         // The first one takes the image in.
@@ -42,11 +44,12 @@ pub fn over_docker() -> Vec<Row> {
             assert_eq!(running(), 0, "something is left");
         }
         lab.tt(&["template", "rm", "sleep"]).good();
+        let layers = breakdown(&lab.log());
         lab.finish();
-        Some(times.map(median))
+        Some((times.map(median), layers))
     });
-    let [run, remove, create, destroy] = match measured {
-        Ok(Some(times)) => times,
+    let ([run, remove, create, destroy], layers) = match measured {
+        Ok(Some(measured)) => measured,
         // The lab has said why.
         Ok(None) => return Vec::new(),
         Err(reason) => {
@@ -56,10 +59,12 @@ pub fn over_docker() -> Vec<Row> {
     };
     let what = "tt env create of one container over docker run -d on the default bridge";
     let end = "tt env destroy of it over docker rm -f";
-    vec![
+    let mut rows = vec![
         Row::ratio(what, create, run, Some(CREATE_RATIO_MAX)),
         Row::ratio(end, destroy, remove, Some(DESTROY_RATIO_MAX)),
-    ]
+    ];
+    rows.extend(layers);
+    rows
 }
 
 /// Notes how long it took.
