@@ -265,12 +265,27 @@ impl Dockerd {
             let _ = docker.kill(&container.id, "SIGKILL");
             within(PATIENCE, || docker.remove(&container.id).is_ok());
         }
-        for root in remains::entries(Path::new("/sys/fs/cgroup")) {
-            // Another Podman may use it: then it refuses.
-            let _ = fs::remove_dir(root.join("libpod_parent/conmon"));
-            let _ = fs::remove_dir(root.join("libpod_parent"));
+        clear_parents();
+    }
+
+    /// As [`Dockerd::clear_podman`], of one that was killed: by what it has noted of its containers, which have its word in the
+    /// names of their groups.
+    fn clear_killed_podman(&self) {
+        let storages = remains::entries(&self.dir.path().join("exec"));
+        for container in storages.iter().flat_map(|storage| remains::entries(storage)) {
+            let id = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let pid = fs::read_to_string(container.join("userdata/pidfile")).unwrap_or_default();
+            let groups = || fs::read_to_string(format!("/proc/{}/cgroup", pid.trim()));
+            let lives = || groups().is_ok_and(|groups| groups.contains(&format!("libpod-{id}")));
+            if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw).filter(|_| lives()) {
+                let _ = kill_process(pid, Signal::KILL);
+                within(PATIENCE, || !lives());
+            }
+            for root in remains::entries(Path::new("/sys/fs/cgroup")) {
+                let _ = fs::remove_dir(root.join(format!("libpod_parent/libpod-{id}")));
+            }
         }
-        let _ = fs::remove_dir("/sys/fs/cgroup/libpod_parent");
+        clear_parents();
     }
 
     /// Kills what is in its control groups, and removes them.
@@ -295,8 +310,10 @@ impl Drop for Dockerd {
             let tail: Vec<&str> = tail.into_iter().rev().collect();
             crate::complain(&format!("dockerd's log ends with\n{}", tail.join("\n")));
         }
-        if self.kind == Kind::Podman && self.child.is_some() {
-            self.clear_podman();
+        match (self.kind, &self.child) {
+            (Kind::Docker, _) => {}
+            (Kind::Podman, Some(_)) => self.clear_podman(),
+            (Kind::Podman, None) => self.clear_killed_podman(),
         }
         self.end();
         // What was left when it crashed: containerd, shims, and what runs below them.
@@ -331,6 +348,15 @@ fn podman_settings() -> String {
     let (files, processes) = (most(Resource::Nofile), most(Resource::Nproc));
     let bounds = format!("\"nofile={files}:{files}\", \"nproc={processes}:{processes}\"");
     format!("[containers]\ndefault_ulimits = [{bounds}]\n")
+}
+
+/// Removes the groups that Podman keeps containers in, and its watchers of them. Another one may use them: then it refuses.
+fn clear_parents() {
+    for root in remains::entries(Path::new("/sys/fs/cgroup")) {
+        let _ = fs::remove_dir(root.join("libpod_parent/conmon"));
+        let _ = fs::remove_dir(root.join("libpod_parent"));
+    }
+    let _ = fs::remove_dir("/sys/fs/cgroup/libpod_parent");
 }
 
 /// Kills what is in a control group and below it, and removes it once it is empty.
